@@ -1,0 +1,68 @@
+# `make book` and `make test` set up all they need; `make help` lists the rest.
+
+VENV   ?= .venv
+PYTHON ?= python3
+bin    := $(VENV)/bin
+
+# A relative VENV is this checkout's own and gets the editable package (the `abp` command). Another
+# may serve several checkouts: it gets the locked packages alone and must not point at any of them.
+own    := $(if $(filter /%,$(VENV)),,pyproject.toml)
+
+# An environment is whole when it holds the stamp of what was to be installed.
+stamp  := $(VENV)/.installed-$(shell cat requirements.lock $(own) | cksum | cut -d ' ' -f 1)
+
+# Every command runs this checkout's code, whatever checkout an environment was made for.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help book test lint format notebooks setup lock clean
+
+help:       ## this list
+	@sed -n 's/^\([a-z]*\): .*## /  make \1	/p' Makefile
+
+book: $(stamp)  ## run the chapters and build book/_build/html (the `mini` profile)
+	$(bin)/python -m abplib book
+
+test: lint  ## style, types, then the tests
+	$(bin)/python -m pytest -q
+
+lint: $(stamp)  ## style and types alone
+	$(bin)/python -m ruff check
+	$(bin)/python -m ruff format --check
+	$(bin)/python -m mypy abplib
+
+format: $(stamp)  ## put the code into the project's style
+	$(bin)/python -m ruff check --fix
+	$(bin)/python -m ruff format
+
+notebooks: $(stamp)  ## write book/notebooks/*.ipynb again from book/chapters/*.md
+	$(bin)/python -m abplib notebooks
+
+setup: $(stamp)  ## the virtual environment alone
+
+lock: $(stamp)  ## resolve pyproject.toml into requirements.lock, keeping the versions that still fit
+	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --extra dev \
+	    --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+
+clean:      ## remove what is built and measured; the environment and training checkpoints stay
+	rm -rf book/_build results build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find abplib tests -name __pycache__ -prune -exec rm -rf {} +
+
+# `.installing` stays behind when an installation dies: the next one starts from an empty environment.
+$(stamp):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	    "abplib needs Python 3.11 or newer and '$(PYTHON)' is older or missing: name one with" \
+	    "PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo \
+	    "'$(PYTHON)' cannot make virtual environments: install its venv module" \
+	    "(Debian: apt install python3-venv)." >&2; exit 1; }
+	@echo "Setting up $(VENV) from requirements.lock"
+	@if [ -e $(VENV)/.installing ]; then $(PYTHON) -m venv --clear $(VENV); \
+	elif ! $(bin)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv $(VENV); fi
+	@rm -f $(VENV)/.installed-*
+	@touch $(VENV)/.installing
+	$(bin)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock uv
+	$(bin)/uv pip install --python $(bin)/python -r requirements.lock
+ifdef own
+	$(bin)/uv pip install --python $(bin)/python --quiet --no-deps --no-build-isolation -e .
+endif
+	@mv $(VENV)/.installing $@

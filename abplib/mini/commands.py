@@ -1,0 +1,46 @@
+"""Commands of the mini world on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from abplib import paths, results
+from abplib.mini.sets import MANIFEST, build_manifest
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Default: data/mini/vlm.")
+@click.option("--work", type=click.Path(path_type=Path), help="Checkpoints; default: runs/vlm.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one.")
+@click.option("--see-steps", type=click.IntRange(1), help="Batches of the first stage.")
+@click.option("--speak-steps", type=click.IntRange(1), help="Batches of the second stage.")
+@click.option("--no-compile", is_flag=True, help="Do without a C++ compiler; slower.")
+def train_vlm(
+    out: Path | None,
+    work: Path | None,
+    device: str | None,
+    see_steps: int | None,
+    speak_steps: int | None,
+    no_compile: bool,
+) -> None:
+    """Train the miniature VLM from scratch, or go on where a run was killed."""
+    import torch
+
+    from abplib.mini.twin import VLMShape
+    from abplib.mini.vlm_training import VLMTraining, train
+
+    asked = {"see_steps": see_steps, "speak_steps": speak_steps}
+    plan = VLMTraining(compile=not no_compile, **{k: v for k, v in asked.items() if v})
+    folder, checkpoints = paths.root() / "data/mini/vlm", paths.root() / "runs/vlm"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    click.echo(train(out or folder, work or checkpoints, plan, VLMShape(), device))
+
+
+@click.command()
+def write_manifest() -> None:
+    """Choose the 200/200 multi-entity samples anew and write their manifest."""
+    path = paths.root() / MANIFEST
+    results.write_json(path, build_manifest())
+    click.echo(path)
