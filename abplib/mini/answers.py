@@ -1,8 +1,8 @@
 """What the miniature VLM is taught to say: questions and answers in the real chat templates.
 
 Four tasks, told apart by their system prompt and user turn: grounding an edit (the prompt of
-appendix A.1, Qwen's JSON box format), explaining an edit (Qwen-Image-Edit's template: what
-changes and where), describing the whole scene, and locating an object by attribute or place.
+appendix A.1, Qwen's JSON box format), explaining an edit (Qwen-Image-Edit's template: where and
+what changes), describing the whole scene, and locating an object by attribute or place.
 Coordinates are whole pixels of the picture that the model sees.
 """
 
@@ -52,15 +52,20 @@ class Lesson:
 
 
 def training_scene(seed: int) -> Scene:
-    """The training scene of a seed: about two of three hold objects that are all alike."""
-    return multi_entity_scene(seed) if seed % 20 < 13 else general_scene(seed)
+    """The training scene of a seed: about two of three hold objects that are all alike.
+
+    Half of the scenes are scattered: there no habit of layouts replaces looking.
+    """
+    layout = "scattered" if seed % 5 < 2 else None
+    draw = multi_entity_scene if seed % 20 < 13 else general_scene
+    return draw(seed, layout)
 
 
 def lesson(scene: Scene, side: int, n_turns: int) -> Lesson:
     """The lesson on a training scene: a task family and its turns, chosen by the scene's seed."""
     random = generator(scene.seed + 1)
     uniform = len({(t.kind, t.colour) for t in scene.things}) == 1
-    family = FAMILIES[int(random.choice(3, p=(0.45, 0.3, 0.25)))]
+    family = FAMILIES[int(random.choice(3, p=(0.4, 0.4, 0.2)))]
     if family == "look":
         return Lesson(scene, prompts.DESCRIBE_SYSTEM, _look(scene, random, side, n_turns))
     edits = multi_entity_edits(scene, random) if uniform else general_edits(scene, random, n_turns)
@@ -77,8 +82,8 @@ def ground(edit: Edit, side: int) -> str:
 
 
 def explain(edit: Edit, side: int) -> str:
-    """The answer to Qwen-Image-Edit's template: what changes, and where."""
-    return edit.answer.format(box=_list(edit.box, side))
+    """The answer to Qwen-Image-Edit's template: where and what changes."""
+    return edit.answer.format(box=_list(edit.box, side)[1:-1])
 
 
 def boxed(box: Box, label: str, side: int) -> str:
@@ -110,9 +115,7 @@ def _look(scene: Scene, random: Random, side: int, n_turns: int) -> tuple[Turn, 
     boxes, named = object_boxes(scene), all_references(scene)
     for i in random.permutation(len(named))[: n_turns - 2]:
         ref = named[i]
-        turns.append(
-            Turn(LOCATE.format(ref.phrase), boxed(boxes[ref.index], ref.phrase, side))
-        )
+        turns.append(Turn(LOCATE.format(ref.phrase), boxed(boxes[ref.index], ref.phrase, side)))
     return tuple(turns)
 
 

@@ -23,11 +23,15 @@ from abplib.mini.scenes import Scene
 from abplib.mini.spatial import MARGIN
 from abplib.mini.tasks import object_boxes
 from abplib.mini.things import COLOURS, KINDS
-from abplib.mini.twin import VLMShape
+from abplib.mini.twin import VLMShape, number_tokens
 
 MAX_RANK = 9
 _COVER = 0.06
+MAX_BOXES = 16
 _ASKED = 0.1
+"""Weight of the loss on a question's tokens; an answer's have 1."""
+_CORNERS = (4.0, 2.0, 2.0, 2.0)
+"""Weights of a box's numbers: the first one already takes knowing which object is meant."""
 _KEEP = 20_000
 
 
@@ -83,6 +87,10 @@ class Packed:
     segments: np.ndarray
     weights: np.ndarray
     positions: np.ndarray
+    rows: np.ndarray
+    """int64 [MAX_BOXES]: tokens after which a box begins; 0 where there are fewer boxes."""
+    cells: np.ndarray
+    """Bool [MAX_BOXES, cells]: the image tokens that the box is about; none where unused."""
 
 
 class Packer:
@@ -98,6 +106,8 @@ class Packer:
         self.tokenizer, self.length = processor.tokenizer, length
         self.grid = shape.side // (2 * shape.patch)
         self._prefixes: dict[str, list[int]] = {}
+        self.side = shape.side
+        self._number = {token: i for i, token in enumerate(number_tokens(self.tokenizer, shape))}
         self._image = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
     def __call__(self, taught: Lesson) -> Packed:
@@ -106,23 +116,57 @@ class Packer:
         base = self._prefix_positions(prefix)
         start = int(base.max()) + 1
         positions = [base]
+        rows, cells = [], []
         for number, turn in enumerate(taught.turns, 1):
             asked = self._encode(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
             said = self._encode(f"{turn.answer}<|im_end|>")
             n = len(asked) + len(said)
             if len(ids) + n > self.length:
                 break
+            first = len(ids) + len(asked)
+            said_weights = [1.0] * len(said)
+            for at, box in self._boxes(said):
+                said_weights[at : at + 7 : 2] = _CORNERS
+                if box[2] - box[0] < self.side:
+                    rows.append(first + at - 1)
+                    cells.append(self._covered(box))
             ids += asked + said
             segments += [number] * n
-            weights += [0.0] + [_ASKED] * (len(asked) - 1) + [1.0] * len(said)
+            weights += [0.0] + [_ASKED] * (len(asked) - 1) + said_weights
             positions.append(np.tile(np.arange(start, start + n), (3, 1)))
         room = self.length - len(ids)
+        kept = np.zeros((MAX_BOXES, self.grid**2), bool)
+        kept[: len(cells)] = np.array(cells).reshape(-1, self.grid**2)[:MAX_BOXES]
         return Packed(
             np.pad(np.array(ids), (0, room)),
             np.pad(np.array(segments), (0, room), constant_values=-1),
             np.pad(np.array(weights, np.float32), (0, room)),
             np.pad(np.concatenate(positions, 1), ((0, 0), (0, room))),
+            np.pad(np.array(rows[:MAX_BOXES], int), (0, max(0, MAX_BOXES - len(rows)))),
+            kept,
         )
+
+    def _boxes(self, said: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Where in an answer's tokens a box's four numbers begin, and the numbers in pixels."""
+        number = [self._number.get(token, -1) for token in said]
+        at = 0
+        while at + 6 < len(said):
+            corners = number[at : at + 7 : 2]
+            if min(corners) >= 0:
+                yield at, corners
+                at += 6
+            at += 1
+
+    def _covered(self, box: Sequence[int]) -> np.ndarray:
+        """Cells that a box in pixels holds a good part of: bool [cells]."""
+        size = self.side / self.grid
+        edge = np.arange(self.grid) * size
+        wide, high = (
+            np.clip(np.minimum(edge + size, box[i + 2]) - np.maximum(edge, box[i]), 0, None)
+            for i in (0, 1)
+        )
+        area = high[:, None] * wide[None]
+        return (area >= 0.5 * area.max()).ravel()
 
     def _prefix(self, system: str) -> list[int]:
         if system not in self._prefixes:

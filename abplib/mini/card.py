@@ -29,7 +29,9 @@ the spatial terms of the paper's appendix A.2; outside that world it knows nothi
    lie further left, right, up and down. The linear heads are thrown away.
 2. *Speaking*: {speak_steps} batches of {speak_batch} fresh scenes with about five questions each,
    packed behind their shared prefix of {length} tokens at most. Language-model loss on the answers,
-   a tenth of it on the questions; the tower is frozen for the first {unfreeze:.0%} and then joins.
+   a tenth of it on the questions. Where a box begins in an answer, a second loss (weight {look})
+   asks that in each layer the head that looks most at what the box is about looks there more.
+   The dense targets stay, at a fifth of their weight.
 
 Muon for the matrices inside blocks, AdamW for the rest, linear decay over the second half.
 {minutes} minutes on {device} (torch {torch}). Settings: `training.json`; losses: `curves.jsonl`.

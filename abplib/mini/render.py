@@ -7,7 +7,7 @@ positions alone could not know.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
@@ -85,7 +85,7 @@ def _corner(thing: Thing, body: Image.Image) -> tuple[int, int]:
     return round(thing.x * SIDE - body.width / 2), round(thing.y * SIDE - body.height / 2)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _lamp() -> Image.Image:
     """Share of the light that reaches each place: warm on the left, cooler downwards."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
@@ -93,7 +93,7 @@ def _lamp() -> Image.Image:
     return Image.fromarray(np.rint(np.stack([red, green, blue], -1) * 255).astype(np.uint8))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ground(name: str, variant: int) -> Image.Image:
     """A ground texture of low contrast, in one of a few variants."""
     base = np.array(BACKGROUNDS[name], np.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -54,19 +54,21 @@ class Scene:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def multi_entity_scene(seed: int) -> Scene:
-    """Four to nine objects alike in kind and colour (appendix A.2), laid out in a regular way."""
+def multi_entity_scene(seed: int, layout: str | None = None) -> Scene:
+    """Four to nine objects alike in kind and colour (appendix A.2), in any layout or this one."""
     random = generator(seed)
     kind, colour = _pick(random, KINDS), _pick(random, COLOURS)
-    layout = _pick(random, LAYOUTS)
+    any_layout = _pick(random, LAYOUTS)
+    layout = layout or any_layout
     things = tuple(Thing(kind, colour, *place) for place in _PLACES[layout](random))
     return Scene(_pick(random, BACKGROUNDS), layout, things, seed)
 
 
-def general_scene(seed: int) -> Scene:
-    """Two to seven objects of mixed kinds and colours, some of them alike, laid out freely."""
+def general_scene(seed: int, layout: str | None = None) -> Scene:
+    """Two to seven objects of mixed kinds and colours, in any layout or a given one."""
     random = generator(seed)
-    layout = _pick(random, LAYOUTS)
+    any_layout = _pick(random, LAYOUTS)
+    layout = layout or any_layout
     places = _PLACES[layout](random)
     keep = int(random.integers(2, min(len(places), 7) + 1))
     chosen = sorted(random.permutation(len(places))[:keep]) if layout != "row" else range(keep)
@@ -82,7 +84,7 @@ def generator(seed: int) -> Random:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def _pick(random: Random, options) -> str:
+def _pick(random: Random, options: Iterable[str]) -> str:
     names = list(options)
     return names[int(random.integers(len(names)))]
 
@@ -138,9 +140,7 @@ def _scattered(random: Random) -> list[Point]:
             y = float(random.uniform(0.12, 0.86))
             size = 0.125 + 0.1 * (y - 0.12) / 0.74
             x = float(random.uniform(size / 2 + 0.03, 0.97 - size / 2))
-            if all(
-                max(abs(x - a), abs(y - b)) > 0.54 * (size + other) for a, b, other in places
-            ):
+            if all(max(abs(x - a), abs(y - b)) > 0.54 * (size + other) for a, b, other in places):
                 places.append((x, y, size))
             if len(places) == n:
                 break

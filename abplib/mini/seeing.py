@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +39,7 @@ class Sighted(nn.Module):
         }
 
 
-def watch(
-    tower: nn.Module, values: Tensor, shape: VLMShape, block_step: Callable[..., Tensor]
-) -> Tensor:
+def watch(tower: Any, values: Tensor, shape: VLMShape, block_step: Callable[..., Tensor]) -> Tensor:
     """The vision tower on equally large pictures as one batch: what `tower(...)` computes one
     picture at a time, several times faster.
 
@@ -61,7 +60,7 @@ def watch(
     return tower.merger(states.flatten(0, 1)).view(len(states), -1, shape.width)
 
 
-def watch_block(block: nn.Module, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def watch_block(block: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     normed = block.norm1(states)
     batch, n, width = states.shape
     heads = block.attn.num_heads

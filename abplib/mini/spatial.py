@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,12 @@ MARGIN = 0.045
 _ORDINALS = ("", "second ", "third ")
 _SIDES = {"left": ("x", 1), "right": ("x", -1), "top": ("y", 1), "bottom": ("y", -1)}
 _AXES = {"row": ("left", "right"), "column": ("top", "bottom")}
-_CORNERS = {"top left": (1, 1), "top right": (-1, 1), "bottom left": (1, -1), "bottom right": (-1, -1)}
+_CORNERS = {
+    "top left": (1, 1),
+    "top right": (-1, 1),
+    "bottom left": (1, -1),
+    "bottom right": (-1, -1),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def _from_side(scene: Scene, group: Sequence[int], kind: str, side: str) -> list
     axis, sign = _SIDES[side]
     place = {i: sign * float(getattr(scene.things[i], axis)) for i in group}
     order = sorted(group, key=place.__getitem__)
-    gaps = [place[b] - place[a] for a, b in zip(order, order[1:], strict=False)]
+    gaps = [place[b] - place[a] for a, b in itertools.pairwise(order)]
     found = []
     for rank, ordinal in enumerate(_ORDINALS[: (len(order) + 1) // 2]):
         clear_before = rank == 0 or gaps[rank - 1] >= MARGIN

@@ -1,56 +1,109 @@
-"""The language model's part of the training: its loss on packed lessons."""
+"""The language model's part of the training: its losses on packed lessons."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 
 class Speaker:
-    """The language-model loss of packed lessons, computed without the states of padding."""
+    """Losses of packed lessons.
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, first_number: int, n: int):
-        self.model, self.numbers = model, (first_number, first_number + n - 1)
+    Args:
+        model: the miniature VLM, with as many key-value heads as heads.
+        numbers: tokens of the pixel numbers 0, 1, ...
+    """
 
-    def loss(self, batch: dict[str, Tensor], seen: Tensor) -> dict[str, Tensor]:
-        """Weighted cross-entropy; `seen` are the tower's merged tokens [B, cells, width]."""
-        core = self.model.model
-        ids, segments = batch["ids"], batch["segments"]
-        embedded = core.language_model.embed_tokens(ids)
-        where = (ids == self.model.config.image_token_id).unsqueeze(-1)
-        embedded = embedded.masked_scatter(where, seen.to(embedded.dtype))
-        states = core.language_model(
-            inputs_embeds=embedded,
-            attention_mask={"full_attention": packed_mask(segments)},
-            position_ids=batch["positions"].permute(1, 0, 2),
-            use_cache=False,
-        ).last_hidden_state
-        weights = batch["weights"][:, 1:]
-        asked = weights > 0
-        logits = self.model.lm_head(states[:, :-1][asked])
-        logp = F.log_softmax(logits.float(), -1)
-        target = ids[:, 1:][asked]
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, numbers: Sequence[int]):
+        self.model = model
+        self.numbers = torch.tensor(numbers, device=model.device)
+        self.value = torch.full((model.config.text_config.vocab_size,), -1, device=model.device)
+        self.value[self.numbers] = torch.arange(len(numbers), device=model.device)
+
+    def losses(self, batch: dict[str, Tensor], seen: Tensor) -> dict[str, Tensor]:
+        """Named losses; `seen` are the tower's merged tokens [B, cells, width].
+
+        `lm` is the weighted cross-entropy. `look` is low where, at the tokens after which a box
+        begins, some head of some layer looks at what the box is about; it says nothing of which.
+        `number` and `word` are parts of `lm`, for the curves alone.
+        """
+        decoder = self.model.model.language_model
+        ids, mask = batch["ids"], packed_mask(batch["segments"])
+        where = ids == self.model.config.image_token_id
+        states = decoder.embed_tokens(ids)
+        states = states.masked_scatter(where[..., None], seen.to(states.dtype))
+        rotary = decoder.rotary_emb(states, batch["positions"].permute(1, 0, 2))
+        looks = []
+        for block in decoder.layers:
+            looks.append(look(block, states, rotary, mask, where, batch["rows"]))
+            states = block(states, attention_mask=mask, position_embeddings=rotary)
+        held = [
+            (looks_at * batch["cells"][:, None]).sum(-1).amax(1) for looks_at in looks
+        ]  # [B, boxes]
+        begun = batch["cells"].any(-1)
+        found = torch.stack(held).mean(0)[begun]
+        return self._words(batch, decoder.norm(states)) | {"look": -(found + 1e-3).log().mean()}
+
+    def _words(self, batch: dict[str, Tensor], states: Tensor) -> dict[str, Tensor]:
+        weights, ids = batch["weights"][:, 1:], batch["ids"][:, 1:]
+        taught = weights > 0
+        share, target = weights[taught], ids[taught]
+        logp = F.log_softmax(self.model.lm_head(states[:, :-1][taught]).float(), -1)
         nll = -self._soft(logp, target)
-        answer = weights[asked] == 1
-        number = (target >= self.numbers[0]) & (target <= self.numbers[1])
-        share = weights[asked]
+        number = share > 1
         return {
             "lm": (nll * share).sum() / share.sum(),
-            "number": nll[answer & number].mean().detach(),
-            "word": nll[answer & ~number].mean().detach(),
+            "number": nll[number].mean().detach(),
+            "word": nll[share == 1].mean().detach(),
         }
 
     def _soft(self, logp: Tensor, target: Tensor) -> Tensor:
         """Log-likelihood; a pixel number shares a little of its target with its neighbours."""
-        low, high = self.numbers
         exact = logp.gather(1, target[:, None])[:, 0]
+        value, most = self.value[target], len(self.numbers) - 1
         beside = [
-            logp.gather(1, (target + d).clamp(low, high)[:, None])[:, 0] for d in (-1, 1)
+            logp.gather(1, self.numbers[(value + step).clamp(0, most)][:, None])[:, 0]
+            for step in (-1, 1)
         ]
-        number = (target >= low) & (target <= high)
-        return torch.where(number, 0.6 * exact + 0.2 * (beside[0] + beside[1]), exact)
+        return torch.where(value >= 0, 0.6 * exact + 0.2 * (beside[0] + beside[1]), exact)
+
+
+def look(
+    block: Any,
+    states: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    mask: Tensor,
+    where: Tensor,
+    rows: Tensor,
+) -> Tensor:
+    """Attention of some tokens to the image tokens in one block: [B, heads, rows, cells].
+
+    Args:
+        block: a decoder block.
+        states: what it is given, [B, S, width].
+        rotary: cosines and sines of the positions.
+        mask: bool [B, 1, S, S].
+        where: bool [B, S], the image tokens, as many in each sequence.
+        rows: int64 [B, rows], the tokens that look.
+    """
+    attention, (batch, length, _) = block.self_attn, states.shape
+    normed = block.input_layernorm(states)
+    key = attention.k_proj(normed).view(batch, length, -1, attention.head_dim).transpose(1, 2)
+    query = attention.q_proj(normed).view(batch, length, -1, attention.head_dim).transpose(1, 2)
+    query, key = apply_rotary_pos_emb(query, key, *rotary)
+    at = rows[:, None, :, None]
+    query = query.gather(2, at.expand(-1, query.shape[1], -1, query.shape[3]))
+    allowed = mask.gather(2, at.expand(-1, -1, -1, length))
+    scores = (query @ key.mT).float() * attention.scaling
+    weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    cells = where[:, None, None].expand_as(weights)
+    return weights[cells].view(*weights.shape[:3], -1)
 
 
 def packed_mask(segments: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Edit:
     task: str
     instruction: str
     answer: str
-    """What changes and where, with `{box}` for the place."""
+    """Where and what changes, with `{box}` for the place."""
     phrase: str
     """What a box of the edit would be labelled."""
     term: str
@@ -108,7 +108,7 @@ def _turn(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) 
     return Edit(
         "swap" if kind != old.kind else "attribute",
         f"Turn the {ref.phrase} into {new}.",
-        f"The {ref.phrase} at {{box}} becomes {new}.",
+        f"{{box}}: the {ref.phrase} becomes {new}.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -120,11 +120,13 @@ def _turn(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) 
 def _recolour(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) -> Edit:
     old = scene.things[ref.index]
     colour = choose(random, [c for c in COLOURS if c != old.colour])
-    form = choose(random, ("Make the {} {}.", "Paint the {} {}.", "Change the color of the {} to {}."))
+    form = choose(
+        random, ("Make the {} {}.", "Paint the {} {}.", "Change the color of the {} to {}.")
+    )
     return Edit(
         "attribute",
         form.format(ref.phrase, colour),
-        f"The {ref.phrase} at {{box}} becomes {colour}.",
+        f"{{box}}: the {ref.phrase} becomes {colour}.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -139,7 +141,7 @@ def _removal(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Rando
     return Edit(
         "removal",
         form.format(ref.phrase),
-        f"The {ref.phrase} at {{box}} is removed.",
+        f"{{box}}: the {ref.phrase} is removed.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -158,7 +160,11 @@ def _addition(
             break
         ref, (side, (dx, dy)) = choose(random, named), choose(random, sides.items())
         anchor = scene.things[ref.index]
-        x, y, size = anchor.x + dx * anchor.size * 1.15, anchor.y + dy * anchor.size * 1.15, anchor.size
+        x, y, size = (
+            anchor.x + dx * anchor.size * 1.15,
+            anchor.y + dy * anchor.size * 1.15,
+            anchor.size,
+        )
         inside = size / 2 <= min(x, y) and max(x, y) <= 1 - size / 2
         if not inside or any(
             max(abs(t.x - x), abs(t.y - y)) < 0.5 * (t.size + size) for t in scene.things
@@ -172,7 +178,7 @@ def _addition(
             Edit(
                 "addition",
                 f"Add {words} {where}.",
-                f"{words[0].upper()}{words[1:]} appears at {{box}}.",
+                f"{{box}}: {words} appears.",
                 f"{new.colour} {new.kind}",
                 side,
                 None,
@@ -189,7 +195,7 @@ def _background(scene: Scene, random: Random) -> Edit:
     return Edit(
         "background",
         form.format(ground),
-        f"The background at {{box}} becomes {ground}.",
+        f"{{box}}: the background becomes {ground}.",
         "background",
         "whole",
         None,
@@ -204,7 +210,7 @@ def _style(scene: Scene, random: Random) -> Edit:
     return Edit(
         "style",
         form.format(with_article(style)),
-        f"The picture at {{box}} becomes {with_article(style)}.",
+        f"{{box}}: the picture becomes {with_article(style)}.",
         "picture",
         "whole",
         None,

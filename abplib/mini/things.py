@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -164,7 +164,7 @@ SPRITE = 192
 """Side of a finished sprite in pixels; objects are drawn from it by down-scaling."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def sprite(kind: str, colour: str) -> Image.Image:
     """A shaded object on transparent ground: RGBA, `SPRITE` pixels square, tightly cropped."""
     tint = COLOURS[colour]

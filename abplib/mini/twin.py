@@ -16,6 +16,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
+    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -25,8 +26,8 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from abplib import paths, prompts
-from abplib.mini.answers import corpus
+from abplib import paths, prompts, results
+from abplib.mini import answers
 
 SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
@@ -98,6 +99,12 @@ def build_tokenizer(texts: Iterable[str], shape: VLMShape) -> Qwen2Tokenizer:
     )
     tokenizer.add_tokens([*map(str, range(shape.side + 1)), "bbox_2d"])
     return tokenizer
+
+
+def number_tokens(tokenizer: Qwen2Tokenizer, shape: VLMShape) -> list[int]:
+    """Token ids of the pixel numbers 0, 1, ..., `side`; they need not be consecutive."""
+    ids: list[int] = tokenizer.convert_tokens_to_ids([str(i) for i in range(shape.side + 1)])
+    return ids
 
 
 def build_processor(tokenizer: Qwen2Tokenizer, shape: VLMShape) -> Qwen2VLProcessor:
@@ -174,7 +181,7 @@ def build_vlm(
     return model
 
 
-def save(model: torch.nn.Module, processor: Qwen2VLProcessor, folder: Path) -> Path:
+def save(model: PreTrainedModel, processor: Qwen2VLProcessor, folder: Path) -> Path:
     """Write model, tokenizer and processor as `from_pretrained` reads them; whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -193,9 +200,10 @@ SMOKE = VLMShape(
 
 def smoke_vlm() -> Path:
     """Folder of a tiny Qwen2.5-VL with random weights, made when absent (profile `smoke`)."""
-    folder = paths.results() / "twins" / "smoke_vlm"
+    made_by = results.digest_files(__file__, answers.__file__)
+    folder = paths.results() / "twins" / f"smoke_vlm-{made_by}"
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer = build_tokenizer(corpus(60, SMOKE.side), SMOKE)
+        tokenizer = build_tokenizer(answers.corpus(60, SMOKE.side), SMOKE)
         save(build_vlm(tokenizer, SMOKE, seed=0), build_processor(tokenizer, SMOKE), folder)
     return folder

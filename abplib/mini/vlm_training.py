@@ -2,8 +2,9 @@
 
 1. *Seeing*: the vision tower alone, on dense targets of its merged tokens (kind, colour, box,
    cell, rank among its like); the heads are thrown away.
-2. *Speaking*: the language model, on packed lessons (`batches`), with the language-model loss on
-   answers and, lightly, on questions. The tower stays frozen for the first half, then joins.
+2. *Speaking*: the whole model, on packed lessons (`batches`), with the language-model loss on
+   answers and, lightly, on questions; and a hint to look, where an answer's box begins, at what
+   the box is about. Without the hint, boxes stay guesses from habits of the layouts for long.
 
 Seeded, resumable, CPU or CUDA. `train` writes weights, curves and a model card.
 """
@@ -11,7 +12,7 @@ Seeded, resumable, CPU or CUDA. `train` writes weights, curves and a model card.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,14 @@ from abplib.mini.batches import Classroom, patches
 from abplib.mini.card import write_card
 from abplib.mini.seeing import Sighted, watch, watch_block
 from abplib.mini.speaking import Speaker
-from abplib.mini.twin import VLMShape, build_processor, build_tokenizer, build_vlm, save
+from abplib.mini.twin import (
+    VLMShape,
+    build_processor,
+    build_tokenizer,
+    build_vlm,
+    number_tokens,
+    save,
+)
 
 SEED_SPACE = 1_000_000_000
 """Training scenes have seeds from here on; evaluation and probing sets stay below."""
@@ -40,14 +48,15 @@ class VLMTraining:
     see_steps: int = 1000
     see_batch: int = 64
     see_scenes: int = 16_000
-    speak_steps: int = 2200
+    speak_steps: int = 850
     speak_batch: int = 24
     length: int = 384
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     tower_lr: float = 0.2
-    """Share of the rates that the vision tower gets once it joins the speaking stage."""
-    unfreeze: float = 0.6
+    """Share of the rates that the vision tower gets in the speaking stage."""
+    look: float = 0.3
+    """Weight of the loss on looking at what a box is about."""
     checkpoint_every: int = 100
     compile: bool = True
     """Compile the blocks (needs a C++ compiler): about a fifth faster on CPU."""
@@ -72,9 +81,8 @@ def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: 
     tokenizer = build_tokenizer(corpus(side=shape.side), shape)
     processor = build_processor(tokenizer, shape)
     model = build_vlm(tokenizer, shape, plan.seed).to(device)
-    first_number = tokenizer.convert_tokens_to_ids("0")
-    _smooth_numbers(model, first_number, shape.side + 1)
-    run = _Run(model, processor, shape, plan, work, device, first_number)
+    _smooth_numbers(model, number_tokens(tokenizer, shape))
+    run = _Run(model, processor, shape, plan, work, device)
     run.see()
     run.speak()
     save(model.to(torch.bfloat16), processor, folder)
@@ -90,13 +98,13 @@ def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: 
     return folder
 
 
-def _smooth_numbers(model: Qwen2_5_VLForConditionalGeneration, first: int, n: int) -> None:
+def _smooth_numbers(model: Qwen2_5_VLForConditionalGeneration, numbers: list[int]) -> None:
     """Start the embeddings of pixel numbers on a smooth curve: near numbers begin alike."""
     table = model.get_input_embeddings().weight.data
-    width = table.shape[1]
-    turns = torch.arange(n)[:, None] / n * torch.logspace(0, 1.6, width // 2)[None]
-    wave = torch.cat([torch.sin(3 * turns), torch.cos(3 * turns)], 1)
-    table[first : first + n] = wave.to(table) * table.std() * 1.2
+    share = torch.arange(len(numbers))[:, None] / len(numbers)
+    turns = 3 * share * torch.logspace(0, 1.6, table.shape[1] // 2)
+    wave = torch.cat([torch.sin(turns), torch.cos(turns)], 1)
+    table[torch.tensor(numbers)] = wave.to(table) * table.std() * 1.4
 
 
 class _Run:
@@ -110,14 +118,13 @@ class _Run:
         plan: VLMTraining,
         work: Path,
         device: str,
-        first_number: int,
     ) -> None:
         self.model, self.processor, self.shape, self.plan = model, processor, shape, plan
         self.work, self.device = work, device
         cells = (shape.side // (2 * shape.patch)) ** 2
         torch.manual_seed(plan.seed)
         self.heads = Sighted(shape.width, cells).to(device)
-        self.speaker = Speaker(model, first_number, shape.side + 1)
+        self.speaker = Speaker(model, number_tokens(processor.tokenizer, shape))
         self.cells = cells
         self.block_step = torch.compile(watch_block, dynamic=False) if plan.compile else watch_block
         self.curves: list[dict[str, float | str]] = []
@@ -128,7 +135,7 @@ class _Run:
         tower = self.model.model.visual
         self._optimisers([(tower, 1.0), (self.heads, 1.0)])
 
-        def losses(batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        def losses(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return self.heads(self._tower(batch), batch)
 
         self._loop("see", self.plan.see_steps, self.plan.see_batch, None, losses)
@@ -143,12 +150,12 @@ class _Run:
             for block in self.model.model.language_model.layers:
                 block.compile(dynamic=False)
 
-        def losses(batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-            joined = progress >= plan.unfreeze
-            with torch.set_grad_enabled(joined):
-                seen = self._tower(batch)
-            dense = self.heads(seen, batch) if joined else {}
-            return self.speaker.loss(batch, seen) | {k: 0.2 * v for k, v in dense.items()}
+        def losses(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            seen = self._tower(batch)
+            dense = self.heads(seen, batch)
+            spoken = self.speaker.losses(batch, seen)
+            spoken["look"] = plan.look * spoken["look"]
+            return spoken | {name: 0.2 * loss for name, loss in dense.items()}
 
         self._loop("speak", plan.speak_steps, plan.speak_batch, plan.length, losses)
 
@@ -158,7 +165,7 @@ class _Run:
         return watch(self.model.model.visual, values, self.shape, self.block_step)
 
     def _optimisers(self, parts: list[tuple[nn.Module, float]]) -> None:
-        """Muon for the matrices of blocks, AdamW for all else; rates scaled by each part's share."""
+        """Muon for the matrices of blocks, AdamW for the rest; a part at its share of the rate."""
         muon, adam = [], []
         for module, share in parts:
             in_blocks = [
@@ -191,7 +198,7 @@ class _Run:
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * scale
             with torch.autocast(self.device, torch.bfloat16):
-                named = losses(batch, step / steps)
+                named = losses(batch)
             torch.stack([v for v in named.values() if v.requires_grad]).sum().backward()
             for optimiser in self.optimisers:
                 nn.utils.clip_grad_norm_(
@@ -257,5 +264,3 @@ class _Run:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         return int(state["step"])
-
-

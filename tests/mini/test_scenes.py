@@ -113,7 +113,9 @@ def test_an_edit_changes_its_target_alone(seed: int) -> None:
 
 
 def test_the_general_set_has_six_kinds_of_task() -> None:
-    edits = [e for seed in range(150) for e in general_edits(general_scene(seed), generator(seed), 2)]
+    edits = [
+        e for seed in range(150) for e in general_edits(general_scene(seed), generator(seed), 2)
+    ]
     assert {edit.task for edit in edits} == set(TASKS)
     for edit in edits:
         assert (edit.after != general_scene) and 0 <= edit.box[0] < edit.box[2] <= 1

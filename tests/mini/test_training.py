@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from abplib import prompts
 from abplib.errors import AbpError
 from abplib.mini import vlm_training
-from abplib.mini.answers import Turn, lesson, training_scene
+from abplib.mini.answers import Lesson, Turn, boxed, lesson, training_scene
 from abplib.mini.batches import Packer, patches, picture, sight
 from abplib.mini.scenes import Scene, Thing
 from abplib.mini.seeing import watch, watch_block
-from abplib.mini.speaking import packed_mask
+from abplib.mini.speaking import look, packed_mask
 from abplib.mini.twin import SMOKE, build_processor, build_tokenizer, build_vlm
 from abplib.mini.vlm_training import VLMTraining, train
 from abplib.vlm import load_vlm
@@ -95,10 +95,42 @@ def _states_alone(model, processor, image: Image.Image, system: str, turn: Turn)
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.question}]},
     ]
     text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    inputs = processor(
-        text=[f"{text}{turn.answer}<|im_end|>"], images=[image], return_tensors="pt"
-    )
+    inputs = processor(text=[f"{text}{turn.answer}<|im_end|>"], images=[image], return_tensors="pt")
     return model.model(**inputs, use_cache=False).last_hidden_state[0]
+
+
+@torch.inference_mode()
+def test_looking_is_the_blocks_own_attention(smoke_folder: Path) -> None:
+    model, processor = load_vlm(smoke_folder)
+    model.set_attn_implementation({"text_config": "eager"})
+    scene = Scene("wood", "row", (Thing("cup", "red", 0.3, 0.4, 0.2),), 0)
+    taught = Lesson(scene, "Look.", (Turn("Where?", boxed((0.2, 0.3, 0.4, 0.5), "cup", 64)),))
+    packed = Packer(processor, SMOKE, 160)(taught)
+    n, row = int((packed.segments >= 0).sum()), int(packed.rows[0])
+    tokens = torch.from_numpy(packed.ids[:n])[None]
+    image = Image.fromarray(picture(scene, SMOKE))
+    vision = processor.image_processor([image], return_tensors="pt")
+    is_image = tokens == model.config.image_token_id
+    whole = model.model(
+        input_ids=tokens, mm_token_type_ids=is_image.int(), output_hidden_states=True,
+        output_attentions=True, use_cache=False, **vision,
+    )  # fmt: skip
+    layer = 2
+    rotary = model.model.language_model.rotary_emb(
+        whole.hidden_states[layer], torch.from_numpy(packed.positions[:, :n])[:, None]
+    )
+    looks = look(
+        model.model.language_model.layers[layer],
+        whole.hidden_states[layer],
+        rotary,
+        packed_mask(torch.from_numpy(packed.segments[:n])[None]),
+        is_image,
+        torch.tensor([[row]]),
+    )
+    want = whole.attentions[layer][0, :, row, is_image[0]]
+    torch.testing.assert_close(looks[0, :, 0], want, atol=1e-5, rtol=0)
+    assert processor.tokenizer.decode(packed.ids[row + 1]) == "12"
+    assert list(packed.cells[0].nonzero()[0]) == [5]  # second row, second column of four by four
 
 
 def test_sight_knows_ranks_but_not_near_ties() -> None:

@@ -1,0 +1,167 @@
+"""The command line: `abp`, or `python -m abplib`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from papermill.cli import _resolve_type as papermill_type
+
+from abplib import results
+from abplib.errors import AbpError
+from abplib.mini.commands import train_vlm, write_manifest
+from abplib.profiles import Profile, known_profiles
+
+
+class _Sentences(click.Group):
+    """A group whose commands end in one sentence and exit code 2 when they raise `AbpError`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AbpError as error:
+            click.echo(f"abp: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="abplib")
+def main() -> None:
+    """Analysis-by-Proxy: run chapters, build the book."""
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "-p",
+    "--parameter",
+    "given",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A parameter of the chapter; values are read as papermill reads them.",
+)
+def chapter(name: str, given: tuple[tuple[str, str], ...]) -> None:
+    """Run one chapter, for instance 02_proxies."""
+    from abplib.notebooks import execute
+
+    values = {key: papermill_type(value) for key, value in given}
+    click.echo(execute(name, values))
+
+
+@main.command()
+@click.option("--profile", default="mini", show_default=True)
+def book(profile: str) -> None:
+    """Run all chapters and build the HTML book."""
+    from abplib.book import build
+
+    build(profile, log=click.echo)
+
+
+@main.command()
+@click.option("--check", is_flag=True, help="Change nothing; fail where something is out of date.")
+def notebooks(check: bool) -> None:
+    """Regenerate book/notebooks from book/chapters."""
+    from abplib.notebooks import regenerate, stale
+
+    if not check:
+        for path in regenerate():
+            click.echo(path)
+    elif changed := stale():
+        names = ", ".join(path.name for path in changed)
+        raise AbpError(f"Out of date: {names}; run `python -m abplib notebooks`.")
+
+
+@main.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("instruction")
+@click.option("--profile", default="mini", show_default=True)
+@click.option("--vlm", help="Another model: a folder or a hub id.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write the image with the box drawn.")
+def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: Path | None) -> None:
+    """Ask the VLM where an edit of your own IMAGE belongs."""
+    from abplib.analysis import load_encoder
+    from abplib.boxes import draw_overlay
+    from abplib.grounding import Grounder
+    from abplib.vlm import load_image
+
+    picture = load_image(image)
+    chosen = Profile.load(profile, **({"vlm": vlm, "revision": None} if vlm else {}))
+    answer = Grounder.of(load_encoder(chosen)).locate([picture], [instruction])[0]
+    click.echo(answer.text)
+    if answer.box is None:
+        raise AbpError("The answer holds no box: word the edit otherwise or take another model.")
+    click.echo("box " + " ".join(f"{side:.3f}" for side in answer.box))
+    if save:
+        draw_overlay(picture, answer.box).save(save)
+        click.echo(save)
+
+
+@main.command()
+@click.option("--profile", default="mini", show_default=True)
+@click.option("-n", "number", type=click.IntRange(1), help="Default: what the profile trains on.")
+def labels(profile: str, number: int | None) -> None:
+    """Let the VLM label the training samples of chapter 2, and ship that beside the model."""
+    from abplib.analysis import load_encoder
+    from abplib.labels import LABELS_FILE, predict_labels
+
+    chosen = Profile.load(profile)
+    n = number or chosen.n_batches * chosen.batch_size
+    folder = Path(chosen.vlm_source)
+    if not folder.is_dir():
+        raise AbpError(f"{chosen.vlm} is no folder to ship labels in: save the model to one first.")
+    path = folder / LABELS_FILE
+    found = predict_labels(load_encoder(chosen), chosen.training, n)
+    found.ship(path)
+    click.echo(f"{path}: {len(found.usable)} of {n} usable, {found.unusable or 'none'} not")
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+def values(file: Path | None) -> None:
+    """Print the numbers of the last build, or of a values.json FILE, as a table."""
+    if file is None:
+        from abplib.book import build_folder
+
+        file = build_folder() / "values.json"
+    rows = [
+        (name, _number(v["value"]), _interval(v), v["n"] or "", _number(v["paper"]), v["profile"])
+        for name, v in results.read_json(file).items()
+    ]
+    _print_table(("value", "here", "interval", "n", "paper", "profile"), rows)
+
+
+@main.command()
+def profiles() -> None:
+    """List the shipped profiles."""
+    rows = [
+        (p.name, p.vlm, p.n_eval, f"{p.n_batches} x {p.batch_size}", p.note)
+        for p in map(Profile.load, known_profiles())
+    ]
+    _print_table(("profile", "vlm", "evaluated", "trained", "note"), rows)
+
+
+main.add_command(train_vlm)
+main.add_command(write_manifest)
+
+
+def _number(number: float | None) -> str:
+    return "" if number is None else f"{number:.4g}"
+
+
+def _interval(value: dict[str, Any]) -> str:
+    return "" if value["low"] is None else f"{value['low']:.4g} to {value['high']:.4g}"
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    lines = [header, *(tuple(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

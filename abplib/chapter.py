@@ -1,0 +1,322 @@
+"""What a chapter calls: checked parameters in, figures, tables and values out.
+
+The second cell of a chapter is
+
+    from abplib.chapter import Chapter
+    chapter = Chapter.start("02_proxies", globals(), figures=["fig4"], values=["ch2.*"])
+
+and its last one is `chapter.finish()`, which refuses to end without what was declared. All outputs
+go to `results/chapters/<name>/<key>/`, where the key is a hash of everything that determines them.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import inspect
+import io
+import math
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
+from myst_nb import glue
+
+from abplib import paths, results
+from abplib.errors import AbpError
+from abplib.parameters import ChapterParameters, parse
+from abplib.profiles import Profile
+
+VALUES = "values.json"
+_VALUE_NAME = re.compile(r"ch\d+(\.\w+)+")
+_RUNNERS = ("book.py", "notebooks.py", "__main__.py")
+"""Modules that start chapters and put pages together; no number depends on them."""
+
+
+def folder(name: str, parameters: ChapterParameters, profile: Profile) -> Path:
+    """Where this chapter's outputs go: `results/chapters/<name>/<key>/`.
+
+    The key hashes the chapter's source, the parameters and the profile they resolve to, the
+    library's code, the model's files and the samples.
+    """
+    package = Path(__file__).parent
+    code = [p for p in sorted(package.rglob("*.py")) if p.name not in _RUNNERS]
+    return results.folder(
+        f"chapters/{name}",
+        source=results.digest_files(paths.root() / "book" / "chapters" / f"{name}.md"),
+        parameters=parameters.model_dump(exclude={"profile"}),
+        profile=profile.model_dump(),
+        code=results.digest_files(*code),
+        model=profile.model_fingerprint,
+        data=profile.data_fingerprint,
+    )
+
+
+class Chapter:
+    """One run of a chapter; made by `Chapter.start`."""
+
+    def __init__(
+        self,
+        name: str,
+        parameters: ChapterParameters,
+        *,
+        figures: Sequence[str] = (),
+        tables: Sequence[str] = (),
+        values: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.params = parameters
+        self.profile = parameters.resolve()
+        self.folder = folder(name, parameters, self.profile)
+        self._declared = {"figures": figures, "tables": tables, "values": values}
+        self._files: dict[str, dict[str, list[Path]]] = {"figures": {}, "tables": {}}
+        self._values: dict[str, dict[str, Any]] = {}
+        self._began = time.monotonic()
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        namespace: Mapping[str, Any],
+        *,
+        figures: Sequence[str] = (),
+        tables: Sequence[str] = (),
+        values: Sequence[str] = (),
+    ) -> Chapter:
+        """Check the parameters found in the notebook's `namespace` and resolve the profile.
+
+        Args:
+            name: the chapter's file name without its ending, for instance `02_proxies`.
+            namespace: the notebook's `globals()`.
+            figures: names that the chapter must make before `finish`; `*` stands for anything.
+            tables: likewise.
+            values: likewise.
+
+        Raises:
+            AbpError: a name that is no parameter, or a value of the wrong type or out of range.
+        """
+        given = _assigned(namespace)
+        if isinstance(namespace.get("chapter"), cls):  # the cell is run again, by hand
+            known = namespace["chapter"].params.model_fields_set
+            given = {key: value for key, value in given.items() if key in known}
+        chapter = cls(name, parse(name, given), figures=figures, tables=tables, values=values)
+        if chapter.profile.note:
+            text = f"Profile <b>{chapter.profile.name}</b>: {html.escape(chapter.profile.note)}."
+            display(HTML(f'<div class="abp-note" role="note">{text}</div>'))
+        return chapter
+
+    def figure(
+        self, name: str, figure: Figure, caption: str, *, made_by: Callable[..., object]
+    ) -> None:
+        """Show a figure, saved as `figures/<name>.png` (at twice its resolution) and `.svg`.
+
+        The book shows the vectors, or the pixels where the figure holds images. Pages refer to it
+        as {numref}`name`; one figure a cell. The caption is MyST markdown; a line saying what
+        made the figure is set under it.
+
+        Args:
+            made_by: the plotting function, named in that line.
+        """
+        place = self.folder / "figures"
+        png = _save(figure, place / f"{name}.png", dpi=2 * figure.dpi)
+        svg = _save(figure, place / f"{name}.svg", metadata={"Date": None})
+        self._files["figures"][name] = [png, svg]
+        function = f"{made_by.__module__}.{made_by.__qualname__}"
+        made = f"made by `{function}` · {self._provenance()}"
+        width = round(figure.get_figwidth() * figure.dpi)
+        plt.close(figure)  # or the inline backend shows it a second time
+        bundle: dict[str, Any] = {"text/plain": f"Figure {name}"}
+        if any(axes.images for axes in figure.axes):
+            mime = "image/png"
+            bundle[mime] = base64.b64encode(png.read_bytes()).decode()
+        else:
+            mime = "image/svg+xml"
+            bundle[mime] = svg.read_text(encoding="utf-8")
+        shown = {"name": name, "caption": caption, "made": made}
+        display(bundle, raw=True, metadata={mime: {"width": f"{width}px"}, "abp_figure": shown})
+        below = f"<p>{html.escape(caption)}<br><small>{html.escape(made)}</small></p>"
+        display(  # for the notebook alone: the book sets the caption itself
+            {"text/html": below, "text/plain": caption}, raw=True, metadata={"abp_caption": name}
+        )
+
+    def table(
+        self,
+        name: str,
+        frame: pd.DataFrame,
+        caption: str,
+        *,
+        fmt: str = ".3f",
+        formatters: Mapping[str, Callable[[Any], str]] | None = None,
+    ) -> None:
+        """Show a table, saved in full precision as `tables/<name>.csv`.
+
+        Args:
+            frame: shown with its index where that has a name.
+            fmt: format of the floats on the page.
+            formatters: how a column's cells are written, where `fmt` does not do.
+        """
+        if any(level is not None for level in frame.index.names):
+            frame = frame.reset_index()
+        path = self.folder / "tables" / f"{name}.csv"
+        results.write_text(path, frame.to_csv(index=False))
+        self._files["tables"][name] = [path]
+        body = frame.to_html(
+            index=False,
+            float_format=lambda number: format(number, fmt),
+            formatters=dict(formatters or {}),
+            na_rep="–",
+            border=0,
+            classes="table",
+            table_id=f"table-{name}",
+        )
+        made = self._provenance().replace("`", "")
+        display(
+            HTML(
+                f'<div class="abp-table"><p class="abp-caption">{html.escape(caption)}</p>'
+                f'<div style="overflow-x: auto">{body}</div>'
+                f'<p class="abp-made">{html.escape(made)}</p></div>'
+            )
+        )
+
+    def value(
+        self,
+        name: str,
+        value: float,
+        *,
+        n: int | None = None,
+        unit: str | None = None,
+        paper: float | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        fmt: str = ".3f",
+    ) -> None:
+        """Record a number, for `values.json` and for the prose.
+
+        Prose takes it by the role glue:text, as `<name>:s`; `<name>.n`, `<name>.paper` and
+        `<name>.interval` exist where they were given. From another page it is
+        `<path of the chapter>::<name>:s`.
+
+        Args:
+            name: `ch<number>.<name>`, further dots allowed.
+            n: samples behind the value.
+            paper: what the paper reports.
+            low: lower end of the interval.
+            high: upper end of the interval.
+            fmt: format of the value, the paper's value and the interval in prose.
+
+        Raises:
+            AbpError: an ill-formed name, half an interval, or a number that is not finite.
+        """
+        if not _VALUE_NAME.fullmatch(name):
+            raise AbpError(f"Value {name!r} is ill-named: call it ch<number>.<name>.")
+        if (low is None) != (high is None):
+            raise AbpError(f"Value {name} has half an interval: give both low and high.")
+        numbers = {"value": value, "paper": paper, "low": low, "high": high}
+        plain = {key: _plain(name, key, number) for key, number in numbers.items()}
+        self._values[name] = {
+            "value": plain["value"],
+            "n": None if n is None else int(n),
+            "unit": unit,
+            "profile": self.profile.name,
+            "paper": plain["paper"],
+            "low": plain["low"],
+            "high": plain["high"],
+        }
+        text = {key: format(number, fmt) for key, number in plain.items() if number is not None}
+        glue(name, text["value"], display=False)
+        if n is not None:
+            glue(f"{name}.n", str(int(n)), display=False)
+        if paper is not None:
+            glue(f"{name}.paper", text["paper"], display=False)
+        if low is not None:
+            glue(f"{name}.interval", f"[{text['low']}, {text['high']}]", display=False)
+
+    def finish(self) -> None:
+        """Check that all that was declared exists, then write `values.json` and the manifest.
+
+        Raises:
+            AbpError: naming what is missing or empty.
+        """
+        made: dict[str, Collection[str]] = {**self._files, "values": self._values}
+        missing = [
+            f"{kind[:-1]} {pattern}"
+            for kind, patterns in self._declared.items()
+            for pattern in patterns
+            if not any(fnmatchcase(name, pattern) for name in made[kind])
+        ]
+        if missing:
+            raise AbpError(f"Chapter {self.name} ended without its {', '.join(missing)}.")
+        results.write_json(self.folder / VALUES, self._values)
+        files = [*self._files["figures"].values(), *self._files["tables"].values()]
+        artefacts = [p.relative_to(self.folder).as_posix() for group in files for p in group]
+        verify(self.name, self.folder, artefacts)
+        results.mark_done(
+            self.folder,
+            chapter=self.name,
+            profile=self.profile.name,
+            vlm=self.profile.vlm,
+            artefacts=artefacts,
+            values=sorted(self._values),
+            seconds=round(time.monotonic() - self._began, 1),
+        )
+
+    def _provenance(self) -> str:
+        """Profile, model and data behind a figure or a table, in one line of MyST."""
+        title = self.profile.title + (f", {self.profile.note}" if self.profile.note else "")
+        data = self.profile.data_fingerprint[:8]
+        return f"profile {title} · model `{self.profile.vlm}` · data `{data}`"
+
+
+def verify(name: str, place: Path, artefacts: Sequence[str]) -> None:
+    """Check that a chapter's files are there and hold something.
+
+    Raises:
+        AbpError: naming the files that do not.
+    """
+    empty = [a for a in artefacts if not (place / a).is_file() or not (place / a).stat().st_size]
+    if empty:
+        raise AbpError(f"Chapter {name} left {', '.join(empty)} missing or empty in {place}.")
+
+
+_NEVER_PARAMETERS = (Chapter, type(annotations))
+
+
+def _assigned(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What the notebook itself assigned so far: no imports, no names of IPython's own."""
+    shell = get_ipython()
+    ours = set(shell.user_ns_hidden) if shell is not None else set()
+    return {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_")
+        and name not in ours
+        and not (callable(value) or inspect.ismodule(value) or isinstance(value, _NEVER_PARAMETERS))
+    }
+
+
+def _save(figure: Figure, path: Path, **options: Any) -> Path:
+    """Write a figure; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "abplib", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=path.suffix[1:], **options)
+    with results.replacing(path) as scratch:
+        scratch.write_bytes(buffer.getvalue())
+    return path
+
+
+def _plain(name: str, key: str, number: float | None) -> float | int | None:
+    """A Python number for JSON from a Python, numpy or torch one."""
+    if number is None:
+        return None
+    plain = number.item() if hasattr(number, "item") else number
+    if isinstance(plain, bool) or not isinstance(plain, (int, float)) or not math.isfinite(plain):
+        raise AbpError(f"Value {name} has {key} = {plain!r}, which is no finite number.")
+    return plain

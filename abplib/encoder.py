@@ -1,0 +1,249 @@
+"""The VLM as a condition encoder: one forward pass -> hidden states and token spans.
+
+The pass is Qwen-Image-Edit's (section 3): its template, its resizing, its dropped system prompt.
+H^(l) is the un-normed output of decoder block l, 0 <= l < L; `"final"` is the last block with the
+final norm, which the pipeline conditions on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
+
+from abplib import vlm as vlms
+from abplib.errors import AbpError
+from abplib.prompts import EDIT_PREFIX, EDIT_TEMPLATE, N_DROPPED
+from abplib.vlm import ImageLike
+
+Layer = int | Literal["final"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A batch on the CPU, ready for the VLM; B samples of at most S tokens, right-padded."""
+
+    input_ids: Tensor
+    """Long [B, S], system prompt included."""
+    attention_mask: Tensor
+    """Long [B, S], 1 on real tokens."""
+    position_ids: Tensor
+    """Long [3, B, S]: time, row and column of Qwen's 3-D rotary positions."""
+    pixel_values: Tensor
+    """Float [patches of all images, patch features]."""
+    image_grid_thw: Tensor
+    """Long [B, 3]: each image's grid of patches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """States of B samples over at most T kept tokens (the system prompt is dropped)."""
+
+    states: dict[Layer, Tensor]
+    """Each [B, T, d], in the model's dtype, zero on padding."""
+    mask: Tensor
+    """Bool [B, T]: real tokens, first in each row."""
+    image_tokens: Tensor
+    """Bool [B, T]: merged image tokens, row-major over `grids`."""
+    prompt_tokens: Tensor
+    """Bool [B, T]: the user's instruction."""
+    template_tokens: Tensor
+    """Bool [B, T]: the rest of `mask`."""
+    input_ids: Tensor
+    """Long [B, T]."""
+    grids: list[tuple[int, int]]
+    """Rows and columns of each image's merged tokens."""
+
+
+class ConditionEncoder:
+    """Runs a frozen Qwen2.5-VL as Qwen-Image-Edit does and reads any of its layers."""
+
+    def __init__(
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        processor: Qwen2VLProcessor,
+        *,
+        image_area: int,
+        fingerprint: str,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.image_area = image_area
+        """Pixels that an image is resized to before the processor."""
+        self.fingerprint = fingerprint
+        """Hash of the weights and of every file that shapes the states."""
+        n_prefix = len(processor.tokenizer(EDIT_PREFIX).input_ids)
+        if n_prefix != N_DROPPED:
+            raise AbpError(
+                f"The tokenizer cuts the edit template's system prompt into {n_prefix} tokens "
+                f"where the pipeline drops {N_DROPPED}; use a Qwen2.5-VL tokenizer."
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        vlm: str | Path,
+        *,
+        image_area: int,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+    ) -> ConditionEncoder:
+        """From a folder or a hub id; `image_area` is in pixels. Raises AbpError if unusable."""
+        model, processor = vlms.load_vlm(vlm, dtype=dtype, device=device, revision=revision)
+        return cls(
+            model,
+            processor,
+            image_area=image_area,
+            fingerprint=vlms.fingerprint(vlm, model),
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of decoder blocks."""
+        return len(self._blocks)
+
+    @property
+    def width(self) -> int:
+        """d, the size of a hidden state."""
+        return self.model.config.text_config.hidden_size
+
+    @property
+    def middle_layers(self) -> tuple[int, ...]:
+        """Layers 15..24 of 28 (section 4.3), scaled to this depth."""
+        depth = self.n_layers
+        return tuple(layer for layer in range(depth) if 15 * depth <= 28 * layer < 25 * depth)
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        return self.model.model.language_model.layers
+
+    def prepare(self, images: Sequence[ImageLike], instructions: Sequence[str]) -> Prepared:
+        """Resize, fill the template and tokenize: all that needs no weights, safe in a thread.
+
+        Raises AbpError for an empty or too long instruction, one that holds chat markers, and
+        what is not an image.
+        """
+        if not instructions or len(images) != len(instructions):
+            raise AbpError(
+                f"There are {len(images)} images for {len(instructions)} instructions; give one "
+                "image for each of one or more instructions."
+            )
+        vlms.check_instructions(instructions, self.processor)
+        inputs = vlms.tokenize(
+            [vlms.fit_image(image, self.image_area, self.processor) for image in images],
+            [EDIT_TEMPLATE.format(instruction) for instruction in instructions],
+            self.processor,
+            padding_side="right",
+        )
+        vlms.check_length(inputs["input_ids"].shape[1], self.model)
+        positions, _ = self.model.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs["image_grid_thw"],
+            attention_mask=inputs["attention_mask"],
+        )
+        rows, columns = positions[1:, inputs["input_ids"] == self.model.config.image_token_id]
+        assert len(rows) == len(images) or not torch.equal(rows, columns), "mRoPE was lost"
+        return Prepared(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            position_ids=positions,
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+        )
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        batch: Prepared | Sequence[ImageLike],
+        instructions: Sequence[str] | None = None,
+        *,
+        layers: Sequence[int] = (),
+        final: bool = False,
+    ) -> Encoding:
+        """One forward pass over what `prepare` made, or over images with their instructions.
+
+        Keeps the states of `layers`, and of `"final"` if asked, and never runs the output head.
+        Raises AbpError for a layer that the model does not have, and as `prepare` does.
+        """
+        self._check_layers(layers)
+        if not isinstance(batch, Prepared):
+            batch = self.prepare(batch, instructions or ())
+        device = self.model.device
+        mask = batch.attention_mask[:, N_DROPPED:].to(device).bool()
+        with self._captured(layers, mask) as states:
+            output = self.model.model(
+                input_ids=batch.input_ids.to(device),
+                attention_mask=batch.attention_mask.to(device),
+                position_ids=batch.position_ids.to(device),
+                pixel_values=batch.pixel_values.to(device),
+                image_grid_thw=batch.image_grid_thw.to(device),
+                use_cache=False,
+            )
+        if final:
+            states["final"] = _keep(output.last_hidden_state, mask)
+        kept_ids = batch.input_ids[:, N_DROPPED:].to(device)
+        image_tokens, prompt_tokens = self._spans(kept_ids, mask)
+        merge = self.processor.image_processor.merge_size
+        return Encoding(
+            states=states,
+            mask=mask,
+            image_tokens=image_tokens,
+            prompt_tokens=prompt_tokens,
+            template_tokens=mask & ~image_tokens & ~prompt_tokens,
+            input_ids=kept_ids,
+            grids=[(h // merge, w // merge) for _, h, w in batch.image_grid_thw.tolist()],
+        )
+
+    def _check_layers(self, layers: Sequence[int]) -> None:
+        for layer in layers:
+            if layer not in range(self.n_layers):
+                raise AbpError(
+                    f"There is no layer {layer}; the model has layers 0 to {self.n_layers - 1}."
+                )
+
+    @contextmanager
+    def _captured(self, layers: Sequence[int], mask: Tensor) -> Iterator[dict[Layer, Tensor]]:
+        """Collect the kept tokens' outputs of the asked decoder blocks while the body runs."""
+        states: dict[Layer, Tensor] = {}
+
+        def storing(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
+            def hook(_block: nn.Module, _args: object, output: Tensor) -> None:
+                states[layer] = _keep(output, mask)
+
+            return hook
+
+        with ExitStack() as hooks:
+            for layer in layers:
+                handle = self._blocks[layer].register_forward_hook(storing(layer))
+                hooks.callback(handle.remove)
+            yield states
+
+    def _spans(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Image tokens, and prompt tokens: between the last `<|vision_end|>` and `<|im_end|>`."""
+        markers = ["<|vision_end|>", "<|im_end|>"]
+        after_image, before_end = (
+            _last((input_ids == marker) & mask)
+            for marker in self.processor.tokenizer.convert_tokens_to_ids(markers)
+        )
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        prompt_tokens = (index > after_image) & (index < before_end)
+        return input_ids == self.model.config.image_token_id, prompt_tokens
+
+
+def _keep(states: Tensor, mask: Tensor) -> Tensor:
+    """[B, S, d] -> [B, T, d]: the system prompt dropped, padding zeroed."""
+    return states[:, N_DROPPED:].masked_fill(~mask[..., None], 0)
+
+
+def _last(where: Tensor) -> Tensor:
+    """Index of the last True in each row, Bool [B, T] -> Long [B, 1]."""
+    index = torch.arange(where.shape[1], device=where.device)
+    return (where * index).amax(dim=1, keepdim=True)

@@ -1,0 +1,176 @@
+"""From a chapter's MyST source to its notebook, and from the notebook to an executed one.
+
+`book/chapters/*.md` is what people write. `book/notebooks/*.ipynb` is generated from it, without
+outputs, so that plain `papermill` can run a chapter from a clean checkout.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillException, PapermillExecutionError
+from traitlets.config import Config
+
+from abplib import chapter as chapters
+from abplib import paths, results
+from abplib.errors import AbpError
+from abplib.parameters import model_of, parse
+
+_KERNEL = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+_SOCKETS = Config(KernelManager={"transport": "ipc"})  # files: no race for ports, nothing to sniff
+_START_TIMEOUT = 300  # seconds; a kernel on a busy machine exceeds the usual 60
+
+
+def source_of(name: str) -> Path:
+    """The MyST source of the chapter called `name`.
+
+    Raises:
+        AbpError: there is no such chapter, or its file is missing.
+    """
+    model_of(name)
+    path = paths.root() / "book" / "chapters" / f"{name}.md"
+    if not path.is_file():
+        raise AbpError(f"Chapter {name} has no source: {path} is missing.")
+    return path
+
+
+def convert(source: Path) -> NotebookNode:
+    """The notebook of one chapter: no outputs, and cell ids that follow from the cells' text.
+
+    Raises:
+        AbpError: the `parameters` cell is missing or disagrees with `abplib.parameters`.
+    """
+    notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="md:myst")
+    notebook.metadata = nbformat.from_dict(_KERNEL)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        text = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        seen[text] = seen.get(text, 0) + 1
+        cell.id = text if seen[text] == 1 else f"{text}-{seen[text]}"
+    _check_parameters(source.stem, notebook)
+    return notebook
+
+
+def stale() -> dict[Path, str | None]:
+    """Notebooks that differ from their sources: path -> wanted content, None for a surplus file."""
+    place = paths.root() / "book" / "notebooks"
+    wanted: dict[Path, str | None] = {
+        place / f"{source.stem}.ipynb": nbformat.writes(convert(source)) + "\n"
+        for source in sorted((paths.root() / "book" / "chapters").glob("*.md"))
+    }
+    surplus = dict.fromkeys(path for path in place.glob("*.ipynb") if path not in wanted)
+    return {
+        path: text
+        for path, text in (wanted | surplus).items()
+        if text is None or not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
+
+
+def regenerate() -> list[Path]:
+    """Bring `book/notebooks` up to date; returns the files that changed."""
+    changed = stale()
+    for path, text in changed.items():
+        if text is None:
+            path.unlink()
+        else:
+            results.write_text(path, text)
+    return list(changed)
+
+
+def execute(name: str, values: Mapping[str, Any]) -> Path:
+    """Run a chapter, unless it already ran with the same inputs; returns its results folder.
+
+    The folder holds `executed.ipynb` beside the chapter's own files. Paths among the values are
+    relative to the working directory, as under plain papermill.
+
+    Raises:
+        AbpError: a parameter is refused (before anything runs), a cell fails (the notebook up to
+            there is kept), or the chapter ends without what it declares.
+    """
+    parameters = parse(name, values)
+    source = source_of(name)
+    place = chapters.folder(name, parameters, parameters.resolve())
+    executed = place / "executed.ipynb"
+    if not (executed.is_file() and results.summary_of(place)):
+        _run(name, convert(source), values, executed)
+    summary = results.summary_of(place)
+    if summary is None:
+        executed.unlink()
+        raise AbpError(
+            f"Chapter {name} has no results: end it with chapter.finish(), or run it again where "
+            "its source or the library changed meanwhile."
+        )
+    chapters.verify(name, place, [chapters.VALUES, *summary["artefacts"]])
+    return place
+
+
+def _run(name: str, notebook: NotebookNode, values: Mapping[str, Any], executed: Path) -> None:
+    given, running = executed.with_name("given.ipynb"), executed.with_name("running.ipynb")
+    results.write_text(given, nbformat.writes(notebook))
+    try:
+        papermill.execute_notebook(
+            given,
+            running,
+            parameters=dict(values),
+            kernel_name="python3",
+            progress_bar=False,
+            start_timeout=_START_TIMEOUT,
+            config=_SOCKETS,
+        )
+    except PapermillExecutionError as error:
+        reason = " ".join(f"{error.evalue}".split()) or error.ename
+        kind = "" if error.ename == AbpError.__name__ else f"{error.ename}: "
+        raise AbpError(
+            f"Chapter {name} failed in cell {error.exec_count} ({kind}{reason.rstrip('.')}); "
+            f"the notebook up to there is {running}."
+        ) from error
+    except (DeadKernelError, PapermillException, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise AbpError(
+            f"Chapter {name} stopped since its kernel died ({reason}): free some memory and run "
+            f"it again; the notebook up to there is {running}."
+        ) from error
+    os.replace(running, executed)
+    given.unlink()
+
+
+def _check_parameters(name: str, notebook: NotebookNode) -> None:
+    """The `parameters` cell must assign every parameter of the chapter its default."""
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise AbpError(f"Chapter {name} has {len(tagged)} cells tagged parameters: it needs one.")
+    try:
+        assigned = {
+            ast.unparse(statement.targets[0]): ast.literal_eval(statement.value)
+            for statement in ast.parse(tagged[0].source).body
+            if isinstance(statement, ast.Assign)
+        }
+    except (SyntaxError, ValueError) as error:
+        raise AbpError(
+            f"The parameters cell of chapter {name} must hold plain assignments of literals."
+        ) from error
+    expected = model_of(name)().model_dump()
+    if assigned != expected:
+        differing = sorted(
+            key
+            for key in assigned.keys() | expected.keys()
+            if (key in assigned, assigned.get(key)) != (key in expected, expected.get(key))
+        )
+        raise AbpError(
+            f"The parameters cell of chapter {name} disagrees with abplib/parameters.py on "
+            f"{', '.join(differing)}."
+        )

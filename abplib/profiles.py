@@ -1,0 +1,219 @@
+"""Profiles: the models, sample sets and budgets that a chapter runs with, as data.
+
+Everything that differs between a test in seconds, a laptop and a GPU is a field of `Profile`; the
+analysis itself has no branch on it. A profile is a YAML file, one of those shipped in
+`abplib/profiles/` (asked for by name) or one's own (asked for by its path, ending in `.yaml`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from abplib import paths
+from abplib.errors import AbpError
+from abplib.results import digest
+from abplib.samples import SampleSet
+
+_SHIPPED = Path(__file__).with_name("profiles")
+
+Count = Annotated[int, Field(ge=1)]
+Reference = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+"""`module:function`, a function without arguments."""
+
+
+class Profile(BaseModel):
+    """One way to run every chapter; frozen, and strict about types and names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    title: str
+    """How figures call the profile."""
+    note: str = ""
+    """What a reader must know about its numbers (random weights, ...); shown with every figure."""
+
+    vlm: Annotated[str, Field(min_length=1)]
+    """A folder (relative to the checkout, or absolute), a hub id, or a `module:function` that
+    returns a folder."""
+    revision: str | None = None
+    """Revision of a hub id."""
+    image_area: Count
+    """Pixels of the image that the VLM sees."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    eval_set: Reference
+    train_set: Reference
+    n_eval: Count
+    """Samples evaluated, from the start of `eval_set`."""
+
+    labels: Literal["predicted", "exact"] = "predicted"
+    """Whose boxes proxies are trained on: the VLM's own (the paper), or the samples' exact ones."""
+    n_batches: Count
+    """Batches that every proxy is trained on (paper: 2000)."""
+    batch_size: Count
+    lr: Annotated[float, Field(gt=0, le=1)]
+    """Adam's learning rate at its peak (paper: 1e-4)."""
+    width: Count
+    """Width of a proxy's blocks; a multiple of `n_heads`."""
+    n_queries: Count
+    n_heads: Count
+    eval_every: Count
+    """Batches between two points of an evaluation curve."""
+    n_curve_eval: Count
+    """Samples behind each point of an evaluation curve, from the start of `eval_set`."""
+
+    @classmethod
+    def load(cls, name: str, **overrides: Any) -> Profile:
+        """The profile called `name` (or read from that `.yaml` file) with fields overridden.
+
+        Raises:
+            AbpError: there is no such profile, or a field is unknown or ill-typed.
+        """
+        fields: Any = _read(_locate(name))
+        if not isinstance(fields, dict):
+            raise AbpError(f"Profile {name!r} is not a mapping of field names to values.")
+        try:
+            return cls.model_validate({**fields, **overrides})
+        except ValidationError as error:
+            raise AbpError(f"Profile {name!r}: {explain(error)}.") from error
+
+    @property
+    def vlm_source(self) -> str:
+        """What `from_pretrained` takes: an existing folder, or a hub id.
+
+        Raises:
+            AbpError: `vlm` names a folder that is not there, or a function that is not.
+        """
+        if ":" in self.vlm:
+            return str(resolve(self.vlm)())
+        folder = paths.root() / self.vlm
+        if folder.is_dir():
+            return str(folder)
+        if self.vlm.startswith((".", "/", "data/")) or self.vlm.count("/") != 1:
+            raise AbpError(
+                f"The VLM folder {folder} is missing: restore it from the repository, or set vlm "
+                "to another folder or to a hub id such as Qwen/Qwen2.5-VL-7B-Instruct."
+            )
+        return self.vlm
+
+    @property
+    def evaluation(self) -> SampleSet:
+        """The samples that results are measured on; the first `n_eval` are used."""
+        return _sample_set(self.eval_set)
+
+    @property
+    def training(self) -> SampleSet:
+        """The samples that proxies are trained on."""
+        return _sample_set(self.train_set)
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Hash of the VLM's files, or of its hub id and revision."""
+        source = Path(self.vlm_source)
+        if source.is_dir():
+            return _folder_digest(source)
+        return digest([self.vlm, self.revision])
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Hash of the two sample sets' contents."""
+        return digest([self.evaluation.fingerprint, self.training.fingerprint])
+
+
+def known_profiles() -> list[str]:
+    """Names of the shipped profiles, sorted."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def require_known(name: str) -> str:
+    """`name` itself, where a profile is called so.
+
+    Raises:
+        AbpError: there is no such profile.
+    """
+    _locate(name)
+    return name
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's findings as part of one sentence: names, values and what was expected."""
+    findings = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        expected = item["msg"].removeprefix("Value error, ").rstrip(".")
+        expected = re.sub(r"^(Input|String) should", "it should", expected)
+        match item["type"]:
+            case "extra_forbidden":
+                findings.append(f"{place} is not a known name")
+            case "missing":
+                findings.append(f"{place} is missing")
+            case _:
+                findings.append(f"{place} = {item['input']!r} is refused, {expected}")
+    return "; ".join(findings)
+
+
+@cache
+def resolve(reference: str) -> Callable[[], Any]:
+    """The function that `module:function` names.
+
+    Raises:
+        AbpError: the module cannot be imported or has no such function.
+    """
+    module, _, function = reference.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AbpError(
+            f"{reference!r} names no function ({error}): give an importable module:function."
+        ) from error
+    if not callable(found):
+        raise AbpError(f"{reference!r} is not a function: give a module:function.")
+    return found
+
+
+@cache
+def _sample_set(reference: str) -> SampleSet:
+    made = resolve(reference)()
+    if not isinstance(made, SampleSet):
+        raise AbpError(f"{reference!r} returned {type(made).__name__}, which is no SampleSet.")
+    return made
+
+
+def _locate(name: str) -> Path:
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else _SHIPPED / f"{name}.yaml"
+    if (own or name in known_profiles()) and path.is_file():
+        return path
+    raise AbpError(
+        f"Unknown profile {name!r}: choose from {', '.join(known_profiles())}, or give the path of "
+        "a .yaml file."
+    )
+
+
+def _read(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise AbpError(f"Profile file {path} is not readable YAML: {reason}.") from error
+
+
+def _folder_digest(folder: Path) -> str:
+    """Hash of the names and contents of a folder's files, subfolders included."""
+    contents = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                contents[path.relative_to(folder).as_posix()] = hashlib.file_digest(
+                    file, "sha256"
+                ).hexdigest()
+    return digest(contents)

@@ -1,0 +1,43 @@
+"""Fixtures on the tiny random-weight twin of Qwen2.5-VL (profile `smoke`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from abplib.encoder import ConditionEncoder
+from abplib.mini.twin import smoke_vlm
+
+SMOKE_AREA = 64 * 64
+
+
+@pytest.fixture(scope="session")
+def smoke_folder() -> Path:
+    """A folder that `from_pretrained` reads: 4 blocks of width 64, image tokens of 16 pixels."""
+    return smoke_vlm()
+
+
+@pytest.fixture(scope="session")
+def encoder(smoke_folder: Path) -> ConditionEncoder:
+    return ConditionEncoder.from_pretrained(smoke_folder, image_area=SMOKE_AREA)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An RGB image that no resizing or cropping leaves as it was."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def images() -> list[Image.Image]:
+    """Two images of different shape."""
+    return [noise(64, 64, seed=1), noise(120, 60, seed=2)]
+
+
+@pytest.fixture
+def instructions() -> list[str]:
+    """Two instructions of different length."""
+    return ["remove it", "turn the second red apple from the left into a green pear"]

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import toybook
+from matplotlib.figure import Figure
+
+from abplib import chapter as module
+from abplib import results
+from abplib.chapter import Chapter
+from abplib.errors import AbpError
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`Chapter.start` of a toy chapter; the names it declares are keyword arguments."""
+    profile = str(toybook.make(tmp_path, monkeypatch))
+    monkeypatch.setattr(module, "display", lambda *bundle, **options: None)
+
+    def start(namespace: dict[str, Any] | None = None, **declared: Any) -> Chapter:
+        return Chapter.start("02_proxies", {"profile": profile, **(namespace or {})}, **declared)
+
+    return start
+
+
+@pytest.fixture
+def glued(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    monkeypatch.setattr(module, "glue", lambda name, text, display: texts.__setitem__(name, text))
+    return texts
+
+
+def draw() -> Figure:
+    figure, axes = plt.subplots(figsize=(2, 1), dpi=50)
+    axes.plot([0, 1])
+    return figure
+
+
+def test_start_takes_parameters_and_leaves_imports_alone(start: Any) -> None:
+    chapter = start({"n_batches": 9, "math": math, "Path": Path, "_": 3, "__name__": "__main__"})
+    assert chapter.params.n_batches == 9
+    assert chapter.profile.n_batches == 9
+    assert chapter.folder.parent == results.paths.results() / "chapters" / "02_proxies"
+
+
+def test_start_refuses_mistyped_names_and_ill_typed_values(start: Any) -> None:
+    with pytest.raises(AbpError, match="'n_batchs': did you mean n_batches"):
+        start({"n_batchs": 40})
+    with pytest.raises(AbpError, match="n_batches = 'many'"):
+        start({"n_batches": "many"})
+
+
+def test_the_cell_can_be_run_again_by_hand(start: Any) -> None:
+    chapter = start({"n_batches": 9})
+    again = start({"n_batches": 9, "chapter": chapter, "rows": [1, 2]})
+    assert again.folder == chapter.folder
+
+
+def test_the_key_follows_source_parameters_model_and_code(start: Any, tmp_path: Path) -> None:
+    keys = [start().folder, start({"seed": 1}).folder, start({"n_batches": 5}).folder]
+    (tmp_path / "model" / "config.json").write_text("{ }")
+    keys.append(start().folder)
+    source = tmp_path / "book" / "chapters" / "02_proxies.md"
+    source.write_text(source.read_text() + "More.\n")
+    keys.append(start().folder)
+    assert len(set(keys)) == len(keys)
+    assert start().folder == keys[-1]
+
+
+def test_a_whole_chapter_leaves_files_values_and_a_manifest(
+    start: Any, glued: dict[str, str]
+) -> None:
+    chapter = start(figures=["line"], tables=["t"], values=["ch2.a.*"])
+    chapter.figure("line", draw(), "A line.", made_by=draw)
+    chapter.table("t", pd.DataFrame({"a": [1 / 3]}), "A third.")
+    chapter.value(
+        "ch2.a.b",
+        np.float32(0.5),
+        n=np.int64(3),
+        unit="side",
+        paper=0.25,
+        low=0.0,
+        high=1,
+        fmt=".1f",
+    )
+    chapter.finish()
+    assert not plt.get_fignums()
+    assert pd.read_csv(chapter.folder / "tables" / "t.csv")["a"].item() == 1 / 3
+    assert results.read_json(chapter.folder / "values.json") == {
+        "ch2.a.b": {
+            "value": 0.5,
+            "n": 3,
+            "unit": "side",
+            "profile": "toy",
+            "paper": 0.25,
+            "low": 0.0,
+            "high": 1,
+        }
+    }
+    assert glued == {
+        "ch2.a.b": "0.5",
+        "ch2.a.b.n": "3",
+        "ch2.a.b.paper": "0.2",
+        "ch2.a.b.interval": "[0.0, 1.0]",
+    }
+    summary = results.summary_of(chapter.folder)
+    assert summary is not None
+    assert summary["artefacts"] == ["figures/line.png", "figures/line.svg", "tables/t.csv"]
+
+
+def test_a_figure_is_the_same_bytes_every_time(start: Any) -> None:
+    chapter = start()
+    made = []
+    for _ in range(2):
+        chapter.figure("line", draw(), "A line.", made_by=draw)
+        folder = chapter.folder / "figures"
+        made.append([(folder / f"line.{kind}").read_bytes() for kind in ("png", "svg")])
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"figures": ["fig4"]}, "without its figure fig4"),
+        ({"tables": ["t"], "values": ["ch2.*"]}, r"without its table t, value ch2\.\*"),
+    ],
+)
+def test_finish_refuses_to_end_without_what_was_declared(
+    start: Any, declared: dict[str, list[str]], said: str
+) -> None:
+    chapter = start(**declared)
+    with pytest.raises(AbpError, match=said):
+        chapter.finish()
+    assert results.summary_of(chapter.folder) is None
+
+
+def test_finish_refuses_an_empty_artefact(start: Any) -> None:
+    chapter = start()
+    chapter.figure("line", draw(), "A line.", made_by=draw)
+    (chapter.folder / "figures" / "line.png").write_bytes(b"")
+    with pytest.raises(AbpError, match=r"left figures/line\.png missing or empty"):
+        chapter.finish()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("center_error", {"value": 1.0}, "ill-named"),
+        ("ch2.a", {"value": math.nan}, "value = nan"),
+        ("ch2.a", {"value": 1.0, "paper": math.inf}, "paper = inf"),
+        ("ch2.a", {"value": "0.5"}, "value = '0.5'"),
+        ("ch2.a", {"value": True}, "value = True"),
+        ("ch2.a", {"value": 1.0, "low": 0.0}, "half an interval"),
+    ],
+)
+def test_values_that_are_none_are_refused(
+    start: Any, glued: dict[str, str], name: str, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(AbpError, match=said):
+        start().value(name, **arguments)
+    assert not glued

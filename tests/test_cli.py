@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toybook
+from click.testing import CliRunner, Result
+
+from abplib import results
+from abplib.__main__ import main
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return toybook.make(tmp_path, monkeypatch)
+
+
+def abp(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def refused(result: Result, said: str) -> None:
+    """One sentence on stderr, nothing else, exit code 2."""
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("n_batchs", "40", "'n_batchs': did you mean n_batches?"),
+        ("n_batches", "many", "n_batches = 'many' is refused"),
+        ("n_batches", "0", "n_batches = 0 is refused"),
+        ("n_batches", "1.0", "n_batches = 1.0 is refused"),
+        ("n_batches", "True", "n_batches = True is refused"),
+        ("profile", "smok", "Unknown profile 'smok'"),
+    ],
+)
+def test_parameters_are_refused_before_anything_runs(
+    toy: Path, name: str, value: str, said: str
+) -> None:
+    refused(abp("chapter", "02_proxies", "-p", name, value), said)
+    assert not (toy.parent / "results").exists()
+
+
+def test_unknown_chapters_and_profiles_are_refused(toy: Path) -> None:
+    refused(abp("chapter", "03_absent"), "Unknown chapter '03_absent'")
+    refused(abp("book", "--profile", "smok"), "Unknown profile 'smok'")
+
+
+def test_a_refusal_of_the_installed_command_has_no_traceback(toy: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "abplib", "chapter", "02_proxies", "-p", "n_batches", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(toy.parent), *sys.path])},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("abp: Chapter 02_proxies: n_batches = 0 is refused")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_chapter_with_a_missing_source_is_named(toy: Path) -> None:
+    refused(abp("chapter", "01_localization_gap", "-p", "profile", str(toy)), "has no source")
+
+
+def test_notebooks_are_checked_and_made(toy: Path) -> None:
+    refused(abp("notebooks", "--check"), "Out of date: 02_proxies.ipynb")
+    assert abp("notebooks").exit_code == 0
+    assert abp("notebooks", "--check").exit_code == 0
+
+
+def test_values_are_printed_beside_the_papers(toy: Path) -> None:
+    file = toy.parent / "values.json"
+    refused(abp("values"), "values.json is missing")
+    fields = {"value": 0.91, "n": 200, "unit": None, "profile": "mini", "paper": 0.89}
+    results.write_json(file, {"ch1.a": {**fields, "low": 0.86, "high": 0.94}})
+    header, row = abp("values", str(file)).stdout.splitlines()
+    assert header.split() == ["value", "here", "interval", "n", "paper", "profile"]
+    assert row.split() == ["ch1.a", "0.91", "0.86", "to", "0.94", "200", "0.89", "mini"]
+
+
+def test_profiles_are_listed() -> None:
+    lines = abp("profiles").stdout.splitlines()
+    assert {line.split()[0] for line in lines[1:]} >= {"mini", "smoke"}

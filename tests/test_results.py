@@ -1,0 +1,84 @@
+"""Atomic files, keyed folders."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from abplib import results
+from abplib.errors import AbpError
+
+FRAME = pd.DataFrame({"configuration": ["final", "layer_0"], "iou": [0.5, float("nan")]})
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    results.write_text(path, "whole")
+    with pytest.raises(KeyboardInterrupt), results.replacing(path) as scratch:
+        scratch.write_text("ha")
+        raise KeyboardInterrupt
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with pytest.raises(AbpError, match=r"No space left.*ABP_RESULTS"), results.replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    (tmp_path / "file").touch()
+    with pytest.raises(AbpError, match="Cannot write"):
+        results.write_text(tmp_path / "file" / "below.txt", "x")
+
+
+def test_json_round_trip_and_its_refusals(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    results.write_json(path, {"error": 0.1, "n": [1, None]})
+    assert results.read_json(path) == {"error": 0.1, "n": [1, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        results.write_json(path, {"error": float("nan")})
+    path.write_text("{")
+    with pytest.raises(AbpError, match=r"a\.json is not readable JSON"):
+        results.read_json(path)
+    with pytest.raises(AbpError, match=r"b\.json is missing"):
+        results.read_json(tmp_path / "b.json")
+
+
+def test_parquet_keeps_values_and_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    results.write_parquet(path, FRAME, {"vlm": "abc", "n": 2})
+    frame, metadata = results.read_parquet(path)
+    pd.testing.assert_frame_equal(frame, FRAME)
+    assert metadata == {"vlm": "abc", "n": 2}
+    path.write_bytes(b"PAR1")
+    with pytest.raises(AbpError, match="not a readable table"):
+        results.read_parquet(path)
+    with pytest.raises(AbpError, match="is missing"):
+        results.read_parquet(tmp_path / "b.parquet")
+
+
+def test_digests_tell_contents_apart(tmp_path: Path) -> None:
+    assert results.digest({"a": 1, "b": 2}) == results.digest({"b": 2, "a": 1})
+    assert results.digest({"a": 1}) != results.digest({"a": 1.5})
+    same = results.digest_frame(FRAME)
+    assert same == results.digest_frame(FRAME.copy())
+    assert same != results.digest_frame(FRAME.iloc[::-1])
+    assert same != results.digest_frame(FRAME.rename(columns={"iou": "giou"}))
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").write_text("y")
+    files = [tmp_path / "a", tmp_path / "b"]
+    assert results.digest_files(*files) != results.digest_files(*files[::-1])
+
+
+def test_a_folder_is_found_by_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path))
+    place = results.folder("sweep", lr=1e-3, layers=[1, 2])
+    assert place.parent == tmp_path / "sweep"
+    assert place == results.folder("sweep", layers=[1, 2], lr=1e-3)
+    assert place != results.folder("sweep", layers=[2, 1], lr=1e-3)
+    assert results.read_json(place / "inputs.json") == {"lr": 1e-3, "layers": [1, 2]}
+    assert results.summary_of(place) is None
+    results.mark_done(place, seconds=2.5)
+    assert results.summary_of(place) == {"seconds": 2.5}

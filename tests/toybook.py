@@ -1,0 +1,167 @@
+"""A book of one chapter that takes a second, with a world and a model of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+WORLD = """
+from pathlib import Path
+
+from PIL import Image
+
+from abplib.samples import Sample
+
+
+class Toys:
+    name = "toys"
+    fingerprint = "0123456789abcdef"
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return Sample(str(index), Image.new("RGB", (8, 8)), "move it", (0.0, 0.0, 0.5, 0.5))
+
+
+def toys():
+    return Toys()
+"""
+
+PROFILE = """
+name: toy
+title: toy profile
+note: nothing here is measured
+vlm: model
+image_area: 64
+eval_set: toyworld:toys
+train_set: toyworld:toys
+n_eval: 3
+n_batches: 4
+batch_size: 2
+lr: 1.0e-3
+width: 8
+n_queries: 2
+n_heads: 2
+eval_every: 2
+n_curve_eval: 3
+"""
+
+CHAPTER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# A toy chapter
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+profile = "mini"
+vlm = None
+n_samples = None
+seed = 0
+n_batches = None
+batch_size = None
+lr = None
+```
+
+```{code-cell} ipython3
+:tags: [hide-input]
+
+from abplib.chapter import Chapter
+
+chapter = Chapter.start(
+    "02_proxies", globals(), figures=["toy-*"], tables=["squares"], values=["ch2.toy"]
+)
+```
+
+The number is {glue:text}`ch2.toy:s`, the paper's {glue:text}`ch2.toy.paper:s`, over
+{glue:text}`ch2.toy.n:s` samples, in {glue:text}`ch2.toy.interval:s`; see {numref}`toy-line`.
+
+$$ \\boldsymbol{A}_{h,q}^{(l)} = \\sum_i a_{h,q}^{(l,i)} $$
+
+```{code-cell} ipython3
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from pathlib import Path
+
+Path("ran.txt").open("a").write("x")
+
+
+def draw(image):
+    figure, axes = plt.subplots(figsize=(4, 3))
+    if image:
+        axes.imshow([[0, 1], [1, 0]])
+    else:
+        axes.plot([0, 1], [0, chapter.profile.n_batches])
+    return figure
+
+
+chapter.value("ch2.toy", 0.5, n=len(chapter.profile.evaluation), unit="fraction", paper=0.25,
+              low=0.4, high=0.6, fmt=".2f")
+chapter.figure("toy-line", draw(False), "A *line* with $x^2$.", made_by=draw)
+```
+
+```{code-cell} ipython3
+chapter.figure("toy-image", draw(True), "An image.", made_by=draw)
+```
+
+```{code-cell} ipython3
+frame = pd.DataFrame({"square": [1.0, 4.0], "a rather wide column " * 6: ["x", "y"]},
+                     index=pd.Index([1, 2], name="root"))
+chapter.table("squares", frame, "Squares.")
+chapter.finish()
+```
+"""
+
+INTRO = """# A toy book
+
+The chapter says {glue:text}`chapters/02_proxies.ipynb::ch2.toy:s`, as in {cite}`li2023blip2`.
+
+```{bibliography}
+```
+"""
+
+TOC = """
+format: jb-book
+root: intro
+chapters:
+  - file: chapters/02_proxies
+"""
+
+
+def make(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Lay the toy book out under `folder` and work there; returns the path of its profile."""
+    (folder / "book" / "chapters").mkdir(parents=True)
+    (folder / "model").mkdir()
+    for name, text in {
+        "toyworld.py": WORLD,
+        "toy.yaml": PROFILE,
+        "model/config.json": "{}",
+        "book/_toc.yml": TOC,
+        "book/intro.md": INTRO,
+        "book/chapters/02_proxies.md": CHAPTER,
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    shutil.copy(REPOSITORY / "_config.yml", folder)
+    shutil.copy(REPOSITORY / "book" / "references.bib", folder / "book")
+    shutil.copytree(REPOSITORY / "book" / "_static", folder / "book" / "_static")
+    patch.setenv("ABP_ROOT", str(folder))
+    patch.delenv("ABP_RESULTS", raising=False)
+    patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)  # for the chapter's kernel
+    patch.syspath_prepend(folder)
+    patch.chdir(folder)
+    return folder / "toy.yaml"
