@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from papermill.cli import _resolve_type as papermill_type
@@ -13,6 +13,9 @@ from abplib import results
 from abplib.errors import AbpError
 from abplib.mini.commands import train_vlm, write_manifest
 from abplib.profiles import Profile, known_profiles
+
+if TYPE_CHECKING:  # importing models takes seconds, which `--help` need not cost
+    from abplib.encoder import ConditionEncoder
 
 
 class _Sentences(click.Group):
@@ -100,11 +103,33 @@ def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: P
 
 
 @main.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("instruction")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--layer", "layers", type=int, multiple=True, help="A decoder block; repeatable.")
+@click.option("--profile", default="mini", show_default=True)
+@click.option("--vlm", help="Another model: a folder or a hub id.")
+def states(
+    image: Path, instruction: str, out: Path, layers: tuple[int, ...], profile: str, vlm: str | None
+) -> None:
+    """Write the condition states of your own IMAGE to a .safetensors file.
+
+    It holds `final` and each asked `layer_<l>`, [tokens, width], and `prompt_tokens`.
+    """
+    from safetensors.torch import save_file
+
+    encoding = _encoder(profile, vlm).encode([image], [instruction], layers=layers, final=True)
+    named = {l if l == "final" else f"layer_{l}": s[0] for l, s in encoding.states.items()}
+    with results.replacing(out) as scratch:
+        save_file(named | {"prompt_tokens": encoding.prompt_tokens[0]}, scratch)
+    click.echo(out)
+
+
+@main.command()
 @click.option("--profile", default="mini", show_default=True)
 @click.option("-n", "number", type=click.IntRange(1), help="Default: what the profile trains on.")
 def labels(profile: str, number: int | None) -> None:
     """Let the VLM label the training samples of chapter 2, and ship that beside the model."""
-    from abplib.analysis import load_encoder
     from abplib.labels import LABELS_FILE, predict_labels
 
     chosen = Profile.load(profile)
@@ -113,7 +138,7 @@ def labels(profile: str, number: int | None) -> None:
     if not folder.is_dir():
         raise AbpError(f"{chosen.vlm} is no folder to ship labels in: save the model to one first.")
     path = folder / LABELS_FILE
-    found = predict_labels(load_encoder(chosen), chosen.training, n)
+    found = predict_labels(_encoder(profile, None), chosen.training, n)
     found.ship(path)
     click.echo(f"{path}: {len(found.usable)} of {n} usable, {found.unusable or 'none'} not")
 
@@ -145,6 +170,14 @@ def profiles() -> None:
 
 main.add_command(train_vlm)
 main.add_command(write_manifest)
+
+
+def _encoder(profile: str, vlm: str | None) -> ConditionEncoder:
+    """The VLM of a profile, or another one in its place."""
+    from abplib.analysis import load_encoder
+
+    other = {} if vlm is None else {"vlm": vlm, "revision": None}
+    return load_encoder(Profile.load(profile, **other))
 
 
 def _number(number: float | None) -> str:

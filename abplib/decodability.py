@@ -15,7 +15,7 @@ import torch
 
 from abplib import boxes, reported
 from abplib.encoder import ConditionEncoder
-from abplib.labels import Labels, exact_labels, predict_labels
+from abplib.labels import LABELS_FILE, Labels, exact_labels, predict_labels
 from abplib.profiles import Profile
 from abplib.samples import SampleSet
 from abplib.stats import Interval, bootstrap_mean
@@ -52,11 +52,11 @@ def groups_of(chosen: Sequence[Configuration], middle: Sequence[int]) -> dict[st
 def labels_of(profile: Profile, encoder: ConditionEncoder, n: int) -> Labels:
     """Boxes to train on for the first `n` training samples: the VLM's own, or exact ones.
 
-    The VLM's are read from `labels.parquet` beside its weights where that file is its own.
+    The VLM's are read from `LABELS_FILE` beside its weights where that file is its own.
     """
     if profile.labels == "exact":
         return exact_labels(encoder, profile.training, n)
-    shipped = Path(profile.vlm_source) / "labels.parquet"
+    shipped = Path(profile.vlm_source) / LABELS_FILE
     return predict_labels(encoder, profile.training, n, shipped=shipped)
 
 

@@ -65,8 +65,9 @@ def test_the_box_is_tight() -> None:
     assert box_of(mask) == (0.125, 0.25, 0.375, 0.5)
 
 
-def test_pixels_are_rounded_outwards() -> None:
-    assert pixels((4 / 384, 3 / 384, 7 / 384, 9 / 384), 128) == (1, 1, 3, 3)
+def test_answers_are_rounded_outwards_with_a_margin() -> None:
+    assert pixels((10 / 384, 9 / 384, 19 / 384, 21 / 384), 128) == (2, 2, 8, 8)
+    assert pixels((0.0, 0.0, 1.0, 1.0), 128) == (0, 0, 128, 128)
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -129,7 +129,7 @@ def test_looking_is_the_blocks_own_attention(smoke_folder: Path) -> None:
     )
     want = whole.attentions[layer][0, :, row, is_image[0]]
     torch.testing.assert_close(looks[0, :, 0], want, atol=1e-5, rtol=0)
-    assert processor.tokenizer.decode(packed.ids[row + 1]) == "12"
+    assert processor.tokenizer.decode(packed.ids[row + 1]) == "11"
     assert list(packed.cells[0].nonzero()[0]) == [5]  # second row, second column of four by four
 
 
