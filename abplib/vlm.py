@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLProcessor,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from abplib.errors import AbpError
 
@@ -123,6 +125,8 @@ def load_vlm(
     model's: transformers would fill the gaps with random numbers.
     """
     _check_source(vlm)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of the weights' loading
     try:
         processor = Qwen2VLProcessor.from_pretrained(vlm, revision=revision)
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(

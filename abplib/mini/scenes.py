@@ -50,8 +50,12 @@ class Scene:
     style: str | None = None
 
     def digest(self) -> str:
-        """Hash of the scene's content (not of its pixels)."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of the scene's content (not of its pixels); places count to the sixth decimal."""
+        facts = asdict(self)
+        facts["things"] = [
+            [t.kind, t.colour, *(round(v, 6) for v in (t.x, t.y, t.size))] for t in self.things
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def multi_entity_scene(seed: int, layout: str | None = None) -> Scene:

@@ -233,9 +233,9 @@ def pixels(box: Box, side: int) -> tuple[int, int, int, int]:
     """A normalised box as it is to be answered: in whole pixels of a `side` x `side` picture,
     rounded outwards, with `MARGIN` pixels around it where the picture leaves them."""
     x1, y1, x2, y2 = (round(v * SIDE) * side for v in box)
-    low = (max(0, v // SIDE - MARGIN) for v in (x1, y1))
-    high = (min(side, -(-v // SIDE) + MARGIN) for v in (x2, y2))
-    return (*low, *high)
+    left, top = (max(0, v // SIDE - MARGIN) for v in (x1, y1))
+    right, bottom = (min(side, -(-v // SIDE) + MARGIN) for v in (x2, y2))
+    return left, top, right, bottom
 
 
 @lru_cache(maxsize=16)
