@@ -225,16 +225,16 @@ def _with(scene: Scene, index: int, thing: Thing) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-MARGIN = 1
+SURROUND = 1
 """Pixels that an answered box leaves around its object, so that it wholly encompasses it."""
 
 
 def pixels(box: Box, side: int) -> tuple[int, int, int, int]:
     """A normalised box as it is to be answered: in whole pixels of a `side` x `side` picture,
-    rounded outwards, with `MARGIN` pixels around it where the picture leaves them."""
+    rounded outwards, with `SURROUND` pixels around it where the picture leaves them."""
     x1, y1, x2, y2 = (round(v * SIDE) * side for v in box)
-    left, top = (max(0, v // SIDE - MARGIN) for v in (x1, y1))
-    right, bottom = (min(side, -(-v // SIDE) + MARGIN) for v in (x2, y2))
+    left, top = (max(0, v // SIDE - SURROUND) for v in (x1, y1))
+    right, bottom = (min(side, -(-v // SIDE) + SURROUND) for v in (x2, y2))
     return left, top, right, bottom
 
 

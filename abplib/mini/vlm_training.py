@@ -43,7 +43,7 @@ SEED_SPACE = 1_000_000_000
 
 @dataclass(frozen=True)
 class VLMTraining:
-    """Budget and rates; the defaults made the shipped weights."""
+    """Budget and rates; the card of the shipped weights says where their run differed."""
 
     see_steps: int = 1000
     see_batch: int = 64
