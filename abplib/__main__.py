@@ -11,7 +11,7 @@ from papermill.cli import _resolve_type as papermill_type
 
 from abplib import results
 from abplib.errors import AbpError
-from abplib.mini.commands import train_vlm, write_manifest
+from abplib.mini.commands import train_editor, train_vlm, write_manifest
 from abplib.profiles import Profile, known_profiles
 
 if TYPE_CHECKING:  # importing models takes seconds, which `--help` need not cost
@@ -169,6 +169,7 @@ def profiles() -> None:
 
 
 main.add_command(train_vlm)
+main.add_command(train_editor)
 main.add_command(write_manifest)
 
 

@@ -1,9 +1,9 @@
-"""What every chapter needs of a run: its encoder, and numbers recorded with their intervals."""
+"""What every chapter needs of a run: its models, and numbers recorded with their intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from abplib.chapter import Chapter
+from abplib.editors.qwen_image_edit import QwenImageEditor
 from abplib.encoder import ConditionEncoder
 from abplib.profiles import Profile
 from abplib.stats import Interval
@@ -36,6 +37,19 @@ def load_encoder(profile: Profile) -> ConditionEncoder:
         device="cuda" if torch.cuda.is_available() else "cpu",
         revision=profile.revision,
     )
+
+
+def load_editor(profile: Profile) -> QwenImageEditor:
+    """The profile's editor with its LoRA, if it has one, on a GPU where there is one."""
+    editor = QwenImageEditor.from_pretrained(
+        profile.editor_source,
+        image_area=profile.image_area,
+        n_steps=profile.n_steps,
+        guidance=profile.guidance,
+        dtype=getattr(torch, profile.dtype),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    return replace(editor, lora=profile.lora_folder) if profile.lora else editor
 
 
 def record(chapter: Chapter, name: str, found: Interval, unit: str, **shown: Any) -> None:

@@ -114,7 +114,13 @@ class Chapter:
         return chapter
 
     def figure(
-        self, name: str, figure: Figure, caption: str, *, made_by: Callable[..., object]
+        self,
+        name: str,
+        figure: Figure,
+        caption: str,
+        *,
+        made_by: Callable[..., object],
+        reported: bool = False,
     ) -> None:
         """Show a figure, saved as `figures/<name>.png` (at twice its resolution) and `.svg`.
 
@@ -124,13 +130,14 @@ class Chapter:
 
         Args:
             made_by: the plotting function, named in that line.
+            reported: whether all its numbers are the paper's own, none of this run.
         """
         place = self.folder / "figures"
         png = _save(figure, place / f"{name}.png", dpi=2 * figure.dpi)
         svg = _save(figure, place / f"{name}.svg", metadata={"Date": None})
         self._files["figures"][name] = [png, svg]
         function = f"{made_by.__module__}.{made_by.__qualname__}"
-        made = f"made by `{function}` · {self._provenance()}"
+        made = f"made by `{function}` · {_REPORTED if reported else self._provenance()}"
         width = round(figure.get_figwidth() * figure.dpi)
         plt.close(figure)  # or the inline backend shows it a second time
         bundle: dict[str, Any] = {"text/plain": f"Figure {name}"}
@@ -155,6 +162,7 @@ class Chapter:
         *,
         fmt: str = ".3f",
         formatters: Mapping[str, Callable[[Any], str]] | None = None,
+        reported: bool = False,
     ) -> None:
         """Show a table, saved in full precision as `tables/<name>.csv`.
 
@@ -162,6 +170,7 @@ class Chapter:
             frame: shown with its index where that has a name.
             fmt: format of the floats on the page.
             formatters: how a column's cells are written, where `fmt` does not do.
+            reported: whether all its numbers are the paper's own, none of this run.
         """
         if any(level is not None for level in frame.index.names):
             frame = frame.reset_index()
@@ -177,7 +186,7 @@ class Chapter:
             classes="table",
             table_id=f"table-{name}",
         )
-        made = self._provenance().replace("`", "")
+        made = _REPORTED if reported else self._provenance().replace("`", "")
         display(
             HTML(
                 f'<div class="abp-table"><p class="abp-caption">{html.escape(caption)}</p>'
@@ -273,6 +282,9 @@ class Chapter:
         title = self.profile.title + (f", {self.profile.note}" if self.profile.note else "")
         data = self.profile.data_fingerprint[:8]
         return f"profile {title} · model `{self.profile.vlm}` · data `{data}`"
+
+
+_REPORTED = "numbers reported by the paper, none measured here"
 
 
 def verify(name: str, place: Path, artefacts: Sequence[str]) -> None:

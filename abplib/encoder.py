@@ -1,4 +1,4 @@
-"""The VLM as a condition encoder: one forward pass -> hidden states and token spans.
+"""The VLM as a condition encoder: one forward pass -> hidden states, token spans, attention rows.
 
 The pass is Qwen-Image-Edit's (section 3): its template, its resizing, its dropped system prompt.
 H^(l) is the un-normed output of decoder block l, 0 <= l < L; `"final"` is the last block with the
@@ -8,7 +8,7 @@ final norm, which the pipeline conditions on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +18,22 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
 
 from abplib import vlm as vlms
+from abplib.attention import reading_rows
 from abplib.errors import AbpError
 from abplib.prompts import EDIT_PREFIX, EDIT_TEMPLATE, N_DROPPED
 from abplib.vlm import ImageLike
 
 Layer = int | Literal["final"]
+
+
+class _Nothing(str):
+    """An instruction known by identity, so that a user's blank one is still refused."""
+
+    __slots__ = ()
+
+
+NOTHING = _Nothing(" ")
+"""The pipeline's negative prompt, a space, which asks for nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +70,11 @@ class Encoding:
     """Long [B, T]."""
     grids: list[tuple[int, int]]
     """Rows and columns of each image's merged tokens."""
+    attention: dict[int, Tensor]
+    """alpha^(l) of the tokens after the image: each fp32 [B, R, T], row r being the attention that
+    the r-th token from the first prompt token on (prompt, then closing template) pays to every kept
+    token, mean over the block's heads. Rows beyond a sample's last token are zero. What a row lacks
+    to one went to the dropped system prompt."""
 
 
 class ConditionEncoder:
@@ -127,15 +143,16 @@ class ConditionEncoder:
     def prepare(self, images: Sequence[ImageLike], instructions: Sequence[str]) -> Prepared:
         """Resize, fill the template and tokenize: all that needs no weights, safe in a thread.
 
-        Raises AbpError for an empty or too long instruction, one that holds chat markers, and
-        what is not an image.
+        `NOTHING`, the pipeline's negative prompt, is an instruction too. Raises AbpError for an
+        empty or too long instruction, one that holds chat markers, and what is not an image.
         """
         if not instructions or len(images) != len(instructions):
             raise AbpError(
                 f"There are {len(images)} images for {len(instructions)} instructions; give one "
                 "image for each of one or more instructions."
             )
-        vlms.check_instructions(instructions, self.processor)
+        asked = [instruction for instruction in instructions if instruction is not NOTHING]
+        vlms.check_instructions(asked, self.processor)
         inputs = vlms.tokenize(
             [vlms.fit_image(image, self.image_area, self.processor) for image in images],
             [EDIT_TEMPLATE.format(instruction) for instruction in instructions],
@@ -167,18 +184,27 @@ class ConditionEncoder:
         *,
         layers: Sequence[int] = (),
         final: bool = False,
+        attention: Sequence[int] = (),
     ) -> Encoding:
         """One forward pass over what `prepare` made, or over images with their instructions.
 
-        Keeps the states of `layers`, and of `"final"` if asked, and never runs the output head.
-        Raises AbpError for a layer that the model does not have, and as `prepare` does.
+        Keeps the states of `layers`, and of `"final"` if asked, and in the blocks `attention` the
+        attention of the tokens after the image; never runs the output head. Raises AbpError for a
+        layer that the model does not have, and as `prepare` does.
         """
-        self._check_layers(layers)
+        self._check_layers([*layers, *attention])
         if not isinstance(batch, Prepared):
             batch = self.prepare(batch, instructions or ())
         device = self.model.device
         mask = batch.attention_mask[:, N_DROPPED:].to(device).bool()
-        with self._captured(layers, mask) as states:
+        kept_ids = batch.input_ids[:, N_DROPPED:].to(device)
+        image_tokens, prompt_tokens = self._spans(kept_ids, mask)
+        places, real = _places(mask & (prompt_tokens.cumsum(1) > 0))
+        rows = reading_rows(self.model, attention, N_DROPPED + places)
+        with (
+            self._captured(layers, mask) as states,
+            rows if attention else nullcontext() as reader,
+        ):
             output = self.model.model(
                 input_ids=batch.input_ids.to(device),
                 attention_mask=batch.attention_mask.to(device),
@@ -186,11 +212,10 @@ class ConditionEncoder:
                 pixel_values=batch.pixel_values.to(device),
                 image_grid_thw=batch.image_grid_thw.to(device),
                 use_cache=False,
+                row_reader=reader,
             )
         if final:
             states["final"] = _keep(output.last_hidden_state, mask)
-        kept_ids = batch.input_ids[:, N_DROPPED:].to(device)
-        image_tokens, prompt_tokens = self._spans(kept_ids, mask)
         merge = self.processor.image_processor.merge_size
         return Encoding(
             states=states,
@@ -200,6 +225,10 @@ class ConditionEncoder:
             template_tokens=mask & ~image_tokens & ~prompt_tokens,
             input_ids=kept_ids,
             grids=[(h // merge, w // merge) for _, h, w in batch.image_grid_thw.tolist()],
+            attention={
+                layer: found[..., N_DROPPED:].masked_fill(~real[..., None], 0)
+                for layer, found in (reader.found if reader else {}).items()
+            },
         )
 
     def _check_layers(self, layers: Sequence[int]) -> None:
@@ -241,6 +270,15 @@ class ConditionEncoder:
 def _keep(states: Tensor, mask: Tensor) -> Tensor:
     """[B, S, d] -> [B, T, d]: the system prompt dropped, padding zeroed."""
     return states[:, N_DROPPED:].masked_fill(~mask[..., None], 0)
+
+
+def _places(where: Tensor) -> tuple[Tensor, Tensor]:
+    """Bool [B, T] -> indices of each row's True, in order, Long [B, R]; which are so, Bool [B, R].
+
+    R is the largest number of them in a row.
+    """
+    order = where.int().argsort(dim=1, descending=True, stable=True)[:, : int(where.sum(1).max())]
+    return order, where.gather(1, order)
 
 
 def _last(where: Tensor) -> Tensor:

@@ -34,9 +34,10 @@ class ChapterParameters(BaseModel):
 
     def resolve(self) -> Profile:
         """The profile, with this run's own values in place of its."""
-        given = self.model_dump(exclude_none=True, exclude={"profile", "seed"})
-        if "n_samples" in given:
-            given["n_eval"] = given.pop("n_samples")
+        own = self.model_dump(exclude_none=True)
+        given = {name: value for name, value in own.items() if name in Profile.model_fields}
+        if self.n_samples is not None:
+            given["n_eval"] = self.n_samples
         if self.vlm is not None:
             given["revision"] = None
         return Profile.load(self.profile, **given)
@@ -56,9 +57,29 @@ class Proxies(ChapterParameters):
     """Adam's learning rate at its peak."""
 
 
+class Decomposition(Proxies):
+    """Chapters 3 and 4: what chapter 2 takes, whose proxy they look into, and how they look."""
+
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """VLM layers of which the proxy reads the prompt tokens; None for chapter 2's middle layers."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """T of section 4.4: a decisive head's mean drop exceeds it."""
+    n_tokens: Count = 1
+    """Dominant tokens of a sample."""
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and layers != sorted(set(layers)):
+            raise ValueError("it should name each layer once, in ascending order")
+        return layers
+
+
 CHAPTERS: dict[str, type[ChapterParameters]] = {
     "01_localization_gap": LocalizationGap,
     "02_proxies": Proxies,
+    "03_decomposition": Decomposition,
+    "04_information_flow": Decomposition,
 }
 
 

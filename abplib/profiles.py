@@ -50,8 +50,24 @@ class Profile(BaseModel):
     """Pixels of the image that the VLM sees."""
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    editor: Annotated[str, Field(min_length=1)] | None = None
+    """The Qwen-Image-Edit that edits, named as `vlm` is; it brings its own copy of that."""
+    n_steps: Annotated[int, Field(ge=2)] = 50
+    """Denoising steps (model card: 50)."""
+    guidance: Annotated[float, Field(ge=1)] = 4.0
+    """Scale of classifier-free guidance (model card: 4)."""
+    lora: str | None = None
+    """Folder of the LoRA that reads boxes, inside the editor's folder or on its own."""
+    proxy: str | None = None
+    """Folder of the trained proxy that tells the editor where; without one, chapter 2's is used."""
+    judge: Reference = "abplib.judges.oracle:SceneOracle"
+    """What judges edits: a class of `abplib.judges`."""
+    lpips_backbone: Literal["untrained", "imagenet"] = "untrained"
+
     eval_set: Reference
     train_set: Reference
+    tuning_set: Reference
+    """Samples with exact boxes that choices are made on; none of them is evaluated."""
     n_eval: Count
     """Samples evaluated, from the start of `eval_set`."""
 
@@ -93,17 +109,42 @@ class Profile(BaseModel):
         Raises:
             AbpError: `vlm` names a folder that is not there, or a function that is not.
         """
-        if ":" in self.vlm:
-            return str(resolve(self.vlm)())
-        folder = paths.root() / self.vlm
-        if folder.is_dir():
-            return str(folder)
-        if self.vlm.startswith((".", "/", "data/")) or self.vlm.count("/") != 1:
+        return _source("vlm", self.vlm, "Qwen/Qwen2.5-VL-7B-Instruct")
+
+    @property
+    def editor_source(self) -> str:
+        """The same of the editor.
+
+        Raises:
+            AbpError: the profile has none, or as `vlm_source` does.
+        """
+        if self.editor is None:
             raise AbpError(
-                f"The VLM folder {folder} is missing: restore it from the repository, or set vlm "
-                "to another folder or to a hub id such as Qwen/Qwen2.5-VL-7B-Instruct."
+                f"Profile {self.name!r} has no editor: set editor to the folder of a "
+                "Qwen-Image-Edit or to its hub id."
             )
-        return self.vlm
+        return _source("editor", self.editor, "Qwen/Qwen-Image-Edit")
+
+    @property
+    def lora_folder(self) -> Path:
+        """Where the LoRA lies.
+
+        Raises:
+            AbpError: the profile names none, or its folder is not there.
+        """
+        if self.lora is None:
+            raise AbpError(f"Profile {self.name!r} has no LoRA: set lora to the folder of one.")
+        folder = Path(self.editor_source) / self.lora
+        if not folder.is_dir():
+            folder = paths.root() / self.lora
+        if not folder.is_dir():
+            raise AbpError(f"There is no LoRA in {folder}: restore it, or train one.")
+        return folder
+
+    @property
+    def proxy_folder(self) -> Path | None:
+        """Where the shipped proxy lies, if the profile names one."""
+        return None if self.proxy is None else paths.root() / self.proxy
 
     @property
     def evaluation(self) -> SampleSet:
@@ -116,17 +157,40 @@ class Profile(BaseModel):
         return _sample_set(self.train_set)
 
     @property
+    def tuning(self) -> SampleSet:
+        """The samples that choices are made on."""
+        return _sample_set(self.tuning_set)
+
+    @property
+    def judging(self) -> Any:
+        """The judge, made anew."""
+        return resolve(self.judge)()
+
+    @property
     def model_fingerprint(self) -> str:
-        """Hash of the VLM's files, or of its hub id and revision."""
-        source = Path(self.vlm_source)
-        if source.is_dir():
-            return _folder_digest(source)
-        return digest([self.vlm, self.revision])
+        """Hash of the files of VLM and editor, or of their hub ids and revision."""
+        parts = [_content(self.vlm_source, self.revision)]
+        return digest(parts if self.editor is None else [*parts, _content(self.editor_source)])
 
     @property
     def data_fingerprint(self) -> str:
         """Hash of the two sample sets' contents."""
         return digest([self.evaluation.fingerprint, self.training.fingerprint])
+
+
+def _source(role: str, name: str, example: str) -> str:
+    """A folder of the checkout, an absolute one, what a `module:function` returns, or a hub id."""
+    if ":" in name:
+        return str(resolve(name)())
+    folder = paths.root() / name
+    if folder.is_dir():
+        return str(folder)
+    if name.startswith((".", "/", "data/")) or name.count("/") != 1:
+        raise AbpError(
+            f"The {role.replace('vlm', 'VLM')} folder {folder} is missing: restore it from the "
+            f"repository, or set {role} to another folder or to a hub id such as {example}."
+        )
+    return name
 
 
 def known_profiles() -> list[str]:
@@ -207,9 +271,11 @@ def _read(path: Path) -> object:
         raise AbpError(f"Profile file {path} is not readable YAML: {reason}.") from error
 
 
-def _folder_digest(folder: Path) -> str:
-    """Hash of the names and contents of a folder's files, subfolders included."""
-    contents = {}
+def _content(source: str, revision: str | None = None) -> str:
+    """Hash of the names and contents of a folder's files, subfolders included, or of a hub id."""
+    folder, contents = Path(source), {}
+    if not folder.is_dir():
+        return digest([source, revision])
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:

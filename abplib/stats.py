@@ -1,10 +1,13 @@
-"""Intervals for proportions and means."""
+"""Intervals and tests for proportions and means, single and paired by sample.
+
+All methods of Table 1 edit the same samples, so they are compared sample by sample.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy import stats
@@ -63,6 +66,126 @@ def bootstrap_mean(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(mean, float(low), float(high), len(finite))
+
+
+def paired_difference(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    n_resamples: int = 9999,
+) -> Interval:
+    """Mean of `first` less that of `second` over the same samples, as `bootstrap_mean` does it.
+
+    Samples are drawn in pairs, which is to draw their differences.
+    """
+    first, second = _paired(first, second)
+    return bootstrap_mean(first - second, seed=seed, confidence=confidence, n_resamples=n_resamples)
+
+
+def sign_flip_test(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    *,
+    seed: int,
+    n_resamples: int = 9999,
+) -> float:
+    """Two-sided p-value of equal means over the same samples.
+
+    The null distribution exchanges the two values of a pair, which flips the sign of their
+    difference: at random, or in all ways where there are no more of them than `n_resamples`.
+    """
+    test = stats.permutation_test(
+        _paired(first, second),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=n_resamples,
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's (1979) adjusted p-values of a family of tests, in the order given."""
+    p = _checked(p_values)
+    if p.min() < 0 or p.max() > 1:
+        raise AbpError(f"Holm's correction takes p-values in [0, 1], not {p.min()} to {p.max()}.")
+    order = np.argsort(p)
+    steps = p[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(steps).clip(max=1)
+    return adjusted
+
+
+class PairedTable(NamedTuple):
+    """Two yes-or-no answers on the same samples, counted: the 2 x 2 table of section 4.1."""
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @classmethod
+    def of(cls, first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> Self:
+        """Count the answers; `first[i]` and `second[i]` are about the same sample."""
+        a, b = np.asarray(first), np.asarray(second)
+        if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape or not len(a):
+            raise AbpError(
+                f"Answers of {a.dtype} {a.shape} and {b.dtype} {b.shape} make no 2 x 2 table; give "
+                "two equally long rows of booleans, without the samples that have no answer."
+            )
+        counts = (a & b, a & ~b, ~a & b, ~a & ~b)
+        return cls(*(int(cell.sum()) for cell in counts))
+
+    @property
+    def n(self) -> int:
+        """Samples in the table."""
+        return sum(self)
+
+
+def mcnemar(table: PairedTable) -> float:
+    """Two-sided p-value of McNemar's exact test that both answers are equally often yes."""
+    discordant = table.only_first + table.only_second
+    if not discordant:
+        return 1.0
+    return float(stats.binomtest(table.only_first, discordant, 0.5).pvalue)
+
+
+def proportion_difference(table: PairedTable, confidence: float = 0.95) -> Interval:
+    """How much more often the first answer is yes than the second, as a fraction of the samples.
+
+    Newcombe's (1998, Statistics in Medicine 17, 2635-2650) method 10: the Wilson intervals of the
+    two proportions, combined under the correlation of the answers (continuity-corrected).
+    """
+    a, b, c, d = table
+    first, second = wilson(a + b, table.n, confidence), wilson(a + c, table.n, confidence)
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    agreement: float = a * d - b * c
+    if agreement > 0:
+        agreement = max(agreement - table.n / 2, 0)
+    phi = agreement / math.sqrt(margins) if margins else 0.0
+
+    def width(x: float, y: float) -> float:
+        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0))
+
+    value = (b - c) / table.n
+    low = value - width(first.value - first.low, second.high - second.value)
+    high = value + width(first.high - first.value, second.value - second.low)
+    return Interval(value, low, high, table.n)
+
+
+def _paired(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    first, second = _checked(first), _checked(second)
+    if len(first) != len(second):
+        raise AbpError(
+            f"{len(first)} and {len(second)} values are not in pairs; give both of every sample."
+        )
+    return first, second
 
 
 def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ vlm: model
 image_area: 64
 eval_set: toyworld:toys
 train_set: toyworld:toys
+tuning_set: toyworld:toys
 n_eval: 3
 n_batches: 4
 batch_size: 2

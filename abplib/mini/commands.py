@@ -39,6 +39,22 @@ def train_vlm(
 
 
 @click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Default: data/mini/editor.")
+@click.option("--work", type=click.Path(path_type=Path), help="Checkpoints; default: runs/editor.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one.")
+def train_editor(out: Path | None, work: Path | None, device: str | None) -> None:
+    """Train the miniature editor around the trained VLM, or go on where a run was killed."""
+    import torch
+
+    from abplib.mini.editor_making import EditorPlan, make_editor
+
+    root = paths.root()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder, checkpoints = out or root / "data/mini/editor", work or root / "runs/editor"
+    click.echo(make_editor(folder, root / "data/mini/vlm", checkpoints, EditorPlan(), device))
+
+
+@click.command()
 def write_manifest() -> None:
     """Choose the 200/200 multi-entity samples anew and write their manifest."""
     path = paths.root() / MANIFEST

@@ -7,16 +7,22 @@ positions alone could not know.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from abplib.mini.scenes import BACKGROUNDS, Scene, Thing
-from abplib.mini.things import sprite
+from abplib.mini.things import COLOURS, sprite
 
 SIDE = 384
 """Side of a rendered scene in pixels."""
+
+Look = tuple[str, str]
+"""Kind and colour of an object."""
+Window = tuple[int, int, int, int]
 
 _VARIANTS = 8
 
@@ -25,13 +31,33 @@ def render(scene: Scene) -> Image.Image:
     """The scene as an RGB image, `SIDE` pixels square."""
     picture = _ground(scene.background, scene.seed % _VARIANTS).copy()
     for thing in scene.things:
-        body, shadow = _body(thing.kind, thing.colour, round(thing.size * SIDE))
-        x, y = _corner(thing, body)
-        reach = max(body.size) // 3
-        picture.paste((22, 18, 30), (x - reach // 2, y - reach // 3), shadow)
-        picture.paste(body, (x, y), body)
+        _place(picture, thing)
     image = ImageChops.multiply(picture, _lamp())
     return image if scene.style is None else _STYLES[scene.style](image)
+
+
+def render_looks(
+    scene: Scene, index: int, looks: Iterable[Look | None], window: Window
+) -> list[Image.Image]:
+    """A window of the scene with object `index` in each of some looks; None leaves it out.
+
+    `window` is (left, top, right, bottom) in pixels of the whole picture; the style is left out.
+    """
+    left, top = window[:2]
+    under = _ground(scene.background, scene.seed % _VARIANTS).crop(window)
+    for thing in scene.things[:index]:
+        _place(under, thing, left, top)
+    lamp = _lamp().crop(window)
+    pictures = []
+    for look in looks:
+        picture = under.copy()
+        if look is not None:
+            kind, colour = look
+            _place(picture, replace(scene.things[index], kind=kind, colour=colour), left, top)
+        for thing in scene.things[index + 1 :]:
+            _place(picture, thing, left, top)
+        pictures.append(ImageChops.multiply(picture, lamp))
+    return pictures
 
 
 @lru_cache(maxsize=16)
@@ -39,7 +65,7 @@ def masks(scene: Scene) -> np.ndarray:
     """Visible pixels of every object: bool [n_objects, SIDE, SIDE], read-only."""
     out = np.zeros((len(scene.things), SIDE, SIDE), bool)
     for i, thing in enumerate(scene.things):
-        body, _ = _body(thing.kind, thing.colour, round(thing.size * SIDE))
+        body = _body(thing.kind, thing.colour, round(thing.size * SIDE))
         x, y = _corner(thing, body)
         solid = np.asarray(body.getchannel("A")) > 127
         h, w = solid.shape
@@ -67,17 +93,34 @@ def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 @lru_cache(maxsize=1024)
-def _body(kind: str, colour: str, side: int) -> tuple[Image.Image, Image.Image]:
-    """An object's RGBA picture with its longer side in pixels, and its soft shadow (L)."""
+def _body(kind: str, colour: str, side: int) -> Image.Image:
+    """An object's RGBA picture with its longer side in pixels."""
     source = sprite(kind, colour)
     width, height = (max(1, round(v * side / max(source.size))) for v in source.size)
-    body = source.resize((width, height), Image.Resampling.BOX)
+    return source.resize((width, height), Image.Resampling.BOX)
+
+
+@lru_cache(maxsize=256)
+def _shadow(kind: str, side: int) -> Image.Image:
+    """The soft shadow (L) of an object of any colour."""
+    body = _body(kind, next(iter(COLOURS)), side)
     reach = max(body.size) // 3
-    shadow = Image.new("L", (width + 2 * reach, height + 2 * reach))
+    shadow = Image.new("L", (body.width + 2 * reach, body.height + 2 * reach))
     shade = body.getchannel("A").point(lambda v: v * 3 // 7)
     shadow.paste(shade, (reach + reach // 2 - reach // 3, reach))
     small = shadow.resize((shadow.width // 4 + 1, shadow.height // 4 + 1), Image.Resampling.BOX)
-    return body, small.filter(ImageFilter.BoxBlur(reach / 16)).resize(shadow.size)
+    return small.filter(ImageFilter.BoxBlur(reach / 16)).resize(shadow.size)
+
+
+def _place(picture: Image.Image, thing: Thing, left: int = 0, top: int = 0) -> None:
+    """Paint an object and its shadow on a picture whose own corner is at (left, top)."""
+    side = round(thing.size * SIDE)
+    body = _body(thing.kind, thing.colour, side)
+    x, y = _corner(thing, body)
+    x, y, reach = x - left, y - top, max(body.size) // 3
+    corner = (x - reach // 2, y - reach // 3)
+    picture.paste((22, 18, 30), corner, _shadow(thing.kind, side))
+    picture.paste(body, (x, y), body)
 
 
 def _corner(thing: Thing, body: Image.Image) -> tuple[int, int]:

@@ -79,6 +79,10 @@ class SceneSamples:
         """What the picture of sample `index` should look like after its edit."""
         return render(self._at(index)[2].after)
 
+    def scene_edit(self, index: int) -> tuple[Scene, Edit]:
+        """The ground truth of sample `index`: its scene and what is to be done to it."""
+        return self._at(index)[1:]
+
     def _at(self, index: int) -> tuple[str, Scene, Edit]:
         if not 0 <= index < self.size:
             raise IndexError(f"{self.name} has {self.size} samples, none has index {index}")
@@ -88,6 +92,11 @@ class SceneSamples:
 def evaluation() -> SceneSamples:
     """The 200 multi-entity samples that everything is measured on."""
     return multi_entity("evaluation")
+
+
+def tuning() -> SceneSamples:
+    """The 200 multi-entity samples that the editor's LoRA is trained on, and choices are made."""
+    return multi_entity("training")
 
 
 def multi_entity(split: str) -> SceneSamples:

@@ -50,9 +50,9 @@ def gallery(cards: Sequence[Card], columns: int = 2) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, card in zip(grid, cards, strict=False):
         axes.imshow(card.image, interpolation="lanczos")
-        _outline(axes, card.target, card.image.size, TARGET, "-", "exact box")
+        outline(axes, card.target, card.image.size, TARGET, "-", "exact box")
         if card.answer is not None:
-            _outline(axes, card.answer, card.image.size, ANSWER, (0, (3.2, 1.8)), "box of the VLM")
+            outline(axes, card.answer, card.image.size, ANSWER, (0, (3.2, 1.8)), "box of the VLM")
         axes.set_title(card.title, fontsize=10.5)
         axes.set_xlabel(
             textwrap.fill(card.text, 74 // columns), loc="left", fontsize=9.5, color=INK
@@ -100,12 +100,13 @@ def rates(rows: pd.DataFrame, label: str, reference: float | None = None) -> Fig
     return figure
 
 
-def _outline(
+def outline(
     axes: Axes, box: Box, size: tuple[int, int], colour: str, dashes: object, label: str
 ) -> None:
+    """Draw a box (fractions of an image of `size` pixels) over the image, with its key's label."""
     x1, y1, x2, y2 = (value - 0.5 for value in to_pixels(box, size))
-    outline = Rectangle(
+    frame = Rectangle(
         (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=dashes, linewidth=2.2,
         label=label, clip_on=False, path_effects=[withStroke(linewidth=4.2, foreground="white")],
     )  # fmt: skip
-    axes.add_patch(outline)
+    axes.add_patch(frame)

@@ -1,0 +1,1 @@
+"""Image editors behind one interface: edit(image, instruction, seed) -> image."""

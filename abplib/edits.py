@@ -1,0 +1,242 @@
+"""Edits on disk: every method of section 4.6 on the evaluation samples, made and judged once.
+
+An edit is a PNG in its method's folder, written as its batch is done; a killed run makes only the
+missing ones. Verdicts and distances are kept per method, one row a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from abplib import boxes, encoder, prompts, results, vlm
+from abplib.boxes import Box
+from abplib.editors import conditions, controls, qwen_image_edit, qwen_pipeline, stills
+from abplib.editors.base import Editor
+from abplib.editors.controls import EditedSamples, Identity, Paste
+from abplib.editors.qwen_image_edit import QwenImageEditor
+from abplib.errors import AbpError
+from abplib.judges.base import Judge
+from abplib.preservation import Preservation
+from abplib.reported import VQA
+from abplib.samples import SampleSet
+
+Guide = Literal["proxy", "exact", "vlm"]
+"""Whose box is drawn on the source."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of Table 1: an editor's condition and the box it is shown."""
+
+    label: str
+    condition: str = "final"
+    guide: Guide | None = None
+
+
+METHODS: dict[str, Method] = {
+    "baseline": Method("Qwen-Image-Edit"),
+    "full_description": Method("Full description", "full_description"),
+    "norm_avg": Method("Norm-AVG", "norm_avg"),
+    "ours": Method("Ours", guide="proxy"),
+    "vlm_box": Method("VLM's box", guide="vlm"),
+    "gt_box": Method("Exact box", guide="exact"),
+    "identity": Method("No edit"),
+    "paste": Method("Exact edit pasted"),
+}
+"""What is compared: section 4.6's variants, then bounds and controls beyond the paper."""
+
+CONTROLS = ("identity", "paste")
+"""Methods in which no model edits: the source as it is, the exact edit pasted into the box."""
+
+VERDICTS = ("success", "failure", "edit", "accuracy", "leakage", "reason")
+"""Columns that a judge gives; see `judges.base.Judgement`."""
+
+_CODE = (
+    boxes, conditions, controls, encoder, prompts, qwen_image_edit, qwen_pipeline, stills, vlm,
+)  # fmt: skip
+_BATCH = 20
+"""Samples edited together: what a killed run loses at most."""
+
+
+def make_edits(
+    name: str,
+    editor: QwenImageEditor,
+    samples: EditedSamples,
+    n: int,
+    seed: int,
+    guides: Mapping[Guide, Sequence[Box | None]],
+    *,
+    base: Path | None = None,
+) -> list[Path]:
+    """Edit the first `n` samples by the method called `name`; the files of the edits, in order.
+
+    Args:
+        name: a key of `METHODS`.
+        editor: with a LoRA, which methods without a box leave out.
+        samples: their fingerprint names the folder.
+        n: how many, from the start.
+        seed: sample i is edited with the random numbers of `seed + i`.
+        guides: boxes for each of the `n` samples, where the method wants them.
+        base: in place of the folder of results.
+
+    Raises:
+        AbpError: there is no such method, `n` is not in 1..len(samples), boxes that the method
+            wants are missing, or as editors do.
+    """
+    method = _method(name)
+    _check_number(n, samples)
+    chosen = _editor(name, editor, samples)
+    shown = _shown(method, guides, n)
+    place = results.folder(
+        "edits",
+        base=base,
+        method=asdict(method),
+        editor=chosen.fingerprint,
+        samples=samples.fingerprint,
+        boxes=results.digest(shown),
+        seed=seed,
+        code=results.digest_files(*(str(module.__file__) for module in _CODE)),
+    )
+    files = [place / f"{index:04d}.png" for index in range(n)]
+    missing = [index for index in range(n) if not files[index].exists()]
+    for start in tqdm(
+        range(0, len(missing), _BATCH), desc=method.label, disable=not missing, mininterval=5
+    ):
+        part = missing[start : start + _BATCH]
+        asked = [samples[index] for index in part]
+        made = chosen.edit_many(
+            [sample.image for sample in asked],
+            [sample.instruction for sample in asked],
+            [seed + index for index in part],
+            boxes=[shown[index] for index in part] if method.guide else None,
+        )
+        for index, image in zip(part, made, strict=True):
+            with results.replacing(files[index]) as scratch:
+                image.save(scratch, format="png")
+    return files
+
+
+def judged(
+    files: Mapping[str, Sequence[Path]],
+    samples: SampleSet,
+    judge: Judge,
+    preservation: Preservation,
+    *,
+    base: Path | None = None,
+) -> pd.DataFrame:
+    """Verdicts and distances of the edits of some methods: one row a method and sample.
+
+    What is not on disk yet is judged sample by sample, all methods together, which spares the judge
+    most of its work. Columns: method, index, sample_id, those of `VERDICTS`, those of
+    `Preservation.rows`.
+    """
+    paths = {
+        name: results.folder(
+            "verdicts",
+            base=base,
+            edits=[made[0].parent.name, len(made)],
+            judge=judge.fingerprint,
+            preservation=preservation.fingerprint,
+            samples=samples.fingerprint,
+        )
+        / "rows.parquet"
+        for name, made in files.items()
+    }
+    missing = [name for name, path in paths.items() if not path.exists()]
+    if missing:
+        judged_now = _judge({name: files[name] for name in missing}, samples, judge, preservation)
+        for name in missing:
+            rows = judged_now[judged_now["method"] == name].drop(columns="method")
+            results.write_parquet(paths[name], rows)
+    found = [results.read_parquet(path)[0].assign(method=name) for name, path in paths.items()]
+    rows = pd.concat(found, ignore_index=True)
+    return rows[["method", *rows.columns.drop("method")]]
+
+
+def _judge(
+    files: Mapping[str, Sequence[Path]],
+    samples: SampleSet,
+    judge: Judge,
+    preservation: Preservation,
+) -> pd.DataFrame:
+    parts = []
+    for index in tqdm(
+        range(max(map(len, files.values()))), desc="judging edits", mininterval=5, disable=None
+    ):
+        there = {name: made[index] for name, made in files.items() if index < len(made)}
+        sample, edits = samples[index], [_read(path) for path in there.values()]
+        verdicts = judge.judge(samples, index, edits)
+        facts = [
+            {"method": name, "index": index, "sample_id": sample.id, **asdict(verdict)}
+            for name, verdict in zip(there, verdicts, strict=True)
+        ]
+        n = len(edits)
+        kept = preservation.rows([sample.image] * n, edits, [sample.box] * n)
+        parts.append(pd.concat([pd.DataFrame(facts), kept], axis=1))
+    return pd.concat(parts, ignore_index=True)
+
+
+def tidy(rows: pd.DataFrame) -> pd.DataFrame:
+    """`judged` with one row a sample, method and metric: columns sample_id, method, metric, value.
+
+    Scores go by Table 1's names: vqa_edit, vqa_accuracy, vqa_leakage, and vqa for their mean
+    (Figure 8); success by edit_success.
+    """
+    names = {"edit": "vqa_edit", "accuracy": "vqa_accuracy", "leakage": "vqa_leakage"}
+    numbers = rows.drop(columns=["index", "failure", "reason"])
+    renamed = numbers.rename(columns=names | {"success": "edit_success"})
+    renamed["vqa"] = renamed[list(VQA)].mean(axis=1)
+    return renamed.astype({"edit_success": float}).melt(
+        id_vars=["method", "sample_id"], var_name="metric", value_name="value"
+    )
+
+
+def _editor(name: str, editor: QwenImageEditor, samples: EditedSamples) -> Editor:
+    """What edits by the method called `name`."""
+    if name == "identity":
+        return Identity()
+    if name == "paste":
+        return Paste(samples)
+    method = METHODS[name]
+    return replace(editor, condition=method.condition, lora=editor.lora if method.guide else None)
+
+
+def _shown(
+    method: Method, guides: Mapping[Guide, Sequence[Box | None]], n: int
+) -> list[Box | None]:
+    """The boxes that a method draws, one for each of `n` samples; None for none."""
+    if method.guide is None:
+        return [None] * n
+    found = list(guides.get(method.guide, ()))
+    if len(found) < n:
+        raise AbpError(
+            f"{method.label} is shown boxes, and for {n} samples there are {len(found)} from "
+            f"{method.guide!r}: give one for each, or None where none is known."
+        )
+    return found[:n]
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise AbpError(f"There is no method {name!r}: choose from {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def _check_number(n: int, samples: SampleSet) -> None:
+    if not 1 <= n <= len(samples):
+        raise AbpError(
+            f"n_samples is {n}, but {samples.name} holds {len(samples)} samples: ask for 1 to "
+            f"{len(samples)}."
+        )

@@ -1,0 +1,151 @@
+"""The proxy that tells an editor where: chosen among chapter 2's, or read from where it is shipped.
+
+Appendix B.2 hands the editor the box of "the trained Q-Former" and leaves open which of them. Here
+it is one that reads a single middle layer, that of the highest mean IoU on samples that the
+editor's LoRA was trained on; the evaluation has no say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from abplib import results
+from abplib.boxes import Box, iou
+from abplib.decodability import labels_of, sweep_settings
+from abplib.edits import Guide as Source
+from abplib.encoder import ConditionEncoder
+from abplib.errors import AbpError
+from abplib.metrics import evaluate_box
+from abplib.profiles import Profile
+from abplib.proxy import Proxy
+from abplib.samples import SampleSet
+from abplib.sweep import sweep
+from abplib.training import Configuration, configurations
+
+_BATCH = 64
+_CHOICE = "choice.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """A trained proxy and the layer it reads."""
+
+    proxy: Proxy
+    layer: int
+    iou: float
+    """Mean IoU with the exact boxes of the tuning samples."""
+    note: str
+    """One sentence on where it comes from."""
+
+    def boxes(self, encoder: ConditionEncoder, samples: SampleSet, n: int) -> list[Box]:
+        """Boxes of the first `n` samples, fractions of their images."""
+        found = predict(encoder, {self.layer: self.proxy}, samples, n)[self.layer]
+        return [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.tolist()]
+
+    def save(self, folder: Path, encoder: ConditionEncoder) -> None:
+        """Write the proxy to a folder that `find_guide` reads."""
+        self.proxy.save(folder, encoder.fingerprint)
+        results.write_json(folder / _CHOICE, {"layer": self.layer, "iou": self.iou})
+
+
+def find_guide(profile: Profile, encoder: ConditionEncoder, seed: int) -> Guide:
+    """The shipped proxy where it was trained on this VLM, else the best of chapter 2's sweep.
+
+    The sweep is read where it has been run with this profile and seed, and run where not.
+    """
+    folder, missing = profile.proxy_folder, ""
+    if folder is not None:
+        if not (folder / _CHOICE).exists():
+            missing = f" ({folder.name} is not there)"
+        elif results.read_json(folder / "config.json")["encoder"] == encoder.fingerprint:
+            choice = results.read_json(folder / _CHOICE)
+            proxy = Proxy.load(folder, encoder.fingerprint)
+            return Guide(proxy, **choice, note=f"The proxy is the shipped one, {profile.proxy}.")
+        else:
+            missing = f" ({profile.proxy} was trained on another VLM)"
+    settings = sweep_settings(profile, seed)
+    labels = labels_of(
+        profile,
+        encoder,
+        min(settings.n_batches * settings.batch_size, len(profile.training)),
+    )
+    swept = sweep(
+        encoder, profile.training, labels, profile.evaluation, configurations(encoder), settings,
+        n_eval=profile.n_eval,
+    )  # fmt: skip
+    note = f"The proxy was trained in this run's sweep{missing}."
+    return choose(encoder, swept.folder / "proxies", profile.tuning, note)
+
+
+def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet, note: str) -> Guide:
+    """The proxy of a middle layer whose boxes overlap most with the exact ones of `tuning`.
+
+    Raises:
+        AbpError: a proxy is missing or of another VLM.
+    """
+    if not len(tuning):
+        raise AbpError("There are no tuning samples to choose a proxy on: give some in tuning_set.")
+    candidates = {
+        layer: Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint)
+        for layer in encoder.middle_layers
+    }
+    exact = torch.tensor([tuning[index].box for index in range(len(tuning))])
+    found = predict(encoder, candidates, tuning, len(tuning))
+    overlaps = {layer: iou(boxes, exact).mean().item() for layer, boxes in found.items()}
+    best = max(overlaps, key=lambda layer: overlaps[layer])
+    return Guide(candidates[best], best, overlaps[best], note)
+
+
+@torch.inference_mode()
+def predict(
+    encoder: ConditionEncoder, proxies: Mapping[int, Proxy], samples: SampleSet, n: int
+) -> dict[int, Tensor]:
+    """Each layer's proxy's boxes of the first `n` samples, {layer: [n, 4]}."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in proxies}
+    for start in range(0, n, _BATCH):
+        chunk = [samples[index] for index in range(start, min(start + _BATCH, n))]
+        encoding = encoder.encode(
+            [sample.image for sample in chunk],
+            [sample.instruction for sample in chunk],
+            layers=list(proxies),
+        )
+        for layer, proxy in proxies.items():
+            states, mask = Configuration(f"layer_{layer}", (layer,)).select(encoding)
+            found[layer].append(proxy.to(states.device)(states, mask).cpu())
+    return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def answered_boxes(rows: pd.DataFrame) -> list[Box | None]:
+    """The VLM's boxes in rows of `localization.ask`; None where it gave none."""
+    corners = rows[["x1", "y1", "x2", "y2"]].to_numpy(float)
+    return [
+        (x1, y1, x2, y2) if answered else None
+        for (x1, y1, x2, y2), answered in zip(corners.tolist(), rows["answered"], strict=True)
+    ]
+
+
+def box_rows(samples: SampleSet, found: Mapping[Source, Sequence[Box | None]]) -> pd.DataFrame:
+    """How good the boxes are that editors are shown: one row a source of boxes and sample.
+
+    Columns: source, index, sample_id, those of `metrics.BoxRow`, and centre_inside, whether the
+    box's centre lies in the exact box.
+    """
+    rows = []
+    for source, shown in found.items():
+        for index, box in enumerate(shown):
+            sample = samples[index]
+            about = {"source": source, "index": index, "sample_id": sample.id}
+            inside = box is not None and _centre_inside(box, sample.box)
+            rows.append({**about, **evaluate_box(sample, box), "centre_inside": inside})
+    return pd.DataFrame(rows)
+
+
+def _centre_inside(box: Box, exact: Box) -> bool:
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return exact[0] <= x <= exact[2] and exact[1] <= y <= exact[3]

@@ -1,0 +1,78 @@
+"""The miniature editor from nothing: VAE, training pairs, diffusion transformer, LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
+
+from abplib import results
+from abplib.editors.stills import for_stills
+from abplib.encoder import ConditionEncoder
+from abplib.errors import AbpError
+from abplib.mini.editor_card import write_card
+from abplib.mini.editor_data import encode_pairs
+from abplib.mini.editor_training import EditorTraining, train_dit
+from abplib.mini.editor_twin import EditorShape, assemble, build_dit, save_editor
+from abplib.mini.fitting import Fitted
+from abplib.mini.lora_training import LoraTraining, boxed_pairs, train_lora
+from abplib.mini.vae_training import VAETraining, train_vae
+
+VAE_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class EditorPlan:
+    """Shape and budgets of everything that is trained."""
+
+    shape: EditorShape = field(default_factory=EditorShape)
+    vae: VAETraining = field(default_factory=VAETraining)
+    dit: EditorTraining = field(default_factory=EditorTraining)
+    lora: LoraTraining = field(default_factory=LoraTraining)
+    seed: int = 0
+
+
+def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: str) -> Path:
+    """Train, or go on training, the miniature editor around a trained VLM.
+
+    Args:
+        folder: where the pipeline goes, its LoRA in `folder/lora`.
+        vlm: folder of the VLM; it stays frozen and is saved with the pipeline.
+        work: folder of checkpoints and encoded pairs.
+        plan: shape and budgets.
+        device: "cpu" or "cuda".
+
+    Returns: `folder`.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AbpError("No CUDA device is visible here: train with --device cpu.")
+    vae, vae_run = _trained_vae(work, plan, device)
+    area = plan.shape.side**2
+    encoder = ConditionEncoder.from_pretrained(vlm, image_area=area, device=device)
+    made_by = results.digest([encoder.fingerprint, results.digest_files(work / "vae" / VAE_FILE)])
+    if plan.dit.compile:
+        vae.encoder.compile()
+    pairs = encode_pairs(work / f"pairs-{made_by}", plan.dit.scenes, vae, encoder)
+    dit = build_dit(plan.shape, encoder.width, plan.seed)
+    dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
+    stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
+    save_editor(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
+    pipeline = QwenImageEditPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
+    boxed = boxed_pairs(pipeline, area)
+    lora_run = train_lora(pipeline, boxed, folder / "lora", work, plan.lora, device)
+    runs = {"vae": vae_run, "dit": dit_run, "lora": lora_run}
+    write_card(folder, plan, pipeline, runs, len(boxed.targets), device)
+    return folder
+
+
+def _trained_vae(
+    work: Path, plan: EditorPlan, device: str
+) -> tuple[AutoencoderKLQwenImage, Fitted]:
+    """The VAE as it is shipped, rounded to bf16."""
+    vae, run = train_vae(work, plan.vae, plan.shape, device)
+    if not (work / "vae" / VAE_FILE).exists():
+        vae.to(torch.bfloat16).save_pretrained(work / "vae")
+    vae = AutoencoderKLQwenImage.from_pretrained(work / "vae", dtype=torch.float32)
+    return for_stills(vae).to(device).requires_grad_(False), run

@@ -1,0 +1,151 @@
+"""The proxy that tells an editor where: how it is chosen, shipped and found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from abplib import guides
+from abplib.boxes import Box
+from abplib.encoder import ConditionEncoder
+from abplib.errors import AbpError
+from abplib.profiles import Profile
+from abplib.proxy import Proxy, ProxyConfig
+from abplib.samples import Sample
+
+PROFILE = Profile.load("smoke")
+SCENES = PROFILE.tuning
+
+
+class Few:
+    """The first samples of a set, with boxes of one's own."""
+
+    name = "few"
+    fingerprint = "few"
+
+    def __init__(self, boxes: list[Box]) -> None:
+        self.boxes = boxes
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: int) -> Sample:
+        source = SCENES[index]
+        return Sample(source.id, source.image, source.instruction, self.boxes[index])
+
+
+@pytest.fixture
+def proxies(encoder: ConditionEncoder, tmp_path: Path) -> Path:
+    """One untrained proxy for each middle layer, no two alike."""
+    config = ProxyConfig(encoder.width, width=8, n_queries=2, n_heads=2, n_blocks=1)
+    for layer in encoder.middle_layers:
+        torch.manual_seed(layer)
+        Proxy(config).save(tmp_path / f"layer_{layer}", encoder.fingerprint)
+    return tmp_path
+
+
+def boxes_of(encoder: ConditionEncoder, proxies: Path, layer: int, n: int) -> list[Box]:
+    proxy = Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint)
+    return guides.Guide(proxy, layer, 0.0, "").boxes(encoder, Few([(0, 0, 1, 1)] * n), n)
+
+
+def test_the_proxy_with_the_most_overlap_on_the_tuning_samples_is_chosen(
+    encoder: ConditionEncoder, proxies: Path
+) -> None:
+    for layer in encoder.middle_layers:
+        tuning = Few(boxes_of(encoder, proxies, layer, 3))  # that layer's own answers
+        found = guides.choose(encoder, proxies, tuning, "a note")
+        assert (found.layer, found.note) == (layer, "a note")
+        assert found.iou == pytest.approx(1, abs=1e-4)
+
+
+def test_boxes_are_ordered_fractions_whatever_the_batches(
+    encoder: ConditionEncoder, proxies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = encoder.middle_layers[0]
+    found = boxes_of(encoder, proxies, layer, 3)
+    assert all(0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 for x1, y1, x2, y2 in found)
+    monkeypatch.setattr(guides, "_BATCH", 2)
+    again = boxes_of(encoder, proxies, layer, 3)
+    assert torch.tensor(again) == pytest.approx(torch.tensor(found), abs=1e-5)
+
+
+def test_without_tuning_samples_there_is_no_choice(
+    encoder: ConditionEncoder, proxies: Path
+) -> None:
+    with pytest.raises(AbpError, match="no tuning samples to choose a proxy on"):
+        guides.choose(encoder, proxies, Few([]), "")
+
+
+@pytest.fixture
+def shipping(
+    encoder: ConditionEncoder, proxies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Profile:
+    """A profile that ships a proxy, on the first middle layer; another one is a sweep away."""
+    layer = encoder.middle_layers[0]
+    proxy = Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint)
+    guides.Guide(proxy, layer, 0.25, "").save(tmp_path / "shipped", encoder)
+
+    def swept(*args: Any, **settings: Any) -> Any:
+        return type("Swept", (), {"folder": tmp_path / "swept"})
+
+    (tmp_path / "swept").mkdir()
+    (tmp_path / "swept" / "proxies").symlink_to(proxies)
+    monkeypatch.setattr(guides, "sweep", swept)
+    monkeypatch.setattr(guides, "labels_of", lambda *args: None)
+    monkeypatch.setattr(Profile, "tuning", Few([(0.2, 0.2, 0.4, 0.4)] * 2))
+    return PROFILE.model_copy(update={"proxy": str(tmp_path / "shipped")})
+
+
+def test_the_shipped_proxy_is_taken_as_it_was_saved(
+    encoder: ConditionEncoder, shipping: Profile, proxies: Path
+) -> None:
+    found = guides.find_guide(shipping, encoder, seed=0)
+    assert (found.layer, found.iou) == (encoder.middle_layers[0], 0.25)
+    assert "shipped" in found.note
+    wanted = boxes_of(encoder, proxies, found.layer, 2)
+    assert found.boxes(encoder, Few([(0, 0, 1, 1)] * 2), 2) == wanted
+
+
+def test_a_shipped_proxy_of_another_vlm_is_said_and_not_taken(
+    encoder: ConditionEncoder, shipping: Profile
+) -> None:
+    folder = shipping.proxy_folder
+    assert folder is not None
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace(encoder.fingerprint, "another"))
+    found = guides.find_guide(shipping, encoder, seed=0)
+    assert "trained in this run's sweep" in found.note and "another VLM" in found.note
+    assert found.iou != 0.25
+
+
+def test_a_shipped_proxy_that_is_missing_is_said(
+    encoder: ConditionEncoder, shipping: Profile
+) -> None:
+    absent = shipping.model_copy(update={"proxy": "absent"})
+    assert "absent is not there" in guides.find_guide(absent, encoder, seed=0).note
+    none = shipping.model_copy(update={"proxy": None})
+    assert guides.find_guide(none, encoder, seed=0).note == (
+        "The proxy was trained in this run's sweep."
+    )
+
+
+def test_boxes_are_measured_against_the_exact_ones() -> None:
+    samples = Few([(0.2, 0.2, 0.4, 0.4)] * 2)
+    rows = guides.box_rows(
+        samples, {"exact": [(0.2, 0.2, 0.4, 0.4)] * 2, "vlm": [None, (0.2, 0.2, 0.9, 0.9)]}
+    )
+    assert list(rows["source"]) == ["exact"] * 2 + ["vlm"] * 2
+    assert list(rows["answered"]) == [True, True, False, True]
+    assert list(rows["centre_inside"]) == [True, True, False, False]
+    assert rows["iou"].tolist() == pytest.approx([1, 1, 0, 0.04 / 0.49])
+
+
+def test_an_answer_without_a_box_gives_none() -> None:
+    corners = {"x1": [0.1, None], "y1": [0.2, None], "x2": [0.3, None], "y2": [0.4, None]}
+    rows = pd.DataFrame({**corners, "answered": [True, False]})
+    assert guides.answered_boxes(rows) == [(0.1, 0.2, 0.3, 0.4), None]
