@@ -10,9 +10,12 @@ import click
 from papermill.cli import _resolve_type as papermill_type
 
 from abplib import results
+from abplib.data.commands import omniedit, spatial
 from abplib.errors import AbpError
-from abplib.mini.commands import train_editor, train_vlm, write_manifest
+from abplib.mini.commands import train_conditions, train_editor, train_vlm, write_manifest
+from abplib.plan.command import plan
 from abplib.profiles import Profile, known_profiles
+from abplib.tables import print_table
 
 if TYPE_CHECKING:  # importing models takes seconds, which `--help` need not cost
     from abplib.encoder import ConditionEncoder
@@ -105,6 +108,37 @@ def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: P
 @main.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("instruction")
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.option("--profile", default="mini", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the proxy, where it is trained.")
+def locate(image: Path, instruction: str, out: Path | None, profile: str, seed: int) -> None:
+    """Draw the proxy's box and the VLM's attention on your own IMAGE, from a single pass.
+
+    Writes a PNG to OUT, or beside the image. The proxy is the profile's; without one, that of
+    chapter 2, which is trained first where it has not been.
+    """
+    from abplib.analysis import load_encoder
+    from abplib.guides import find_guide
+    from abplib.locating import locate as ask
+    from abplib.plots.locating import located
+    from abplib.vlm import load_image
+
+    picture, chosen = load_image(image), Profile.load(profile)
+    encoder = load_encoder(chosen)
+    encoder.prepare([picture], [instruction])  # refuse what it cannot take before any training
+    guide = find_guide(chosen, encoder, seed)
+    found = ask(encoder, guide, picture, instruction)
+    out = out or image.with_name(f"{image.stem}-located.png")
+    with results.replacing(out) as scratch:
+        located(picture, instruction, found).savefig(scratch, format="png", dpi=200)
+    click.echo(guide.note)
+    click.echo("box " + " ".join(f"{side:.3f}" for side in found.box))
+    click.echo(out)
+
+
+@main.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("instruction")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--layer", "layers", type=int, multiple=True, help="A decoder block; repeatable.")
 @click.option("--profile", default="mini", show_default=True)
@@ -144,6 +178,23 @@ def labels(profile: str, number: int | None) -> None:
 
 
 @main.command()
+@click.option("--profile", default="mini", show_default=True)
+def guide(profile: str) -> None:
+    """Choose the proxy that guides the editor among chapter 2's, and ship it."""
+    from abplib.guides import swept_guide
+    from abplib.parameters import ChapterParameters
+
+    chosen = Profile.load(profile)
+    folder = chosen.proxy_folder
+    if folder is None:
+        raise AbpError(f"Profile {chosen.name!r} ships no proxy: set proxy to a folder for it.")
+    encoder = _encoder(profile, None)
+    found = swept_guide(chosen, encoder, ChapterParameters().seed)
+    found.save(folder, encoder)
+    click.echo(f"{folder}: layer {found.layer}, IoU {found.iou:.3f} on the tuning samples")
+
+
+@main.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 def values(file: Path | None) -> None:
     """Print the numbers of the last build, or of a values.json FILE, as a table."""
@@ -155,7 +206,7 @@ def values(file: Path | None) -> None:
         (name, _number(v["value"]), _interval(v), v["n"] or "", _number(v["paper"]), v["profile"])
         for name, v in results.read_json(file).items()
     ]
-    _print_table(("value", "here", "interval", "n", "paper", "profile"), rows)
+    print_table(("value", "here", "interval", "n", "paper", "profile"), rows)
 
 
 @main.command()
@@ -165,12 +216,16 @@ def profiles() -> None:
         (p.name, p.vlm, p.n_eval, f"{p.n_batches} x {p.batch_size}", p.note)
         for p in map(Profile.load, known_profiles())
     ]
-    _print_table(("profile", "vlm", "evaluated", "trained", "note"), rows)
+    print_table(("profile", "vlm", "evaluated", "trained", "note"), rows)
 
 
 main.add_command(train_vlm)
 main.add_command(train_editor)
+main.add_command(train_conditions)
 main.add_command(write_manifest)
+main.add_command(plan)
+main.add_command(omniedit)
+main.add_command(spatial)
 
 
 def _encoder(profile: str, vlm: str | None) -> ConditionEncoder:
@@ -187,14 +242,6 @@ def _number(number: float | None) -> str:
 
 def _interval(value: dict[str, Any]) -> str:
     return "" if value["low"] is None else f"{value['low']:.4g} to {value['high']:.4g}"
-
-
-def _print_table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    lines = [header, *(tuple(map(str, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

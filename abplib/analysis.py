@@ -29,12 +29,12 @@ class Measure:
 
 
 def load_encoder(profile: Profile) -> ConditionEncoder:
-    """The profile's VLM, on a GPU where there is one."""
+    """The profile's VLM, on the GPUs where there are, and beside them where they are too small."""
     return ConditionEncoder.from_pretrained(
         profile.vlm_source,
         image_area=profile.image_area,
         dtype=profile.dtype,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device="auto" if torch.cuda.is_available() else "cpu",
         revision=profile.revision,
     )
 
@@ -48,6 +48,7 @@ def load_editor(profile: Profile) -> QwenImageEditor:
         guidance=profile.guidance,
         dtype=getattr(torch, profile.dtype),
         device="cuda" if torch.cuda.is_available() else "cpu",
+        revision=profile.editor_revision,
     )
     return replace(editor, lora=profile.lora_folder) if profile.lora else editor
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from abplib import boxes, reported
+from abplib import boxes, reported, text_only
 from abplib.encoder import ConditionEncoder
 from abplib.labels import LABELS_FILE, Labels, exact_labels, predict_labels
 from abplib.profiles import Profile
@@ -28,7 +28,8 @@ def name_of(configuration: str) -> str:
     """How figures and tables call a configuration or a baseline of the sweep."""
     if configuration.startswith("layer_"):
         return f"layer {configuration.removeprefix('layer_')}"
-    return {"centre_prior": "centre prior"}.get(configuration, configuration.replace("_", " "))
+    words = {"centre_prior": "centre prior", text_only.NAME: "spatial term alone"}
+    return words.get(configuration, configuration.replace("_", " "))
 
 
 def sweep_settings(profile: Profile, seed: int) -> SweepSettings:
@@ -76,8 +77,8 @@ def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> p
 def final_errors(samples: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Mean centre error of each configuration and baseline, with its bootstrap interval.
 
-    `samples` is `Sweep.samples`. Indexed by configuration, in its order: value, low, high, n, iou
-    and acc50 (means).
+    `samples` has the columns of `Sweep.samples`. Indexed by configuration, in its order: value,
+    low, high, n, iou and acc50 (means).
     """
     rows = {}
     for name, group in samples.groupby("configuration", sort=False):
@@ -136,6 +137,9 @@ def verdicts(
 ) -> list[Verdict]:
     """What of sections 4.1 and 4.3 holds on this model, by paired intervals and by curves.
 
+    `samples` is `Sweep.samples` with the rows of `text_only`, against which the last one checks the
+    prompt tokens.
+
     Errors at the end of training are compared by `difference`, over all samples. Speed is the
     first evaluation at which a curve is as low as that of `final` ends; curves carry no interval,
     so what happens between the same two evaluations is undecided.
@@ -176,6 +180,11 @@ def verdicts(
         lower(
             "prompt_final", "Prompt tokens of the middle layers end lower than the final states",
             "Figure 4", ["middle_prompt"], ["final"],
+        ),
+        lower(
+            "prompt_text_only",
+            "Prompt tokens of the middle layers end lower than the spatial term alone",
+            "a check", ["middle_prompt"], [text_only.NAME],
         ),
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Edits on disk: every method of section 4.6 on the evaluation samples, made and judged once.
+"""Edits on disk: Table 1's methods on the evaluation samples, made and judged once.
 
 An edit is a PNG in its method's folder, written as its batch is done; a killed run makes only the
 missing ones. Verdicts and distances are kept per method, one row a sample.
@@ -6,6 +6,7 @@ missing ones. Verdicts and distances are kept per method, one row a sample.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +21,13 @@ from abplib.boxes import Box
 from abplib.editors import conditions, controls, qwen_image_edit, qwen_pipeline, stills
 from abplib.editors.base import Editor
 from abplib.editors.controls import EditedSamples, Identity, Paste
+from abplib.editors.others import OTHERS
 from abplib.editors.qwen_image_edit import QwenImageEditor
 from abplib.errors import AbpError
 from abplib.judges.base import Judge
 from abplib.preservation import Preservation
 from abplib.reported import VQA
-from abplib.samples import SampleSet
+from abplib.samples import SampleSet, check_number
 
 Guide = Literal["proxy", "exact", "vlm"]
 """Whose box is drawn on the source."""
@@ -33,10 +35,12 @@ Guide = Literal["proxy", "exact", "vlm"]
 
 @dataclass(frozen=True)
 class Method:
-    """One row of Table 1: an editor's condition and the box it is shown."""
+    """One row of Table 1: what conditions the editor, and whether it is trained and shown a box."""
 
     label: str
     condition: str = "final"
+    lora: bool = False
+    """Whether it edits under the LoRA that reads boxes."""
     guide: Guide | None = None
 
 
@@ -44,9 +48,10 @@ METHODS: dict[str, Method] = {
     "baseline": Method("Qwen-Image-Edit"),
     "full_description": Method("Full description", "full_description"),
     "norm_avg": Method("Norm-AVG", "norm_avg"),
-    "ours": Method("Ours", guide="proxy"),
-    "vlm_box": Method("VLM's box", guide="vlm"),
-    "gt_box": Method("Exact box", guide="exact"),
+    "ours": Method("Ours", lora=True, guide="proxy"),
+    "lora_no_box": Method("LoRA, no box", lora=True),
+    "vlm_box": Method("VLM's box", lora=True, guide="vlm"),
+    "gt_box": Method("Exact box", lora=True, guide="exact"),
     "identity": Method("No edit"),
     "paste": Method("Exact edit pasted"),
 }
@@ -79,7 +84,7 @@ def make_edits(
 
     Args:
         name: a key of `METHODS`.
-        editor: with a LoRA, which methods without a box leave out.
+        editor: with a LoRA, which methods leave out that have none.
         samples: their fingerprint names the folder.
         n: how many, from the start.
         seed: sample i is edited with the random numbers of `seed + i`.
@@ -91,31 +96,59 @@ def make_edits(
             wants are missing, or as editors do.
     """
     method = _method(name)
-    _check_number(n, samples)
+    check_number(n, samples)
     chosen = _editor(name, editor, samples)
-    shown = _shown(method, guides, n)
+    return _made(method, chosen, samples, _shown(method, guides, n), seed, base)
+
+
+def make_other_edits(
+    editor: Editor, samples: SampleSet, n: int, seed: int, *, base: Path | None = None
+) -> list[Path]:
+    """The same by another system of Table 1, which is shown no boxes.
+
+    Raises:
+        AbpError: `n` is not in 1..len(samples), or as editors do.
+    """
+    check_number(n, samples)
+    return _made(Method(editor.name), editor, samples, [None] * n, seed, base)
+
+
+def label(name: str) -> str:
+    """What tables and figures call a method or another system."""
+    return METHODS[name].label if name in METHODS else OTHERS[name].title
+
+
+def _made(
+    method: Method,
+    editor: Editor,
+    samples: SampleSet,
+    shown: Sequence[Box | None],
+    seed: int,
+    base: Path | None,
+) -> list[Path]:
+    """Files of the edits of the first samples, one for each of `shown`; what is missing is made."""
     place = results.folder(
         "edits",
         base=base,
         method=asdict(method),
-        editor=chosen.fingerprint,
+        editor=editor.fingerprint,
         samples=samples.fingerprint,
         boxes=results.digest(shown),
         seed=seed,
-        code=results.digest_files(*(str(module.__file__) for module in _CODE)),
+        code=results.digest_files(*_code(editor)),
     )
-    files = [place / f"{index:04d}.png" for index in range(n)]
-    missing = [index for index in range(n) if not files[index].exists()]
+    files = [place / f"{index:04d}.png" for index in range(len(shown))]
+    missing = [index for index in range(len(shown)) if not files[index].exists()]
     for start in tqdm(
         range(0, len(missing), _BATCH), desc=method.label, disable=not missing, mininterval=5
     ):
         part = missing[start : start + _BATCH]
         asked = [samples[index] for index in part]
-        made = chosen.edit_many(
+        made = editor.edit_many(
             [sample.image for sample in asked],
             [sample.instruction for sample in asked],
             [seed + index for index in part],
-            boxes=[shown[index] for index in part] if method.guide else None,
+            boxes=[shown[index] for index in part] if editor.reads_boxes else None,
         )
         for index, image in zip(part, made, strict=True):
             with results.replacing(files[index]) as scratch:
@@ -157,6 +190,7 @@ def judged(
             results.write_parquet(paths[name], rows)
     found = [results.read_parquet(path)[0].assign(method=name) for name, path in paths.items()]
     rows = pd.concat(found, ignore_index=True)
+    rows["failure"] = rows["failure"].astype(object).where(rows["failure"].notna(), None)
     return rows[["method", *rows.columns.drop("method")]]
 
 
@@ -183,6 +217,20 @@ def _judge(
     return pd.concat(parts, ignore_index=True)
 
 
+def succeeded(rows: pd.DataFrame) -> pd.Series:
+    """Whether each edit of `judged` succeeds, bool.
+
+    Raises:
+        AbpError: the judge does not say so of every edit.
+    """
+    if missing := int(rows["success"].isna().sum()):
+        raise AbpError(
+            f"The judge does not say of {missing} of {len(rows)} edits whether they succeed: take "
+            "one that does, or a Jury of one for success and one for scores."
+        )
+    return rows["success"].astype(bool)
+
+
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """`judged` with one row a sample, method and metric: columns sample_id, method, metric, value.
 
@@ -198,6 +246,12 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _code(editor: Editor) -> list[str]:
+    """Files of what edits: `_CODE`, and where the editor's class and its bases are written."""
+    own = {inspect.getfile(c) for c in type(editor).__mro__ if c.__module__.startswith("abplib.")}
+    return sorted({*own, *(str(module.__file__) for module in _CODE)})
+
+
 def _editor(name: str, editor: QwenImageEditor, samples: EditedSamples) -> Editor:
     """What edits by the method called `name`."""
     if name == "identity":
@@ -205,7 +259,7 @@ def _editor(name: str, editor: QwenImageEditor, samples: EditedSamples) -> Edito
     if name == "paste":
         return Paste(samples)
     method = METHODS[name]
-    return replace(editor, condition=method.condition, lora=editor.lora if method.guide else None)
+    return replace(editor, condition=method.condition, lora=editor.lora if method.lora else None)
 
 
 def _shown(
@@ -232,11 +286,3 @@ def _method(name: str) -> Method:
     if name not in METHODS:
         raise AbpError(f"There is no method {name!r}: choose from {', '.join(METHODS)}.")
     return METHODS[name]
-
-
-def _check_number(n: int, samples: SampleSet) -> None:
-    if not 1 <= n <= len(samples):
-        raise AbpError(
-            f"n_samples is {n}, but {samples.name} holds {len(samples)} samples: ask for 1 to "
-            f"{len(samples)}."
-        )

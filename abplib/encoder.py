@@ -1,6 +1,7 @@
 """The VLM as a condition encoder: one forward pass -> hidden states, token spans, attention rows.
 
-The pass is Qwen-Image-Edit's (section 3): its template, its resizing, its dropped system prompt.
+The pass is Qwen-Image-Edit's (section 3): its template, its resizing, its dropped system prompt;
+what another family of VLMs does otherwise is in its adapter (`abplib.adapters`).
 H^(l) is the un-normed output of decoder block l, 0 <= l < L; `"final"` is the last block with the
 final norm, which the pipeline conditions on.
 """
@@ -15,12 +16,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from abplib import vlm as vlms
+from abplib.adapters import Adapter, adapter_of
 from abplib.attention import reading_rows
 from abplib.errors import AbpError
-from abplib.prompts import EDIT_PREFIX, EDIT_TEMPLATE, N_DROPPED
 from abplib.vlm import ImageLike
 
 Layer = int | Literal["final"]
@@ -40,16 +41,13 @@ NOTHING = _Nothing(" ")
 class Prepared:
     """A batch on the CPU, ready for the VLM; B samples of at most S tokens, right-padded."""
 
-    input_ids: Tensor
-    """Long [B, S], system prompt included."""
-    attention_mask: Tensor
-    """Long [B, S], 1 on real tokens."""
-    position_ids: Tensor
-    """Long [3, B, S]: time, row and column of Qwen's 3-D rotary positions."""
-    pixel_values: Tensor
-    """Float [patches of all images, patch features]."""
-    image_grid_thw: Tensor
-    """Long [B, 3]: each image's grid of patches."""
+    inputs: dict[str, Tensor]
+    """What the model's `forward` takes: input_ids and attention_mask, Long [B, S], system prompt
+    included; pixel_values and what describes them; Qwen's 3-D position_ids, Long [3, B, S]."""
+    image_tokens: Tensor
+    """Bool [B, S]."""
+    grids: list[tuple[int, int]]
+    """Rows and columns of each image's tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ class Encoding:
     mask: Tensor
     """Bool [B, T]: real tokens, first in each row."""
     image_tokens: Tensor
-    """Bool [B, T]: merged image tokens, row-major over `grids`."""
+    """Bool [B, T]: tokens of the whole image, row-major over `grids`."""
     prompt_tokens: Tensor
     """Bool [B, T]: the user's instruction."""
     template_tokens: Tensor
@@ -69,7 +67,7 @@ class Encoding:
     input_ids: Tensor
     """Long [B, T]."""
     grids: list[tuple[int, int]]
-    """Rows and columns of each image's merged tokens."""
+    """Rows and columns of each image's tokens."""
     attention: dict[int, Tensor]
     """alpha^(l) of the tokens after the image: each fp32 [B, R, T], row r being the attention that
     the r-th token from the first prompt token on (prompt, then closing template) pays to every kept
@@ -78,15 +76,16 @@ class Encoding:
 
 
 class ConditionEncoder:
-    """Runs a frozen Qwen2.5-VL as Qwen-Image-Edit does and reads any of its layers."""
+    """Runs a frozen VLM as Qwen-Image-Edit runs Qwen2.5-VL and reads any of its layers."""
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration,
-        processor: Qwen2VLProcessor,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
         *,
         image_area: int,
         fingerprint: str,
+        adapter: Adapter | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -94,11 +93,15 @@ class ConditionEncoder:
         """Pixels that an image is resized to before the processor."""
         self.fingerprint = fingerprint
         """Hash of the weights and of every file that shapes the states."""
-        n_prefix = len(processor.tokenizer(EDIT_PREFIX).input_ids)
-        if n_prefix != N_DROPPED:
+        self.adapter = adapter or adapter_of(model)
+        """What the model's family does in its own way."""
+        prefix, self._turn = self.adapter.texts(processor)
+        self.n_dropped = len(self._tokens(prefix))
+        """Tokens of the system prompt."""
+        if self.adapter.n_dropped not in (None, self.n_dropped):
             raise AbpError(
-                f"The tokenizer cuts the edit template's system prompt into {n_prefix} tokens "
-                f"where the pipeline drops {N_DROPPED}; use a Qwen2.5-VL tokenizer."
+                f"The tokenizer cuts the system prompt into {self.n_dropped} tokens where the "
+                f"pipeline drops {self.adapter.n_dropped}; use the model's own tokenizer."
             )
 
     @classmethod
@@ -110,14 +113,19 @@ class ConditionEncoder:
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
         revision: str | None = None,
+        adapter: Adapter | None = None,
     ) -> ConditionEncoder:
-        """From a folder or a hub id; `image_area` is in pixels. Raises AbpError if unusable."""
+        """From a folder or a hub id; `image_area` is in pixels. Raises AbpError if unusable.
+
+        `device="auto"` puts the blocks where there is memory: the GPUs first, then the CPU.
+        """
         model, processor = vlms.load_vlm(vlm, dtype=dtype, device=device, revision=revision)
         return cls(
             model,
             processor,
             image_area=image_area,
             fingerprint=vlms.fingerprint(vlm, model),
+            adapter=adapter,
         )
 
     @property
@@ -138,7 +146,7 @@ class ConditionEncoder:
 
     @property
     def _blocks(self) -> nn.ModuleList:
-        return self.model.model.language_model.layers
+        return self.model.get_decoder().layers
 
     def prepare(self, images: Sequence[ImageLike], instructions: Sequence[str]) -> Prepared:
         """Resize, fill the template and tokenize: all that needs no weights, safe in a thread.
@@ -154,26 +162,18 @@ class ConditionEncoder:
         asked = [instruction for instruction in instructions if instruction is not NOTHING]
         vlms.check_instructions(asked, self.processor)
         inputs = vlms.tokenize(
-            [vlms.fit_image(image, self.image_area, self.processor) for image in images],
-            [EDIT_TEMPLATE.format(instruction) for instruction in instructions],
+            [self.adapter.fit(image, self.image_area, self.processor) for image in images],
+            [self._turn.replace("{}", instruction) for instruction in instructions],
             self.processor,
             padding_side="right",
+            **self.adapter.options,
         )
         vlms.check_length(inputs["input_ids"].shape[1], self.model)
-        positions, _ = self.model.model.get_rope_index(
-            inputs["input_ids"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=inputs["image_grid_thw"],
-            attention_mask=inputs["attention_mask"],
-        )
-        rows, columns = positions[1:, inputs["input_ids"] == self.model.config.image_token_id]
-        assert len(rows) == len(images) or not torch.equal(rows, columns), "mRoPE was lost"
+        image_tokens = self.adapter.image_tokens(inputs["input_ids"], self.model)
         return Prepared(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            position_ids=positions,
-            pixel_values=inputs["pixel_values"],
-            image_grid_thw=inputs["image_grid_thw"],
+            inputs=self.adapter.inputs(inputs, self.model),
+            image_tokens=image_tokens,
+            grids=self.adapter.grids(inputs, image_tokens, self.processor),
         )
 
     @torch.inference_mode()
@@ -195,28 +195,20 @@ class ConditionEncoder:
         self._check_layers([*layers, *attention])
         if not isinstance(batch, Prepared):
             batch = self.prepare(batch, instructions or ())
-        device = self.model.device
-        mask = batch.attention_mask[:, N_DROPPED:].to(device).bool()
-        kept_ids = batch.input_ids[:, N_DROPPED:].to(device)
-        image_tokens, prompt_tokens = self._spans(kept_ids, mask)
+        inputs = BatchFeature(batch.inputs).to(self.model.device, self.model.dtype)
+        kept_ids = inputs["input_ids"][:, self.n_dropped :]
+        mask = inputs["attention_mask"][:, self.n_dropped :].bool()
+        image_tokens = batch.image_tokens[:, self.n_dropped :].to(mask.device)
+        prompt_tokens = self._prompt_tokens(kept_ids, mask)
         places, real = _places(mask & (prompt_tokens.cumsum(1) > 0))
-        rows = reading_rows(self.model, attention, N_DROPPED + places)
+        rows = reading_rows(self.model, attention, self.n_dropped + places)
         with (
             self._captured(layers, mask) as states,
             rows if attention else nullcontext() as reader,
         ):
-            output = self.model.model(
-                input_ids=batch.input_ids.to(device),
-                attention_mask=batch.attention_mask.to(device),
-                position_ids=batch.position_ids.to(device),
-                pixel_values=batch.pixel_values.to(device),
-                image_grid_thw=batch.image_grid_thw.to(device),
-                use_cache=False,
-                row_reader=reader,
-            )
+            output = self.model.model(**inputs, use_cache=False, row_reader=reader)
         if final:
-            states["final"] = _keep(output.last_hidden_state, mask)
-        merge = self.processor.image_processor.merge_size
+            states["final"] = self._keep(output.last_hidden_state, mask)
         return Encoding(
             states=states,
             mask=mask,
@@ -224,9 +216,9 @@ class ConditionEncoder:
             prompt_tokens=prompt_tokens,
             template_tokens=mask & ~image_tokens & ~prompt_tokens,
             input_ids=kept_ids,
-            grids=[(h // merge, w // merge) for _, h, w in batch.image_grid_thw.tolist()],
+            grids=batch.grids,
             attention={
-                layer: found[..., N_DROPPED:].masked_fill(~real[..., None], 0)
+                layer: found[..., self.n_dropped :].masked_fill(~real[..., None], 0)
                 for layer, found in (reader.found if reader else {}).items()
             },
         )
@@ -245,7 +237,7 @@ class ConditionEncoder:
 
         def storing(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
             def hook(_block: nn.Module, _args: object, output: Tensor) -> None:
-                states[layer] = _keep(output, mask)
+                states[layer] = self._keep(output, mask)
 
             return hook
 
@@ -255,21 +247,21 @@ class ConditionEncoder:
                 hooks.callback(handle.remove)
             yield states
 
-    def _spans(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Image tokens, and prompt tokens: between the last `<|vision_end|>` and `<|im_end|>`."""
-        markers = ["<|vision_end|>", "<|im_end|>"]
-        after_image, before_end = (
-            _last((input_ids == marker) & mask)
-            for marker in self.processor.tokenizer.convert_tokens_to_ids(markers)
-        )
+    def _prompt_tokens(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """From behind the last `image_end` to the last token that ends a turn: Bool [B, T]."""
+        image_end = self._tokens(self.adapter.image_end)
+        turn_end, *_ = self._tokens(self._turn.partition("{}")[2])
+        start = _last((input_ids == image_end[0]) & mask) + len(image_end)
         index = torch.arange(input_ids.shape[1], device=input_ids.device)
-        prompt_tokens = (index > after_image) & (index < before_end)
-        return input_ids == self.model.config.image_token_id, prompt_tokens
+        return (index >= start) & (index < _last((input_ids == turn_end) & mask))
 
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
-def _keep(states: Tensor, mask: Tensor) -> Tensor:
-    """[B, S, d] -> [B, T, d]: the system prompt dropped, padding zeroed."""
-    return states[:, N_DROPPED:].masked_fill(~mask[..., None], 0)
+    def _keep(self, states: Tensor, mask: Tensor) -> Tensor:
+        """[B, S, d] -> [B, T, d]: the system prompt dropped, padding zeroed."""
+        return states[:, self.n_dropped :].to(mask.device).masked_fill(~mask[..., None], 0)
 
 
 def _places(where: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from abplib import localization
 from abplib.analysis import Measure, load_editor
 from abplib.decodability import verdict_of
 from abplib.editors.qwen_image_edit import QwenImageEditor
-from abplib.edits import VERDICTS
+from abplib.edits import VERDICTS, succeeded
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.judges.base import FAILURES, NO_EDIT, WRONG_OBJECT
@@ -57,7 +57,7 @@ def beside(answers: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
         verdicts: rows of `edits.judged`, of one method.
 
     Raises:
-        AbpError: the two are not about the same samples, one row each.
+        AbpError: the two are not about the same samples, one row each, or as `edits.succeeded`.
     """
     samples = ["index", "sample_id"]
     about = [half[samples].reset_index(drop=True) for half in (answers, verdicts)]
@@ -66,7 +66,11 @@ def beside(answers: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
             f"{len(answers)} answers and {len(verdicts)} verdicts are not about the same samples: "
             "ask and edit the same ones, and give the verdicts of one method."
         )
-    judged = verdicts[list(VERDICTS)].set_axis(answers.index)
+    judged = (
+        verdicts[list(VERDICTS)]
+        .set_axis(answers.index)
+        .assign(success=succeeded(verdicts).set_axis(answers.index))
+    )
     outcome = judged["failure"].where(~judged["success"], SUCCESS).rename("edit_outcome")
     return pd.concat([answers, judged, outcome], axis=1)
 

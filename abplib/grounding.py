@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from tqdm import tqdm
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from abplib import vlm as vlms
+from abplib.adapters import Adapter, adapter_of
 from abplib.boxes import Box, from_pixels, parse_boxes
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
@@ -33,36 +32,31 @@ class Grounding:
 
 
 class Grounder:
-    """Asks a Qwen2.5-VL for the box of an edit, greedily and in batches."""
+    """Asks a Qwen-VL for the box of an edit, greedily and in batches."""
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration,
-        processor: Qwen2VLProcessor,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
         image_area: int,
+        adapter: Adapter | None = None,
     ) -> None:
+        """Raises AbpError for a family whose way of writing boxes is not known."""
         self.model = model
         self.processor = processor
         self.image_area = image_area
         """Pixels that an image is resized to before the processor."""
+        self.boxes = (adapter or adapter_of(model)).boxes
+        if self.boxes is None:
+            raise AbpError(
+                f"How VLMs of type {model.config.model_type!r} write boxes is not known; take a "
+                "Qwen-VL for boxes, or the samples' exact ones (labels: exact in the profile)."
+            )
 
     @classmethod
     def of(cls, encoder: ConditionEncoder) -> Grounder:
         """The same model in its other role: nothing is loaded twice."""
-        return cls(encoder.model, encoder.processor, encoder.image_area)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        vlm: str | Path,
-        *,
-        image_area: int,
-        dtype: torch.dtype | str = torch.float32,
-        device: torch.device | str = "cpu",
-        revision: str | None = None,
-    ) -> Grounder:
-        """From a folder or a hub id; `image_area` is in pixels. Raises AbpError if unusable."""
-        return cls(*vlms.load_vlm(vlm, dtype=dtype, device=device, revision=revision), image_area)
+        return cls(encoder.model, encoder.processor, encoder.image_area, encoder.adapter)
 
     def locate(
         self,
@@ -92,43 +86,26 @@ class Grounder:
                 progress.update(len(rows))
         return answers
 
-    @torch.inference_mode()
     def _answer(self, images: Sequence[ImageLike], instructions: Sequence[str]) -> list[Grounding]:
-        inputs = vlms.tokenize(
-            [vlms.fit_image(image, self.image_area, self.processor) for image in images],
-            [
-                self.processor.apply_chat_template(
-                    grounding_chat(instruction), tokenize=False, add_generation_prompt=True
-                )
-                for instruction in instructions
-            ],
-            self.processor,
-            padding_side="left",
-        )
-        n_prompt = inputs["input_ids"].shape[1]
-        room = vlms.check_length(n_prompt + 1, self.model) + 1
-        tokenizer = self.processor.tokenizer
-        generated = self.model.generate(
-            **inputs.to(self.model.device),
-            max_new_tokens=min(MAX_NEW_TOKENS, room),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        texts = tokenizer.batch_decode(generated[:, n_prompt:], skip_special_tokens=True)
-        patch = self.processor.image_processor.patch_size
-        return [
-            _read(text.strip(), seen=(columns * patch, rows * patch))
-            for text, (_, rows, columns) in zip(
-                texts, inputs["image_grid_thw"].tolist(), strict=True
+        chats = [
+            self.processor.apply_chat_template(
+                grounding_chat(instruction), tokenize=False, add_generation_prompt=True
             )
+            for instruction in instructions
         ]
+        answers = vlms.generate_text(
+            images,
+            chats,
+            self.model,
+            self.processor,
+            image_area=self.image_area,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        thousandths = self.boxes == "thousandths"
+        return [_read(text, (1000, 1000) if thousandths else seen) for text, seen in answers]
 
 
-def _read(text: str, seen: tuple[int, int]) -> Grounding:
-    """Qwen2.5-VL answers in pixels of the image it saw, `seen` = (width, height)."""
+def _read(text: str, frame: tuple[int, int]) -> Grounding:
+    """The answer's boxes are written in units of which the image has `frame` = (across, down)."""
     boxes = [box for box, _ in parse_boxes(text)]
-    return Grounding(text, from_pixels(boxes[0], seen) if boxes else None, len(boxes))
+    return Grounding(text, from_pixels(boxes[0], frame) if boxes else None, len(boxes))

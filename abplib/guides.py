@@ -7,8 +7,9 @@ editor's LoRA was trained on; the evaluation has no say in it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,8 @@ from abplib.training import Configuration, configurations
 
 _BATCH = 64
 _CHOICE = "choice.json"
+_SHIPPED = torch.float16
+"""Of shipped weights: half the size of the trained ones, and finer than bfloat16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,7 @@ class Guide:
     layer: int
     iou: float
     """Mean IoU with the exact boxes of the tuning samples."""
-    note: str
+    note: str = ""
     """One sentence on where it comes from."""
 
     def boxes(self, encoder: ConditionEncoder, samples: SampleSet, n: int) -> list[Box]:
@@ -49,16 +52,14 @@ class Guide:
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.tolist()]
 
     def save(self, folder: Path, encoder: ConditionEncoder) -> None:
-        """Write the proxy to a folder that `find_guide` reads."""
-        self.proxy.save(folder, encoder.fingerprint)
+        """Write the proxy, in half precision, to a folder that `find_guide` reads."""
+        (folder / _CHOICE).unlink(missing_ok=True)  # a killed run leaves no guide, not a mixed one
+        copy.deepcopy(self.proxy).to(_SHIPPED).save(folder, encoder.fingerprint)
         results.write_json(folder / _CHOICE, {"layer": self.layer, "iou": self.iou})
 
 
 def find_guide(profile: Profile, encoder: ConditionEncoder, seed: int) -> Guide:
-    """The shipped proxy where it was trained on this VLM, else the best of chapter 2's sweep.
-
-    The sweep is read where it has been run with this profile and seed, and run where not.
-    """
+    """The shipped proxy where it was trained on this VLM, else that of `swept_guide`."""
     folder, missing = profile.proxy_folder, ""
     if folder is not None:
         if not (folder / _CHOICE).exists():
@@ -69,6 +70,15 @@ def find_guide(profile: Profile, encoder: ConditionEncoder, seed: int) -> Guide:
             return Guide(proxy, **choice, note=f"The proxy is the shipped one, {profile.proxy}.")
         else:
             missing = f" ({profile.proxy} was trained on another VLM)"
+    found = swept_guide(profile, encoder, seed)
+    return replace(found, note=f"The proxy was trained in this run's sweep{missing}.")
+
+
+def swept_guide(profile: Profile, encoder: ConditionEncoder, seed: int) -> Guide:
+    """The best of chapter 2's sweep by `choose`.
+
+    The sweep is read where it has been run with this profile and seed, and run where not.
+    """
     settings = sweep_settings(profile, seed)
     labels = labels_of(
         profile,
@@ -79,12 +89,13 @@ def find_guide(profile: Profile, encoder: ConditionEncoder, seed: int) -> Guide:
         encoder, profile.training, labels, profile.evaluation, configurations(encoder), settings,
         n_eval=profile.n_eval,
     )  # fmt: skip
-    note = f"The proxy was trained in this run's sweep{missing}."
-    return choose(encoder, swept.folder / "proxies", profile.tuning, note)
+    return choose(encoder, swept.folder / "proxies", profile.tuning)
 
 
-def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet, note: str) -> Guide:
+def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> Guide:
     """The proxy of a middle layer whose boxes overlap most with the exact ones of `tuning`.
+
+    Its weights are rounded as `Guide.save` rounds them, so that it is the same when it is shipped.
 
     Raises:
         AbpError: a proxy is missing or of another VLM.
@@ -92,14 +103,14 @@ def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet, note: st
     if not len(tuning):
         raise AbpError("There are no tuning samples to choose a proxy on: give some in tuning_set.")
     candidates = {
-        layer: Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint)
+        layer: Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint).to(_SHIPPED).float()
         for layer in encoder.middle_layers
     }
     exact = torch.tensor([tuning[index].box for index in range(len(tuning))])
     found = predict(encoder, candidates, tuning, len(tuning))
     overlaps = {layer: iou(boxes, exact).mean().item() for layer, boxes in found.items()}
     best = max(overlaps, key=lambda layer: overlaps[layer])
-    return Guide(candidates[best], best, overlaps[best], note)
+    return Guide(candidates[best], best, overlaps[best])
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from abplib.boxes import area
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.grounding import Grounder, Grounding
-from abplib.samples import Sample, SampleSet
+from abplib.samples import Sample, SampleSet, check_number
 
 SMALLEST, LARGEST = 0.001, 0.9
 """Areas of the boxes that are trained on, fractions of the image (B.1)."""
@@ -88,7 +88,7 @@ def predict_labels(
     Raises:
         AbpError: `n` is not in 1..len(samples), or no answer can be used.
     """
-    _check_number(n, samples)
+    check_number(n, samples)
     key = {
         "vlm": encoder.fingerprint,
         "image_area": encoder.image_area,
@@ -118,7 +118,7 @@ def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Label
     Raises:
         AbpError: `n` is not in 1..len(samples).
     """
-    _check_number(n, samples)
+    check_number(n, samples)
     rows = []
     for index in range(n):
         sample = samples[index]
@@ -126,14 +126,6 @@ def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Label
         rows.append(_row(index, sample, answer))
     key = {"boxes": "exact", "samples": samples.fingerprint, "vlm": encoder.fingerprint}
     return Labels(pd.DataFrame(rows), key, "The labels are the samples' exact boxes.")
-
-
-def _check_number(n: int, samples: SampleSet) -> None:
-    if not 1 <= n <= len(samples):
-        raise AbpError(
-            f"n is {n} labels, but {samples.name} holds {len(samples)} samples: ask for 1 to "
-            f"{len(samples)}."
-        )
 
 
 def _shipped(path: Path | None, key: dict[str, Any]) -> tuple[pd.DataFrame, str]:

@@ -18,7 +18,7 @@ from abplib.errors import AbpError
 from abplib.grounding import Grounder
 from abplib.metrics import MIN_COVERAGE, evaluate_box
 from abplib.reported import reported
-from abplib.samples import SampleSet
+from abplib.samples import SampleSet, check_number
 from abplib.stats import Interval, bootstrap_mean, wilson
 
 ACCURATE, WRONG_OBJECT, CUT, SPILLED, NO_BOX = (
@@ -45,11 +45,7 @@ def ask(
     Raises:
         AbpError: `n` is not in 1..len(samples), or a sample has no masks.
     """
-    if not 1 <= n <= len(samples):
-        raise AbpError(
-            f"n_samples is {n}, but {samples.name} holds {len(samples)} samples: ask for 1 to "
-            f"{len(samples)}."
-        )
+    check_number(n, samples)
     place = results.folder(
         "localization",
         base=base,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ _KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-_SOCKETS = Config(KernelManager={"transport": "ipc"})  # files: no race for ports, nothing to sniff
 _START_TIMEOUT = 300  # seconds; a kernel on a busy machine exceeds the usual 60
 
 
@@ -122,15 +122,16 @@ def _run(name: str, notebook: NotebookNode, values: Mapping[str, Any], executed:
     given, running = executed.with_name("given.ipynb"), executed.with_name("running.ipynb")
     results.write_text(given, nbformat.writes(notebook))
     try:
-        papermill.execute_notebook(
-            given,
-            running,
-            parameters=dict(values),
-            kernel_name="python3",
-            progress_bar=False,
-            start_timeout=_START_TIMEOUT,
-            config=_SOCKETS,
-        )
+        with _sockets() as config:
+            papermill.execute_notebook(
+                given,
+                running,
+                parameters=dict(values),
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=_START_TIMEOUT,
+                config=config,
+            )
     except PapermillExecutionError as error:
         reason = " ".join(f"{error.evalue}".split()) or error.ename
         kind = "" if error.ename == AbpError.__name__ else f"{error.ename}: "
@@ -144,8 +145,22 @@ def _run(name: str, notebook: NotebookNode, values: Mapping[str, Any], executed:
             f"Chapter {name} stopped since its kernel died ({reason}): free some memory and run "
             f"it again; the notebook up to there is {running}."
         ) from error
-    os.replace(running, executed)
+    done = nbformat.read(running, as_version=4)
+    for path in ("input_path", "output_path"):  # where this checkout lies is nobody's business
+        done.metadata["papermill"].pop(path, None)
+    results.write_text(executed, nbformat.writes(done) + "\n")
+    running.unlink()
     given.unlink()
+
+
+@contextmanager
+def _sockets() -> Iterator[Config]:
+    """Let the kernel talk through files of a temporary folder: no race for ports, nothing to sniff.
+
+    Where the run is killed they stay in that folder, and not in the working directory.
+    """
+    with tempfile.TemporaryDirectory(prefix="abp-") as place:
+        yield Config(KernelManager={"transport": "ipc", "ip": f"{place}/kernel"})
 
 
 def _check_parameters(name: str, notebook: NotebookNode) -> None:

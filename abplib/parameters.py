@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -38,13 +38,22 @@ class ChapterParameters(BaseModel):
         given = {name: value for name, value in own.items() if name in Profile.model_fields}
         if self.n_samples is not None:
             given["n_eval"] = self.n_samples
-        if self.vlm is not None:
+        if "vlm" in given:
             given["revision"] = None
+        if "editor" in given:
+            given["editor_revision"] = None
         return Profile.load(self.profile, **given)
 
 
 class LocalizationGap(ChapterParameters):
     """Chapter 1."""
+
+    editor: Annotated[str, Field(min_length=1)] | None = None
+    """Another editor, named as `vlm` is."""
+    n_steps: Annotated[int, Field(ge=2)] | None = None
+    """Denoising steps."""
+    guidance: Annotated[float, Field(ge=1)] | None = None
+    """Scale of classifier-free guidance; 1 for none."""
 
 
 class Proxies(ChapterParameters):
@@ -75,11 +84,25 @@ class Decomposition(Proxies):
         return layers
 
 
+class EditingValidation(LocalizationGap):
+    """Chapter 5: what chapter 1 takes, and the network under LPIPS."""
+
+    lpips_backbone: Literal["untrained", "imagenet"] | None = None
+
+
+class Adapting(ChapterParameters):
+    """Chapter 6, which brings a model of its own: another Qwen3-VL goes in as `vlm`."""
+
+    vlm: Annotated[str, Field(min_length=1)] = "abplib.testing.twins:qwen3_vl_folder"
+
+
 CHAPTERS: dict[str, type[ChapterParameters]] = {
     "01_localization_gap": LocalizationGap,
     "02_proxies": Proxies,
     "03_decomposition": Decomposition,
     "04_information_flow": Decomposition,
+    "05_editing_validation": EditingValidation,
+    "06_adapting": Adapting,
 }
 
 

@@ -57,7 +57,11 @@ def untrained(encoder: ConditionEncoder, seed: int) -> ConditionEncoder:
         torch.manual_seed(int(name, 16) % 2**63)  # of its own, or it could be the model itself
         twin = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype).eval()
     return ConditionEncoder(
-        twin, encoder.processor, image_area=encoder.image_area, fingerprint=name
+        twin,
+        encoder.processor,
+        image_area=encoder.image_area,
+        fingerprint=name,
+        adapter=encoder.adapter,
     )
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from abplib import paths
 from abplib.errors import AbpError
-from abplib.results import digest
+from abplib.results import digest, digest_files
 from abplib.samples import SampleSet
 
 _SHIPPED = Path(__file__).with_name("profiles")
@@ -28,6 +28,24 @@ _SHIPPED = Path(__file__).with_name("profiles")
 Count = Annotated[int, Field(ge=1)]
 Reference = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 """`module:function`, a function without arguments."""
+
+OtherEditorName = Literal["qwen_image_edit_2509", "fibo_edit", "flux2_dev", "flux_kontext"]
+"""Systems beside Qwen-Image-Edit; see `abplib.editors.others`."""
+
+
+class OtherEditor(BaseModel):
+    """Which files of another system edit, and with which settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    source: Annotated[str, Field(min_length=1)]
+    """Named as `Profile.vlm` is."""
+    revision: str | None = None
+    """Revision of a hub id; None for its newest."""
+    n_steps: Count | None = None
+    """Denoising steps; None for the model card's."""
+    guidance: Annotated[float, Field(ge=1)] | None = None
+    """Likewise."""
 
 
 class Profile(BaseModel):
@@ -52,6 +70,8 @@ class Profile(BaseModel):
 
     editor: Annotated[str, Field(min_length=1)] | None = None
     """The Qwen-Image-Edit that edits, named as `vlm` is; it brings its own copy of that."""
+    editor_revision: str | None = None
+    """Revision of its hub id."""
     n_steps: Annotated[int, Field(ge=2)] = 50
     """Denoising steps (model card: 50)."""
     guidance: Annotated[float, Field(ge=1)] = 4.0
@@ -60,6 +80,10 @@ class Profile(BaseModel):
     """Folder of the LoRA that reads boxes, inside the editor's folder or on its own."""
     proxy: str | None = None
     """Folder of the trained proxy that tells the editor where; without one, chapter 2's is used."""
+    comparison: str | None = None
+    """Table that `train-conditions` made around `vlm`, which chapter 5 shows."""
+    other_editors: dict[OtherEditorName, OtherEditor] = {}
+    """Systems that chapter 5 sets beside the editor."""
     judge: Reference = "abplib.judges.oracle:SceneOracle"
     """What judges edits: a class of `abplib.judges`."""
     lpips_backbone: Literal["untrained", "imagenet"] = "untrained"
@@ -125,6 +149,19 @@ class Profile(BaseModel):
             )
         return _source("editor", self.editor, "Qwen/Qwen-Image-Edit")
 
+    def other_source(self, name: OtherEditorName) -> str:
+        """The same of another system's editor.
+
+        Raises:
+            AbpError: the profile does not name it, or as `vlm_source` does.
+        """
+        if name not in self.other_editors:
+            raise AbpError(
+                f"Profile {self.name!r} has no {name}: name its source under other_editors."
+            )
+        source = self.other_editors[name].source
+        return _source(f"other_editors.{name}.source", source, "black-forest-labs/FLUX.2-dev")
+
     @property
     def lora_folder(self) -> Path:
         """Where the LoRA lies.
@@ -145,6 +182,11 @@ class Profile(BaseModel):
     def proxy_folder(self) -> Path | None:
         """Where the shipped proxy lies, if the profile names one."""
         return None if self.proxy is None else paths.root() / self.proxy
+
+    @property
+    def comparison_file(self) -> Path | None:
+        """Where the comparison of trained conditions lies, if the profile names one."""
+        return None if self.comparison is None else paths.root() / self.comparison
 
     @property
     def evaluation(self) -> SampleSet:
@@ -168,14 +210,24 @@ class Profile(BaseModel):
 
     @property
     def model_fingerprint(self) -> str:
-        """Hash of the files of VLM and editor, or of their hub ids and revision."""
+        """Hash of the files of VLM, editors, proxy and comparison, or of hub ids and revisions."""
         parts = [_content(self.vlm_source, self.revision)]
-        return digest(parts if self.editor is None else [*parts, _content(self.editor_source)])
+        if self.editor is not None:
+            parts.append(_content(self.editor_source, self.editor_revision))
+        for name, other in self.other_editors.items():
+            parts.append(_content(self.other_source(name), other.revision))
+        if (proxy := self.proxy_folder) is not None and proxy.is_dir():
+            parts.append(_content(str(proxy)))
+        if (table := self.comparison_file) is not None:
+            files = (table, table.with_suffix(".json"))
+            parts += [digest_files(file) for file in files if file.is_file()]
+        return digest(parts)
 
     @property
     def data_fingerprint(self) -> str:
-        """Hash of the two sample sets' contents."""
-        return digest([self.evaluation.fingerprint, self.training.fingerprint])
+        """Hash of the contents of all sample sets."""
+        sets = (self.evaluation, self.training, self.tuning)
+        return digest([samples.fingerprint for samples in sets])
 
 
 def _source(role: str, name: str, example: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from abplib.boxes import Box
+from abplib.errors import AbpError
 
 Fact = str | int | float
 
@@ -25,7 +26,7 @@ class Sample:
     instruction: str
     """What the user asks for."""
     box: Box
-    """Exact box of the target, fractions of the source image."""
+    """Exact box of the target, fractions of the source image; nan where it is not known."""
     masks: np.ndarray | None = None
     """Bool [n, height, width]: visible pixels of each object; None where they are not known."""
     target: int | None = None
@@ -53,3 +54,12 @@ class SampleSet(Protocol):
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`, 0 <= index < len; IndexError outside."""
         ...
+
+
+def check_number(n: int, samples: SampleSet) -> None:
+    """Refuse to take the first `n` samples where there are not as many, or none is asked for."""
+    if not 1 <= n <= len(samples):
+        raise AbpError(
+            f"{n} samples are asked for, but {samples.name} holds {len(samples)}: ask for 1 to "
+            f"{len(samples)}."
+        )

@@ -14,7 +14,8 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from abplib import reported
-from abplib.edits import METHODS, Guide
+from abplib.editors.others import OTHERS
+from abplib.edits import CONTROLS, METHODS, Guide, label, succeeded
 from abplib.stats import (
     Interval,
     PairedTable,
@@ -29,13 +30,15 @@ from abplib.stats import (
 
 COMPARED = ("baseline", "full_description", "norm_avg", "ours")
 """The methods of section 4.6 that edit with Qwen-Image-Edit."""
-BEYOND = ("vlm_box", "gt_box", "identity", "paste")
+BEYOND = ("lora_no_box", "vlm_box", "gt_box", "identity", "paste")
 """Bounds and controls, which the paper does not have."""
-BOXED = ("ours", "vlm_box", "gt_box")
-"""Methods that are shown a box."""
+TUNED = tuple(name for name, method in METHODS.items() if method.lora)
+"""Methods under the LoRA: with a box, and without one to tell what the LoRA alone gains."""
 
-IN_PAPER = {"baseline": "qwen_image_edit"} | {name: name for name in COMPARED[1:]}
-"""What Table 1's data call the methods compared."""
+_SYSTEMS = ("fibo_edit", "flux2_dev", "flux_kontext")
+
+IN_PAPER = {"baseline": "qwen_image_edit"} | {name: name for name in (*COMPARED[1:], *_SYSTEMS)}
+"""What Table 1's data call the methods compared and the other systems."""
 
 BOX_SOURCES: dict[Guide, str] = {"proxy": "proxy", "vlm": "VLM, asked", "exact": "exact box"}
 
@@ -117,15 +120,15 @@ def measured_table(summary: Summary, methods: Sequence[str], name_of_lpips: str)
     for method in methods:
         cells = {heading: _cell(summary[method, metric]) for metric, heading in headings.items()}
         cells["edit success ↑"] = with_interval(summary[method, "edit_success"].found, ".1%")
-        rows[METHODS[method].label] = cells
+        rows[label(method)] = cells
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
 def figure_8(summary: Summary) -> pd.DataFrame:
     """Figure 8's points as measured, in the form that `plots.validation.trade_off` reads."""
     rows = {}
-    for method in METHODS:
-        row: dict[str, str | float] = {"name": METHODS[method].label}
+    for method in _measured(summary):
+        row: dict[str, str | float] = {"name": label(method)}
         for metric in ("lpips", "vqa"):
             found = summary[method, metric].found
             row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
@@ -165,7 +168,8 @@ class Comparison(NamedTuple):
 
 def comparisons(scores: pd.DataFrame, seed: int) -> list[Comparison]:
     """Every method that edits against the baseline, in what Figure 8 shows and in success."""
-    asked = [(m, metric) for m in (*COMPARED[1:], *BOXED[1:]) for metric in DIFFERENCES]
+    others = [name for name in METHODS if name not in ("baseline", *CONTROLS)]
+    asked = [(method, metric) for method in others for metric in DIFFERENCES]
     pairs = [_pairs(scores, metric, method, "baseline") for method, metric in asked]
     found = [paired_difference(*pair, seed=seed) for pair in pairs]
     adjusted = holm([sign_flip_test(*pair, seed=seed) for pair in pairs])
@@ -188,7 +192,8 @@ def comparison_table(compared: Sequence[Comparison], name_of_lpips: str) -> pd.D
 
 def successes(rows: pd.DataFrame) -> pd.DataFrame:
     """Whether each edit of `edits.judged` succeeds: index (of the sample) by method."""
-    return rows.pivot(index="index", columns="method", values="success")
+    told = rows.assign(success=succeeded(rows))
+    return told.pivot(index="index", columns="method", values="success")
 
 
 def gap_of(accurate: np.ndarray, success: np.ndarray) -> Interval:
@@ -197,7 +202,7 @@ def gap_of(accurate: np.ndarray, success: np.ndarray) -> Interval:
 
 
 class Closed(NamedTuple):
-    """What a method with a box gains on the baseline."""
+    """What a method under the LoRA gains on the baseline."""
 
     gain: Interval
     """In success, as a fraction of the samples; Newcombe's interval."""
@@ -206,7 +211,7 @@ class Closed(NamedTuple):
 
 
 def gap_closed(accurate: np.ndarray, success: pd.DataFrame, seed: int) -> dict[str, Closed]:
-    """How much of the localization gap the methods with a box close.
+    """How much of the localization gap the methods under the LoRA close.
 
     A share is given where the whole interval of the gap lies above zero: there is no part of a gap
     that may not be there.
@@ -219,7 +224,7 @@ def gap_closed(accurate: np.ndarray, success: pd.DataFrame, seed: int) -> dict[s
     baseline = success["baseline"].to_numpy(bool)
     known = gap_of(accurate, baseline).low > 0
     closed = {}
-    for method in BOXED:
+    for method in TUNED:
         edited = success[method].to_numpy(bool)
         gain = proportion_difference(PairedTable.of(edited, baseline))
         share = _share(edited, baseline, accurate, seed) if known else None
@@ -288,10 +293,10 @@ def by_gain(rows: pd.DataFrame) -> list[int]:
 def success_rates(summary: Summary) -> pd.DataFrame:
     """Edit success of each method, as `plots.localization.rates` reads it."""
     rows = []
-    for method, about in METHODS.items():
+    for method in _measured(summary):
         rate = summary[method, "edit_success"].found
         note = f"{round(rate.value * rate.n)} of {rate.n}"
-        rows.append({"label": about.label, **rate._asdict(), "note": note})
+        rows.append({"label": label(method), **rate._asdict(), "note": note})
     return pd.DataFrame(rows)
 
 
@@ -300,6 +305,11 @@ def with_interval(found: Interval, fmt: str = ".3f") -> str:
     if np.isnan(found.low):
         return f"{found.value:{fmt}}"
     return f"{found.value:{fmt}} [{found.low:{fmt}}, {found.high:{fmt}}]"
+
+
+def _measured(summary: Summary) -> list[str]:
+    """All methods, and the other systems that were run."""
+    return [*METHODS, *(name for name in OTHERS if (name, "vqa") in summary)]
 
 
 def _pairs(

@@ -8,17 +8,21 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     BatchFeature,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
 )
 from transformers.utils.logging import disable_progress_bar
 
+from abplib import hub
 from abplib.errors import AbpError
 
 ImageLike = Image.Image | str | Path
@@ -49,9 +53,11 @@ def load_image(image: ImageLike) -> Image.Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def check_instructions(instructions: Sequence[str], processor: Qwen2VLProcessor) -> None:
+def check_instructions(instructions: Sequence[str], processor: ProcessorMixin) -> None:
     """Refuse an empty instruction and one that holds chat markers, before any work."""
-    markers = [token for token in processor.tokenizer.get_added_vocab() if token.startswith("<|")]
+    tokenizer = processor.tokenizer
+    added = [token for token in tokenizer.get_added_vocab() if token.startswith("<|")]
+    markers = sorted({*added, *tokenizer.all_special_tokens})
     for number, instruction in enumerate(instructions):
         if not isinstance(instruction, str) or not instruction.strip():
             raise AbpError(f"Instruction {number} is empty; say in words what to edit.")
@@ -62,7 +68,7 @@ def check_instructions(instructions: Sequence[str], processor: Qwen2VLProcessor)
             )
 
 
-def check_length(longest: int, model: Qwen2_5_VLForConditionalGeneration) -> int:
+def check_length(longest: int, model: PreTrainedModel) -> int:
     """How many tokens the model could still take after `longest`; AbpError if it cannot."""
     room = model.config.text_config.max_position_embeddings - longest
     if room < 0:
@@ -73,21 +79,26 @@ def check_length(longest: int, model: Qwen2_5_VLForConditionalGeneration) -> int
     return room
 
 
-def fit_image(image: ImageLike, area: int, processor: Qwen2VLProcessor) -> Image.Image:
+def fit_image(image: ImageLike, area: int, processor: ProcessorMixin) -> Image.Image:
     """The image resized to about `area` pixels at its own aspect, as Qwen-Image-Edit does.
 
     The pipeline rounds the sides to multiples of 32, the power of two nearest to the 28 pixels
     of one of the VLM's image tokens; models with finer tokens round to theirs.
     """
+    return resize(image, area, token_side(processor))
+
+
+def resize(image: ImageLike, area: int, side: int) -> Image.Image:
+    """The same for image tokens of `side` pixels."""
     upright = load_image(image)
-    multiple = 2 ** round(math.log2(token_side(processor)))
+    multiple = 2 ** round(math.log2(side))
     ratio = upright.width / upright.height
     width = math.sqrt(area * ratio)
     sides = (max(1, round(side / multiple)) * multiple for side in (width, width / ratio))
     return upright.resize(tuple(sides), Image.Resampling.LANCZOS)
 
 
-def token_side(processor: Qwen2VLProcessor) -> int:
+def token_side(processor: ProcessorMixin) -> int:
     """Pixels along the side of the square that one image token stands for."""
     return processor.image_processor.patch_size * processor.image_processor.merge_size
 
@@ -95,8 +106,9 @@ def token_side(processor: Qwen2VLProcessor) -> int:
 def tokenize(
     images: Sequence[Image.Image],
     texts: Sequence[str],
-    processor: Qwen2VLProcessor,
+    processor: ProcessorMixin,
     padding_side: str,
+    **options: Any,
 ) -> BatchFeature:
     """The model's inputs for one image a text, `mm_token_type_ids` among them.
 
@@ -105,11 +117,60 @@ def tokenize(
     """
     return processor(
         text=list(texts),
-        images=list(images),
+        images=[[image] for image in images],
         padding=True,
         padding_side=padding_side,
+        add_special_tokens=False,
         return_tensors="pt",
+        **options,
     )
+
+
+class Answer(NamedTuple):
+    """What a VLM wrote about one image."""
+
+    text: str
+    """Without special tokens and outer blanks."""
+    seen: tuple[int, int]
+    """Width and height in pixels of the image as the model saw it."""
+
+
+@torch.inference_mode()
+def generate_text(
+    images: Sequence[ImageLike],
+    texts: Sequence[str],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    image_area: int,
+    max_new_tokens: int,
+) -> list[Answer]:
+    """How the model goes on after each text, greedily, in one batch.
+
+    A text is a whole chat with the place of its image marked. Raises AbpError where one is longer
+    than the model can take.
+    """
+    fitted = [fit_image(image, image_area, processor) for image in images]
+    inputs = tokenize(fitted, texts, processor, padding_side="left")
+    n_prompt = inputs["input_ids"].shape[1]
+    room = check_length(n_prompt + 1, model) + 1
+    tokenizer = processor.tokenizer
+    generated = model.generate(
+        **inputs.to(model.device),
+        max_new_tokens=min(max_new_tokens, room),
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    written = tokenizer.batch_decode(generated[:, n_prompt:], skip_special_tokens=True)
+    patch = processor.image_processor.patch_size
+    return [
+        Answer(text.strip(), (columns * patch, rows * patch))
+        for text, (_, rows, columns) in zip(written, inputs["image_grid_thw"].tolist(), strict=True)
+    ]
 
 
 def load_vlm(
@@ -118,8 +179,10 @@ def load_vlm(
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     revision: str | None = None,
-) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor]:
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model, frozen and in eval mode, and its processor, from a folder or a hub id.
+
+    `device="auto"` spreads the model by free memory: over the GPUs, then the CPU.
 
     Raises AbpError where files are missing or corrupt, or the weights are not exactly the
     model's: transformers would fill the gaps with random numbers.
@@ -127,27 +190,30 @@ def load_vlm(
     _check_source(vlm)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of the weights' loading
-    try:
-        processor = Qwen2VLProcessor.from_pretrained(vlm, revision=revision)
-        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            vlm, revision=revision, dtype=dtype, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise AbpError(
-            f"The VLM {vlm} cannot be loaded ({reason[:200]}); fetch or make it again."
-        ) from error
+    with hub.explained(str(vlm)):
+        try:
+            processor = AutoProcessor.from_pretrained(vlm, revision=revision)
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                vlm, revision=revision, dtype=dtype, device_map=device, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise AbpError(
+                f"The VLM {vlm} cannot be loaded ({reason[:200]}); fetch or make it again."
+            ) from error
     if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise AbpError(
             f"The weights of {vlm} lack or misshape {len(wrong)} of the model's tensors "
             f"({wrong[0]} first); fetch or make the model again."
         )
-    if "<|im_end|>" not in processor.tokenizer.get_vocab():
-        raise AbpError(f"{vlm} comes without Qwen's tokenizer; fetch or make the model again.")
-    return model.to(device).eval().requires_grad_(False), processor
+    if not isinstance(processor, ProcessorMixin):
+        raise AbpError(f"{vlm} comes without a processor of images; fetch or make it again.")
+    if len(processor.tokenizer) <= model.config.image_token_id:
+        raise AbpError(f"{vlm} comes without its own tokenizer; fetch or make the model again.")
+    return model.eval().requires_grad_(False), processor
 
 
-def fingerprint(vlm: str | Path, model: Qwen2_5_VLForConditionalGeneration) -> str:
+def fingerprint(vlm: str | Path, model: PreTrainedModel) -> str:
     """Hash of what decides the model's states: weights, configuration, tokenizer, processor.
 
     A folder is hashed by content, a hub model by its commit.

@@ -63,6 +63,13 @@ def test_nothing_changed_is_nothing_done(built: Path) -> None:
     assert (built / "ran.txt").read_text() == "x"  # the chapter's own trace: it ran once
 
 
+def test_a_kernel_at_work_keeps_no_file_in_the_checkout(built: Path) -> None:
+    """One that is killed could not take it away again."""
+    beside = set((built / "beside.txt").read_text().split())
+    assert "toy.yaml" in beside
+    assert beside <= {path.name for path in built.iterdir()}
+
+
 def test_a_page_with_a_warning_leaves_the_last_good_book(built: Path) -> None:
     intro, page = built / "book" / "intro.md", built / "book" / "_build" / "html" / "intro.html"
     good, before = intro.read_text(), page.read_text()

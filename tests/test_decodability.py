@@ -27,6 +27,7 @@ ERRORS = {
     "final": 0.15,
     "middle_prompt": 0.15,
     "centre_prior": 0.3,
+    "text_only": 0.11,
 }
 
 
@@ -127,6 +128,7 @@ def test_verdicts_on_known_rows() -> None:
         "middle_faster": HOLDS,
         "prompt_fastest": HOLDS,
         "prompt_final": UNDECIDED,
+        "prompt_text_only": REVERSED,
     }
 
 

@@ -103,6 +103,16 @@ def test_a_box_leads_the_edit_and_only_where_the_method_has_one(
     assert (pixels(plain[0])[0] == pixels(plain[1])[0]).all()
 
 
+def test_the_lora_edits_without_a_box_as_well(editor: QwenImageEditor, tmp_path: Path) -> None:
+    """The control of Ours: neither the baseline's edit nor one that a box leads."""
+    given = {"proxy": [BOX]}
+    baseline, alone, ours = (
+        pixels(edits.make_edits(name, editor, SAMPLES, 1, 0, given, base=tmp_path))[0]
+        for name in ("baseline", "lora_no_box", "ours")
+    )
+    assert (alone != baseline).any() and (alone != ours).any()
+
+
 def test_a_sample_without_a_box_is_edited_without_one(
     editor: QwenImageEditor, tmp_path: Path
 ) -> None:
@@ -114,8 +124,8 @@ def test_a_sample_without_a_box_is_edited_without_one(
     ("name", "n", "guides", "said"),
     [
         ("magic", 1, {}, "no method 'magic': choose from baseline"),
-        ("baseline", 0, {}, "n_samples is 0"),
-        ("baseline", 201, {}, "holds 200 samples"),
+        ("baseline", 0, {}, "0 samples are asked for, but multi-entity, evaluation"),
+        ("baseline", 201, {}, "holds 200: ask for 1 to 200"),
         ("ours", 2, {"proxy": [BOX]}, "for 2 samples there are 1 from 'proxy'"),
         ("gt_box", 1, {"proxy": [BOX]}, "for 1 samples there are 0 from 'exact'"),
     ],
@@ -144,6 +154,7 @@ def test_verdicts_are_asked_for_once_and_stand_beside_the_distances(
     assert found["lpips"].abs().max() < 1e-6 and (found["l2"] == 0).all()
     again = edits.judged(files, SAMPLES, judge, preservation, base=tmp_path)
     assert again.equals(found) and judge.asked == [0, 1]
+    assert all(kind is None for kind in again["failure"][again["success"]])
     tidy = edits.tidy(found).set_index(["sample_id", "method", "metric"])["value"]
     assert tidy[SAMPLES[0].id, "paste", "vqa"] == 3
     assert tidy[SAMPLES[0].id, "paste", "edit_success"] == 1

@@ -81,13 +81,8 @@ def test_layers_are_the_raw_outputs_of_the_blocks(encoder: ConditionEncoder, bat
     encoding = encoder.encode(*batch, layers=range(last + 1), final=True)
     prepared = encoder.prepare(*batch)
     with torch.no_grad(), mrope(encoder.model):
-        hidden = encoder.model(
-            input_ids=prepared.input_ids,
-            attention_mask=prepared.attention_mask,
-            pixel_values=prepared.pixel_values,
-            image_grid_thw=prepared.image_grid_thw,
-            output_hidden_states=True,
-        ).hidden_states
+        given = {name: value for name, value in prepared.inputs.items() if name != "position_ids"}
+        hidden = encoder.model(**given, output_hidden_states=True).hidden_states
     for layer in range(last):  # hidden_states[0] is the embeddings, [-1] is normed
         expected = hidden[layer + 1][:, N_DROPPED:] * encoding.mask[..., None]
         torch.testing.assert_close(encoding.states[layer], expected, rtol=0, atol=1e-6)
@@ -145,10 +140,19 @@ def test_preparing_apart_gives_the_same(encoder: ConditionEncoder, batch: Batch)
     assert torch.equal(prepared.states[1], encoder.encode(*batch, layers=(1,)).states[1])
 
 
+def test_placing_by_free_memory_gives_the_same(
+    encoder: ConditionEncoder, smoke_folder: Path, batch: Batch
+) -> None:
+    placed = ConditionEncoder.from_pretrained(smoke_folder, image_area=SMOKE_AREA, device="auto")
+    found = placed.encode(*batch, final=True).states["final"].cpu()
+    torch.testing.assert_close(found, encoder.encode(*batch, final=True).states["final"])
+
+
 def test_mrope_gives_image_tokens_rows_and_columns(encoder: ConditionEncoder, batch: Batch) -> None:
     prepared = encoder.prepare(*batch)
-    image = prepared.input_ids[1] == encoder.model.config.image_token_id
-    rows, columns = prepared.position_ids[1:, 1, image]
+    image = prepared.inputs["input_ids"][1] == encoder.model.config.image_token_id
+    assert torch.equal(image, prepared.image_tokens[1])
+    rows, columns = prepared.inputs["position_ids"][1:, 1, image]
     assert (rows - rows[0]).tolist() == [0] * 6 + [1] * 6 + [2] * 6
     assert (columns - columns[0]).tolist() == [0, 1, 2, 3, 4, 5] * 3
 

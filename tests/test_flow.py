@@ -56,7 +56,7 @@ def test_rows_are_those_of_eager_attention(
     prepared = any_encoder.prepare(images, instructions)
     encoding = any_encoder.encode(prepared, attention=LAYERS)
     assert not encoding.mask.all()  # two image sizes, right-padded
-    maps = eager_maps(any_encoder, **vars(prepared))
+    maps = eager_maps(any_encoder, **prepared.inputs)
     assert set(encoding.attention) == set(LAYERS)
     for layer in LAYERS:
         for row, prompt in enumerate(encoding.prompt_tokens):

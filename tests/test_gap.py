@@ -19,6 +19,7 @@ from abplib.gap import SUCCESS
 from abplib.judges.base import FAILURES, LEAKAGE, NO_EDIT, WRONG_OBJECT
 from abplib.localization import ACCURATE
 from abplib.localization import WRONG_OBJECT as WRONG_BOX
+from abplib.parameters import parse
 from abplib.plots import gap as plots
 from abplib.plots.localization import gallery
 from abplib.profiles import Profile
@@ -210,3 +211,12 @@ def test_the_editor_edits_without_its_lora_and_its_vlm_is_compared(
     with torch.no_grad():
         next(other.pipeline.text_encoder.parameters()).add_(1)
     assert not gap.same_vlm(encoder, other)
+
+
+def test_chapter_1_takes_another_editor_and_its_settings() -> None:
+    given = {"profile": "smoke", "editor": "org/editor", "n_steps": 7, "guidance": 1.5}
+    profile = parse("01_localization_gap", given).resolve()
+    assert (profile.editor, profile.n_steps, profile.guidance) == ("org/editor", 7, 1.5)
+    for refused in ({"n_steps": 1}, {"guidance": 0.5}, {"editor": ""}):
+        with pytest.raises(AbpError, match=f"{next(iter(refused))} = .* is refused"):
+            parse("01_localization_gap", refused)

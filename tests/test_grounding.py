@@ -100,16 +100,6 @@ def plainly_said(grounder: Grounder, image: Image.Image, instruction: str, n_tok
     return processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
 
-def test_from_pretrained_answers_as_the_encoders_model(
-    smoke_folder: Path, grounder: Grounder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grounding, "MAX_NEW_TOKENS", 4)
-    own = Grounder.from_pretrained(smoke_folder, image_area=SMOKE_AREA)
-    assert own.locate([noise(64, 64)], ["remove it"]) == grounder.locate(
-        [noise(64, 64)], ["remove it"]
-    )
-
-
 @pytest.mark.parametrize(
     ("instruction", "message"),
     [

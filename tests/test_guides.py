@@ -8,8 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from abplib import guides
+from abplib.__main__ import main
 from abplib.boxes import Box
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
@@ -44,7 +48,7 @@ def proxies(encoder: ConditionEncoder, tmp_path: Path) -> Path:
     config = ProxyConfig(encoder.width, width=8, n_queries=2, n_heads=2, n_blocks=1)
     for layer in encoder.middle_layers:
         torch.manual_seed(layer)
-        Proxy(config).save(tmp_path / f"layer_{layer}", encoder.fingerprint)
+        Proxy(config).half().save(tmp_path / f"layer_{layer}", encoder.fingerprint)
     return tmp_path
 
 
@@ -58,8 +62,8 @@ def test_the_proxy_with_the_most_overlap_on_the_tuning_samples_is_chosen(
 ) -> None:
     for layer in encoder.middle_layers:
         tuning = Few(boxes_of(encoder, proxies, layer, 3))  # that layer's own answers
-        found = guides.choose(encoder, proxies, tuning, "a note")
-        assert (found.layer, found.note) == (layer, "a note")
+        found = guides.choose(encoder, proxies, tuning)
+        assert found.layer == layer
         assert found.iou == pytest.approx(1, abs=1e-4)
 
 
@@ -78,7 +82,7 @@ def test_without_tuning_samples_there_is_no_choice(
     encoder: ConditionEncoder, proxies: Path
 ) -> None:
     with pytest.raises(AbpError, match="no tuning samples to choose a proxy on"):
-        guides.choose(encoder, proxies, Few([]), "")
+        guides.choose(encoder, proxies, Few([]))
 
 
 @pytest.fixture
@@ -132,6 +136,41 @@ def test_a_shipped_proxy_that_is_missing_is_said(
     assert guides.find_guide(none, encoder, seed=0).note == (
         "The proxy was trained in this run's sweep."
     )
+
+
+@pytest.fixture
+def own_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Smoke, but for a folder to ship a proxy in."""
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({**PROFILE.model_dump(), "proxy": str(tmp_path / "proxy")}))
+    return path
+
+
+def test_the_command_ships_the_guide_that_the_sweep_gives(
+    own_profile: Path, encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = Profile.load(str(own_profile))
+    monkeypatch.setattr(Profile, "tuning", Few([(0.2, 0.2, 0.4, 0.4)] * 3))
+    trained = guides.find_guide(profile, encoder, seed=0)
+    done = CliRunner().invoke(main, ["guide", "--profile", str(own_profile)])
+    assert done.exit_code == 0, done.output
+    assert f"layer {trained.layer}, IoU {trained.iou:.3f}" in done.stdout
+    monkeypatch.setattr(guides, "sweep", None)  # no more of it
+    shipped = guides.find_guide(profile, encoder, seed=0)
+    assert (shipped.layer, shipped.iou) == (trained.layer, trained.iou)
+    assert "is the shipped one" in shipped.note
+    assert shipped.boxes(encoder, SCENES, 2) == trained.boxes(encoder, SCENES, 2)
+    folder = profile.proxy_folder
+    assert folder is not None
+    assert {w.dtype for w in load_file(folder / "model.safetensors").values()} == {torch.float16}
+
+
+def test_without_a_folder_to_ship_in_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guides, "sweep", None)
+    done = CliRunner().invoke(main, ["guide", "--profile", "smoke"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Profile 'smoke' ships no proxy: set proxy to a folder" in done.stderr
 
 
 def test_boxes_are_measured_against_the_exact_ones() -> None:

@@ -144,7 +144,7 @@ def test_the_fingerprint_follows_the_boxes(
 
 def test_refusals(encoder: ConditionEncoder, asked: list[str], tmp_path: Path) -> None:
     for n in (0, 41):
-        with pytest.raises(AbpError, match=f"n is {n} labels.*1 to 40"):
+        with pytest.raises(AbpError, match=f"{n} samples are asked for, .*1 to 40"):
             predict_labels(encoder, Noise(), n, base=tmp_path)
     with pytest.raises(AbpError, match="None of the VLM's 3 answers holds a usable box"):
         predict_labels(encoder, Noise(), 3, base=tmp_path)
@@ -157,5 +157,5 @@ def test_exact_boxes_can_stand_in(encoder: ConditionEncoder, asked: list[str]) -
     found = exact_labels(encoder, Noise(), 3)
     assert found.usable[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == [[0.0, 0.0, 0.5, 0.5]] * 3
     assert not asked and not found.unusable
-    with pytest.raises(AbpError, match="40 samples"):
+    with pytest.raises(AbpError, match="ask for 1 to 40"):
         exact_labels(encoder, Noise(), 41)

@@ -82,7 +82,7 @@ def test_ask_makes_one_row_a_sample_and_asks_once(
 def test_ask_refuses_what_cannot_be_measured(
     encoder: ConditionEncoder, saying: list[list[Grounding]], tmp_path: Path
 ) -> None:
-    with pytest.raises(AbpError, match=r"n_samples is 4, but halves holds 3"):
+    with pytest.raises(AbpError, match=r"4 samples are asked for, but halves holds 3"):
         localization.ask(encoder, Halves(), 4, base=tmp_path)
     saying.append([Grounding("", None, 0)])
     with pytest.raises(AbpError, match="no masks"):

@@ -23,7 +23,7 @@ MADE_OF = {
     "final": "final",
     "middle_prompt": "middle_prompt",
 }
-BASELINES = {"chance": 0.36, "centre_prior": 0.27}
+BASELINES = {"chance": 0.36, "centre_prior": 0.27, "text_only": 0.17}
 
 
 def texts(figure: Figure) -> list[str]:

@@ -90,8 +90,24 @@ def test_fingerprints_follow_contents(toy: Path) -> None:
     assert profile.model_fingerprint == before
     (toy.parent / "model" / "config.json").write_text("{ }")
     assert profile.model_fingerprint != before
+    ships = profile.model_copy(update={"proxy": "proxy"})
+    assert ships.model_fingerprint == profile.model_fingerprint  # nothing there yet
+    (toy.parent / "proxy").mkdir()
+    (toy.parent / "proxy" / "choice.json").write_text("{}")
+    assert ships.model_fingerprint != profile.model_fingerprint
     hub = profile.model_copy(update={"vlm": "Qwen/Qwen2.5-VL-7B-Instruct"})
     assert hub.model_fingerprint != hub.model_copy(update={"revision": "a"}).model_fingerprint
+
+
+@pytest.mark.parametrize("field", ["eval_set", "train_set", "tuning_set"])
+def test_the_fingerprint_of_the_data_follows_every_set(toy: Path, field: str) -> None:
+    (toy.parent / "otherworld.py").write_text(
+        "from toyworld import Toys\n\n\nclass Others(Toys):\n    fingerprint = 'other'\n\n\n"
+        "def others():\n    return Others()\n"
+    )
+    profile = Profile.load(str(toy))
+    other = Profile.load(str(toy), **{field: "otherworld:others"})
+    assert other.data_fingerprint != profile.data_fingerprint
 
 
 @pytest.mark.parametrize("vlm", ["data/mini/absent", "./absent", "/absent", "a/b/c", "absent"])

@@ -9,6 +9,7 @@ import pytest
 from abplib import claims, validation
 from abplib.decodability import HOLDS, REVERSED, UNDECIDED
 from abplib.edits import METHODS, tidy
+from abplib.errors import AbpError
 
 N = 40
 BETTER = {  # edit, accuracy, leakage (means), LPIPS, part of the edits that succeed
@@ -16,6 +17,7 @@ BETTER = {  # edit, accuracy, leakage (means), LPIPS, part of the edits that suc
     "full_description": (2.5, 2.5, 2.0, 0.10, 0.5),
     "norm_avg": (0.5, 0.5, 1.0, 0.05, 0.1),
     "ours": (3.5, 3.5, 3.5, 0.08, 0.8),
+    "lora_no_box": (2.0, 2.0, 2.0, 0.09, 0.4),
     "vlm_box": (3.5, 3.5, 3.5, 0.08, 0.9),
     "gt_box": (3.8, 3.8, 3.8, 0.08, 1.0),
     "identity": (0, 0, 4, 0.0, 0.0),
@@ -133,14 +135,15 @@ def test_figure_8_has_every_method_with_its_intervals(summary: validation.Summar
 
 def test_comparisons_are_paired_and_adjusted(scores: pd.DataFrame) -> None:
     found = {(c.method, c.metric): c for c in validation.comparisons(scores, seed=0)}
-    assert len(found) == 5 * 3
+    assert len(found) == 6 * 3
     assert found["ours", "vqa"].found.value == pytest.approx(2.0)
     assert found["ours", "edit_success"].found.value == pytest.approx(0.5)
-    assert found["ours", "lpips"].p == pytest.approx(15 * 2e-4)  # the smallest there is, times 15
+    assert found["ours", "lpips"].p == pytest.approx(18 * 2e-4)  # the smallest there is, times 18
     table = validation.comparison_table(list(found.values()), "LPIPS, of some network")
     assert list(table.columns) == ["LPIPS, of some network", "mean VQA", "edit success"]
     assert table.loc["Ours", "edit success"].startswith("+50.0% [")
-    assert "baseline" not in table.index and len(table) == 5
+    assert len(table) == 6
+    assert not {"Qwen-Image-Edit", "No edit", "Exact edit pasted"} & set(table.index)
 
 
 def test_the_part_of_the_gap_that_boxes_close() -> None:
@@ -154,6 +157,7 @@ def test_the_part_of_the_gap_that_boxes_close() -> None:
     assert ours.share is not None
     assert ours.share.value == pytest.approx(0.5 / 0.65)
     assert 0.4 < ours.share.low < ours.share.value < ours.share.high < 1.2
+    assert closed["lora_no_box"].gain.value == pytest.approx(0.1)
     assert closed["gt_box"].share.value == pytest.approx(0.7 / 0.65)  # type: ignore[union-attr]
     assert validation.gap_table(closed).loc["Ours", "gained on the baseline"].startswith("+50.0%")
 
@@ -255,3 +259,11 @@ def test_nothing_is_decided_by_one_sample() -> None:
     found = {v.key: v for v in claims.verdicts(tidy(rows[rows["index"] == 0]), seed=0)}
     assert found.pop("controls").verdict == HOLDS
     assert {v.verdict for v in found.values()} == {UNDECIDED}
+
+
+def test_a_judge_that_gives_no_success_is_named() -> None:
+    rows = judged()
+    rows["success"] = rows["success"].astype(object)
+    rows.loc[3, "success"] = None
+    with pytest.raises(AbpError, match=f"not say of 1 of {len(rows)} edits"):
+        validation.successes(rows)

@@ -99,6 +99,7 @@ import pandas as pd
 
 from pathlib import Path
 
+Path("beside.txt").write_text(" ".join(sorted(path.name for path in Path.cwd().iterdir())))
 Path("ran.txt").open("a").write("x")
 
 

@@ -87,33 +87,19 @@ def negative(encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image]
     return _read(encoder, kind, encoder.prepare(images, [NOTHING] * len(images)))
 
 
-@torch.inference_mode()
 def describe(
     encoder: ConditionEncoder, images: Sequence[Image.Image], instructions: Sequence[str]
 ) -> list[str]:
     """What the VLM writes under the edit template: the picture, then what the edit changes."""
-    model, processor = encoder.model, encoder.processor
-    inputs = vlms.tokenize(
-        [vlms.fit_image(image, encoder.image_area, processor) for image in images],
+    answers = vlms.generate_text(
+        images,
         [EDIT_TEMPLATE.format(instruction) for instruction in instructions],
-        processor,
-        padding_side="left",
+        encoder.model,
+        encoder.processor,
+        image_area=encoder.image_area,
+        max_new_tokens=MAX_DESCRIPTION,
     )
-    n_prompt = inputs["input_ids"].shape[1]
-    room = vlms.check_length(n_prompt + 1, model) + 1
-    tokenizer = processor.tokenizer
-    generated = model.generate(
-        **inputs.to(model.device),
-        max_new_tokens=min(MAX_DESCRIPTION, room),
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    texts = tokenizer.batch_decode(generated[:, n_prompt:], skip_special_tokens=True)
-    return [re.sub(r"<\|\w+\|>", "", text).strip() for text in texts]  # markers that stayed
+    return [re.sub(r"<\|\w+\|>", "", text).strip() for text, _ in answers]  # markers that stayed
 
 
 def _read(encoder: ConditionEncoder, kind: str, prepared: Prepared) -> Condition:

@@ -11,16 +11,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
-from diffusers import QwenImageEditPipeline
+from diffusers import DiffusionPipeline, QwenImageEditPipeline
 from PIL import Image
 from tqdm import tqdm
 
 from abplib import vlm as vlms
 from abplib.boxes import Box, draw_overlay
-from abplib.editors import conditions, qwen_pipeline
+from abplib.editors import conditions, loading, qwen_pipeline
 from abplib.editors.base import Editor
 from abplib.editors.stills import for_stills
 from abplib.encoder import ConditionEncoder
@@ -54,6 +54,8 @@ class QwenImageEditor(Editor):
     Variants share the pipeline: `dataclasses.replace(editor, condition="norm_avg")`. Every call
     switches the pipeline's LoRAs on or off as its editor has it.
     """
+
+    kind: ClassVar[type[DiffusionPipeline]] = QwenImageEditPipeline
 
     pipeline: QwenImageEditPipeline
     weights: str
@@ -105,12 +107,11 @@ class QwenImageEditor(Editor):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         revision: str | None = None,
-    ) -> QwenImageEditor:
+    ) -> Self:
         """The baseline, from a saved pipeline's folder or a hub id. AbpError if unusable."""
-        pipeline = qwen_pipeline.load_pipeline(
-            source, dtype=dtype, device=device, revision=revision
-        )
-        weights = qwen_pipeline.fingerprint(source, pipeline)
+        folder = loading.locate(cls.kind, source, revision)
+        pipeline = loading.load(cls.kind, folder, dtype=dtype, device=device)
+        weights = loading.fingerprint(source, folder)
         return cls(pipeline, weights, image_area, n_steps, guidance)
 
     @property
@@ -146,7 +147,7 @@ class QwenImageEditor(Editor):
     def encoder(self, size: tuple[int, int]) -> ConditionEncoder:
         """The pipeline's own VLM, which sees pictures of this width and height as they are."""
         return ConditionEncoder(
-            self.pipeline.text_encoder,
+            loading.awake(self.pipeline.text_encoder),
             self.pipeline.processor,
             image_area=size[0] * size[1],
             fingerprint=self.weights,
@@ -162,6 +163,7 @@ class QwenImageEditor(Editor):
         batch_size: int,
     ) -> list[Image.Image]:
         vlms.check_instructions(instructions, self.pipeline.processor)
+        batch_size = min(batch_size, max(1, loading.MOST_PIXELS // self.image_area))
         sizes: list[tuple[int, int]] = []
         requests: dict[tuple[object, ...], _Request] = {}
         for row, image in enumerate(images):
@@ -180,6 +182,7 @@ class QwenImageEditor(Editor):
                     for row, edit in self._edited(batch, seeds, batch_size):
                         edits[row] = edit.resize(sizes[row], Image.Resampling.LANCZOS)
                         progress.update()
+        self.pipeline.maybe_free_model_hooks()
         return [edits[row] for row in range(len(sizes))]
 
     def _edited(

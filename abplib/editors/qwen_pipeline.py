@@ -1,75 +1,24 @@
-"""The parts of a stock Qwen-Image-Edit pipeline: loading, latents, denoising in batches."""
+"""The parts of a stock Qwen-Image-Edit pipeline: LoRAs, latents, denoising in batches."""
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers import QwenImageEditPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift
-from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
 from abplib.editors.conditions import Condition, stacked
+from abplib.editors.loading import UNLOADABLE, awake, reason
 from abplib.errors import AbpError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-
-_WEIGHTS = {
-    "text_encoder": Qwen2_5_VLForConditionalGeneration,
-    "transformer": QwenImageTransformer2DModel,
-    "vae": AutoencoderKLQwenImage,
-}
-_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
-
-
-def load_pipeline(
-    source: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    revision: str | None = None,
-) -> QwenImageEditPipeline:
-    """The pipeline, frozen and in eval mode, from a folder or a hub id.
-
-    Raises AbpError where it is missing or corrupt, or the weights are not exactly the models':
-    the gaps would be filled with random numbers.
-    """
-    if not Path(source).is_dir() and (isinstance(source, Path) or source.count("/") != 1):
-        raise AbpError(f"There is no pipeline at {source}; give a saved one's folder or a hub id.")
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        raise AbpError(f"The folder {source} holds no model_index.json; give a saved pipeline's.")
-    if not sys.stderr.isatty():
-        diffusers_logging.disable_progress_bar()  # of the weights' loading
-        transformers_logging.disable_progress_bar()
-    parts, reports = {}, {}
-    try:
-        for name, model in _WEIGHTS.items():
-            parts[name], reports[name] = model.from_pretrained(
-                source, subfolder=name, revision=revision, dtype=dtype, output_loading_info=True
-            )
-        pipeline = QwenImageEditPipeline.from_pretrained(source, revision=revision, **parts)
-    except _UNLOADABLE as error:
-        raise AbpError(
-            f"The pipeline {source} cannot be loaded ({_reason(error)}); fetch or make it again."
-        ) from error
-    for name, report in reports.items():
-        if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-            raise AbpError(
-                f"The {name} of {source} lacks or misshapes {len(wrong)} of its tensors "
-                f"({wrong[0]} first); fetch or make the pipeline again."
-            )
-        parts[name].eval().requires_grad_(False)
-    return pipeline.to(device)
 
 
 def load_lora(pipeline: QwenImageEditPipeline, folder: Path, name: str) -> None:
@@ -84,9 +33,9 @@ def load_lora(pipeline: QwenImageEditPipeline, folder: Path, name: str) -> None:
         if strange := sorted({key.split(".lora_")[0] for key in tensors} - modules):
             raise KeyError(f"the pipeline has no {strange[0]}")
         pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=name)
-    except _UNLOADABLE as error:
+    except UNLOADABLE as error:
         raise AbpError(
-            f"The LoRA {folder} cannot be loaded ({_reason(error)}); give one that was trained on "
+            f"The LoRA {folder} cannot be loaded ({reason(error)}); give one that was trained on "
             "this pipeline."
         ) from error
 
@@ -100,29 +49,12 @@ def switch_lora(pipeline: QwenImageEditPipeline, name: str | None) -> None:
         pipeline.disable_lora()
 
 
-def fingerprint(source: str | Path, pipeline: QwenImageEditPipeline) -> str:
-    """Hash of what decides the edits: every file of the pipeline's parts.
-
-    A folder is hashed by content, a hub pipeline by its commit.
-    """
-    told = hashlib.sha256()
-    if not Path(source).is_dir():
-        told.update(f"{source}@{pipeline.text_encoder.config._commit_hash}".encode())
-        return told.hexdigest()
-    for part in sorted(pipeline.components):
-        for path in sorted(path for path in (Path(source) / part).iterdir() if path.is_file()):
-            told.update(f"{part}/{path.name}".encode())
-            with path.open("rb") as file:
-                told.update(hashlib.file_digest(file, "sha256").digest())
-    return told.hexdigest()
-
-
 def source_latents(pipeline: QwenImageEditPipeline, pictures: Sequence[Image.Image]) -> Tensor:
     """Standardised latents of RGB pictures of one size, packed [B, N, 4 * channels].
 
     N is the number of transformer tokens, one for `2 * vae_scale_factor` pixels squared.
     """
-    vae = pipeline.vae
+    vae = awake(pipeline.vae)
     pixels = pipeline.image_processor.preprocess(list(pictures))[:, :, None]
     latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
     mean, deviation = _statistics(pipeline, latents)
@@ -228,7 +160,3 @@ def _pack(latents: Tensor) -> Tensor:
     b, c, _, h, w = latents.shape
     packed: Tensor = QwenImageEditPipeline._pack_latents(latents, b, c, h, w)
     return packed
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:200]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
-from abplib.samples import SampleSet
+if TYPE_CHECKING:  # importing samples means importing torch
+    from abplib.samples import SampleSet
 
 BEST = 4
-"""Scores are whole numbers from 0 to this (appendix C.1)."""
+"""A score is a whole number from 0 to this (appendix C.1)."""
 
 NO_EDIT, WRONG_OBJECT, EXCESSIVE_REMOVAL, LEAKAGE, HALLUCINATION, WRONG_RESULT = (
     "no edit",
@@ -27,17 +28,21 @@ FAILURES = (NO_EDIT, WRONG_OBJECT, EXCESSIVE_REMOVAL, LEAKAGE, HALLUCINATION, WR
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one edited image."""
+    """The verdict on one edited image; what a judge does not tell is None, never a guess.
 
-    success: bool
+    People and the scene oracle tell success; a VLM gives the scores alone, and not even those where
+    it refused or answered something else. A score is a mean where a judge was asked repeatedly.
+    """
+
+    success: bool | None
     """Whether the edit "alters only the target subject and nothing else" (section 4.1)."""
     failure: str | None
-    """One of `FAILURES`; None for a success."""
-    edit: int
+    """One of `FAILURES`; None for a success, and where success is None."""
+    edit: float | None
     """0 to 4: overall adherence to the instruction (appendix C.1)."""
-    accuracy: int
+    accuracy: float | None
     """0 to 4: whether the target was modified as the instruction says (appendix C.1)."""
-    leakage: int
+    leakage: float | None
     """0 to 4: 4 where everything else was left untouched (appendix C.1)."""
     reason: str
     """The verdict in one sentence."""

@@ -32,8 +32,12 @@ the spatial terms of the paper's appendix A.2; outside that world it knows nothi
    a tenth of it on the questions. Where a box begins in an answer, a second loss (weight {look})
    asks that in each layer the head that looks most at what the box is about looks there more.
    The dense targets stay, at a fifth of their weight.
+3. *Keeping*: {keep_steps} more batches, with a loss (weight {echo}) that asks each token of a
+   question to be told from its final state by a linear map, which is thrown away. An editor reads
+   final states alone; without it they held little of what was asked for.
 
-Muon for the matrices inside blocks, AdamW for the rest, linear decay over the second half.
+Muon for the matrices inside blocks, AdamW for the rest, linear decay over the second half of each
+stage.
 {minutes} minutes on {device} (torch {torch}). Settings: `training.json`; losses: `curves.jsonl`.
 
 ![Losses](curves.png)
@@ -57,12 +61,13 @@ def write_card(folder: Path, facts: dict[str, Any], curves: list[dict[str, float
     results.write_json(folder / "training.json", facts)
     results.write_text(folder / "curves.jsonl", "".join(json.dumps(c) + "\n" for c in curves))
     frame = pd.DataFrame(curves)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), constrained_layout=True)
-    for axis, (stage, rows) in zip(axes, frame.groupby("stage", sort=False), strict=True):
+    stages = list(frame.groupby("stage", sort=False))
+    figure, axes = plt.subplots(1, len(stages), figsize=(12, 3), constrained_layout=True)
+    for axis, (stage, rows) in zip(axes, stages, strict=True):
         for name in rows.columns.drop(["stage", "step"]):
             if rows[name].notna().any():
                 axis.plot(rows["step"], rows[name].clip(lower=1e-3), label=name, lw=1)
-        axis.set(title=f"{stage}ing", xlabel="step", ylabel="loss", yscale="log")
+        axis.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
         axis.legend(frameon=False, fontsize=8)
     with results.replacing(folder / "curves.png") as scratch:
         figure.savefig(scratch, format="png", dpi=110)

@@ -55,6 +55,38 @@ def train_editor(out: Path | None, work: Path | None, device: str | None) -> Non
 
 
 @click.command()
+@click.option("--vae", type=click.Path(path_type=Path), help="Default: that of data/mini/editor.")
+@click.option("--work", type=click.Path(path_type=Path), help="Checkpoints; default: runs/editor.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one.")
+@click.option("--steps", type=click.IntRange(1), help="Batches of each condition's training.")
+def train_conditions(
+    vae: Path | None, work: Path | None, device: str | None, steps: int | None
+) -> None:
+    """Train small transformers on four conditions and judge their edits; resumable."""
+    from dataclasses import replace
+
+    import torch
+
+    from abplib.mini.condition_comparison import ComparisonPlan, compare
+
+    plan, root = ComparisonPlan(), paths.root()
+    if steps:
+        schedule = replace(plan.dit.schedule, steps=steps)
+        plan = replace(plan, dit=replace(plan.dit, schedule=schedule))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    click.echo(
+        compare(
+            root / "data/mini/conditions.csv",
+            root / "data/mini/vlm",
+            vae or root / "data/mini/editor/vae",
+            work or root / "runs/editor",
+            plan,
+            device,
+        )
+    )
+
+
+@click.command()
 def write_manifest() -> None:
     """Choose the 200/200 multi-entity samples anew and write their manifest."""
     path = paths.root() / MANIFEST

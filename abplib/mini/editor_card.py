@@ -13,6 +13,7 @@ import torch
 from diffusers import QwenImageEditPipeline
 
 from abplib import results
+from abplib.mini.editor_training import SHIFT
 from abplib.mini.fitting import Fitted
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ no other world. `lora/` holds the LoRA that reads a red box drawn on the source 
    general set; the training half of the multi-entity set is among them), {dit_steps} batches of
    {dit_batch}. Conditioned on the final-layer states of the edit template; {nothing:.0%} of the
    samples have the blank negative prompt instead. Cells that an edit changes weigh {changed:g}
-   times the others. Muon for the blocks' matrices, AdamW for the rest, cosine, averaged weights.
+   times the others; noise levels are drawn with a shift of {shift:g} towards high noise. After the
+   middle block, linear heads tell from the target's tokens which cells change, and which kind of
+   thing, of which colour, comes there (weight {told:g} each); they are thrown away. Muon for the
+   blocks' matrices, AdamW for the rest, cosine, averaged weights.
 3. *LoRA*: rank {rank}, on the {lora_samples} multi-entity training samples less {held_out} held
    out, with exact boxes drawn on the sources; {lora_steps} batches of {lora_batch}, the best of
    {looks} checkpoints by the held-out loss (`lora/held_out.json`).
@@ -82,9 +86,9 @@ def write_card(
     results.write_text(folder / "curves.jsonl", "\n".join(lines) + "\n")
     figure, axes = plt.subplots(1, len(runs), figsize=(11, 3), constrained_layout=True)
     for axis, (name, run) in zip(axes, runs.items(), strict=True):
-        for loss in [key for key in run.curves[0] if key != "step"]:
-            steps = [row["step"] for row in run.curves]
-            axis.plot(steps, [row[loss] for row in run.curves], label=loss, lw=1)
+        for loss in [key for key in run.curves[-1] if key != "step"]:
+            rows = [row for row in run.curves if loss in row]
+            axis.plot([row["step"] for row in rows], [row[loss] for row in rows], label=loss, lw=1)
         axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
         axis.legend(frameon=False, fontsize=8)
     with results.replacing(folder / "curves.png") as scratch:
@@ -108,6 +112,8 @@ def write_card(
             dit_batch=plan.dit.batch,
             nothing=plan.dit.nothing,
             changed=1 + plan.dit.changed,
+            shift=SHIFT,
+            told=plan.dit.told,
             rank=plan.lora.rank,
             lora_samples=lora_samples,
             held_out=plan.lora.held_out,

@@ -24,6 +24,7 @@ from abplib.mini.render import render
 from abplib.mini.scenes import Scene, general_scene, generator, multi_entity_scene
 from abplib.mini.sets import multi_entity
 from abplib.mini.tasks import Edit, general_edits
+from abplib.mini.things import COLOURS, KINDS
 
 SEED_SPACE = 5_000_000_000
 """Scenes of the editor's training pairs have seeds from here on."""
@@ -34,8 +35,8 @@ EDITS = 4
 _PART = 64
 """Scenes of one file: what a killed run loses at most."""
 
-_Scene = tuple[np.ndarray, list[np.ndarray], list[str]]
-"""A source, its edited versions (uint8 [side, side, 3]) and the instructions."""
+_Scene = tuple[np.ndarray, list[np.ndarray], list[str], list[tuple[int, int]]]
+"""A source, its edited versions (uint8 [side, side, 3]), the instructions, and `Pairs.new`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Pairs:
     """Tokens of each condition, int64 [pairs]."""
     nothing: np.ndarray
     """States of the empty instruction float16 [scenes, tokens, width]; all of one length."""
+    new: np.ndarray
+    """Kind and colour of the thing that an edit puts there, int64 [pairs, 2]: their places in
+    `things.KINDS` and `things.COLOURS`; -1 where an edit brings no single thing."""
 
 
 def encode_pairs(
@@ -129,7 +133,16 @@ class _Drawn(torch.utils.data.Dataset["_Scene"]):
         scene, edits = scene_edits(self.indices[at])
         pictures = [scene, *(edit.after for edit in edits)]
         shown = [np.asarray(_small(picture, self.side)) for picture in pictures]
-        return shown[0], shown[1:], [edit.instruction for edit in edits]
+        new = [_new_thing(scene, edit.after) for edit in edits]
+        return shown[0], shown[1:], [edit.instruction for edit in edits], new
+
+
+def _new_thing(before: Scene, after: Scene) -> tuple[int, int]:
+    """Kind and colour of the one thing that is new; see `Pairs.new`."""
+    new = [thing for thing in after.things if thing not in before.things]
+    if len(new) != 1:
+        return -1, -1
+    return list(KINDS).index(new[0].kind), list(COLOURS).index(new[0].colour)
 
 
 def _file(folder: Path, start: int) -> Path:
@@ -139,17 +152,18 @@ def _file(folder: Path, start: int) -> Path:
 def _encode(
     scenes: list[_Scene], vae: AutoencoderKLQwenImage, encoder: ConditionEncoder
 ) -> dict[str, np.ndarray]:
-    shown = [Image.fromarray(source) for source, _, _ in scenes]
+    shown = [Image.fromarray(source) for source, *_ in scenes]
     owners = [picture for picture in shown for _ in range(EDITS)]
-    asked = [instruction for _, _, instructions in scenes for instruction in instructions]
+    asked = [instruction for _, _, instructions, _ in scenes for instruction in instructions]
     conditions, lengths = _states(encoder, owners, asked)
     nothing, _ = _states(encoder, shown, [NOTHING] * len(shown))
     return {
-        "sources": _latents(vae, [source for source, _, _ in scenes]),
-        "targets": _latents(vae, [target for _, targets, _ in scenes for target in targets]),
+        "sources": _latents(vae, [source for source, *_ in scenes]),
+        "targets": _latents(vae, [target for _, targets, *_ in scenes for target in targets]),
         "conditions": conditions,
         "lengths": lengths,
         "nothing": nothing,
+        "new": np.array([new for *_, all_new in scenes for new in all_new]),
     }
 
 

@@ -51,10 +51,10 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     vae, vae_run = _trained_vae(work, plan, device)
     area = plan.shape.side**2
     encoder = ConditionEncoder.from_pretrained(vlm, image_area=area, device=device)
-    made_by = results.digest([encoder.fingerprint, results.digest_files(work / "vae" / VAE_FILE)])
     if plan.dit.compile:
         vae.encoder.compile()
-    pairs = encode_pairs(work / f"pairs-{made_by}", plan.dit.scenes, vae, encoder)
+    place = pairs_folder(work, work / "vae", encoder)
+    pairs = encode_pairs(place, plan.dit.scenes, vae, encoder)
     dit = build_dit(plan.shape, encoder.width, plan.seed)
     dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
@@ -65,6 +65,12 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     runs = {"vae": vae_run, "dit": dit_run, "lora": lora_run}
     write_card(folder, plan, pipeline, runs, len(boxed.targets), device)
     return folder
+
+
+def pairs_folder(work: Path, vae: Path, encoder: ConditionEncoder) -> Path:
+    """Where pairs encoded by the VAE saved in a folder and by this VLM lie."""
+    made_by = results.digest([encoder.fingerprint, results.digest_files(vae / VAE_FILE)])
+    return work / f"pairs-{made_by}"
 
 
 def _trained_vae(

@@ -2,7 +2,12 @@
 
 As in Qwen-Image-Edit: x_t = (1 - s) x + s noise, the transformer sees the noisy target and the
 clean source as one sequence, reads the final-layer states of the edit template, and predicts
-noise - x. What an edit changes is a small part of a picture, so it weighs more in the loss.
+noise - x. What an edit changes is a small part of a picture, so it weighs more in the loss, and
+noise is drawn high more often than low, as the place of an edit is settled there.
+
+Flow matching alone leaves where and what to be found out from pixels. So linear heads tell both
+from a middle block's tokens while the transformer learns: which cells change, and which thing, of
+which colour, comes there. They are thrown away.
 """
 
 from __future__ import annotations
@@ -10,18 +15,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from abplib.mini.editor_data import EDITS, Pairs
 from abplib.mini.editor_twin import EditorShape
 from abplib.mini.fitting import Batch, Fitted, Schedule, fit
+from abplib.mini.things import COLOURS, KINDS
 
 CHANGED = 0.1
 """Difference of standardised latents from which on a cell counts as changed."""
+
+SHIFT = 3.0
+"""Noise levels are drawn as s = SHIFT u / (1 + (SHIFT - 1) u), u uniform."""
+
+_RARE = 5.0
+"""Weight of a changed cell against a kept one, for the head that tells them apart."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +44,16 @@ class EditorTraining:
 
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
-            steps=1600, lr=2e-3, muon=r"transformer_blocks\.", average=0.998
+            steps=4800, lr=2e-3, muon=r"transformer_blocks\.", average=0.998
         )
     )
-    batch: int = 64
+    batch: int = 32
     scenes: int = 5120
     """Scenes with four edits each."""
     changed: float = 8.0
     """Additional weight of the cells that the edit changes."""
+    told: float = 0.1
+    """Weight of each of the heads' losses: where, kind and colour."""
     nothing: float = 0.1
     """Part of the samples whose instruction is dropped, for classifier-free guidance."""
     compile: bool = True
@@ -54,13 +70,14 @@ def train_dit(
     name: str = "dit",
 ) -> Fitted:
     """Train, or go on training, the parameters of `dit` that ask for gradients."""
-    dit.to(device).train()
+    taught = _Taught(dit).to(device).train()
     if plan.compile:
         for block in dit.transformer_blocks:
             block.compile(dynamic=False)
 
     def losses(batch: Batch) -> dict[str, Tensor]:
-        return {"flow": flow_loss(dit, batch, plan.changed)}
+        flow = flow_loss(dit, batch, plan.changed)
+        return {"flow": flow} | {k: plan.told * v for k, v in taught.losses(batch).items()}
 
     def batches(step: int) -> Iterator[Batch]:
         while True:
@@ -69,10 +86,42 @@ def train_dit(
 
     settings = {**asdict(plan), "schedule": None, **asdict(shape)}
     fitted = fit(
-        dit, losses, batches, plan.schedule, work, name=name, settings=settings, device=device
+        taught, losses, batches, plan.schedule, work, name=name, settings=settings, device=device
     )
+    taught.hook.remove()
     dit.eval()
     return fitted
+
+
+class _Taught(nn.Module):
+    """The transformer, and heads on the target's tokens after its middle block."""
+
+    def __init__(self, dit: QwenImageTransformer2DModel) -> None:
+        super().__init__()
+        self.dit = dit
+        sizes = {"where": 1, "kind": len(KINDS), "colour": len(COLOURS)}
+        self.heads = nn.ModuleDict({k: nn.Linear(dit.inner_dim, n) for k, n in sizes.items()})
+        middle = dit.transformer_blocks[len(dit.transformer_blocks) // 2]
+        self.hook = middle.register_forward_hook(self._keep)
+        self.tokens: Tensor
+
+    def _keep(self, block: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
+        self.tokens = outputs[1]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """How badly the last pass's tokens tell which cells change, and into what."""
+        changes = F.max_pool2d(_changed(batch).float(), 2).flatten(1)
+        tokens = self.tokens[:, : changes.shape[1]]
+        told = {name: head(tokens).float() for name, head in self.heads.items()}
+        rare = changes.new_tensor(_RARE)
+        where = told["where"][..., 0]
+        found = {"where": F.binary_cross_entropy_with_logits(where, changes, pos_weight=rare)}
+        for name, new in zip(("kind", "colour"), batch["new"].T, strict=True):
+            cells = (changes > 0) & (new >= 0)[:, None]
+            wanted = new[:, None].expand_as(cells)[cells]
+            wrong = F.cross_entropy(told[name][cells], wanted, reduction="sum")
+            found[name] = wrong / cells.sum().clamp(min=1)
+        return found
 
 
 def draw(pairs: Pairs, plan: EditorTraining, step: int) -> Batch:
@@ -93,6 +142,7 @@ def draw(pairs: Pairs, plan: EditorTraining, step: int) -> Batch:
         "target": torch.from_numpy(pairs.targets[rows]).float(),
         "states": torch.from_numpy(states).float(),
         "mask": torch.arange(states.shape[1]) < torch.from_numpy(lengths)[:, None],
+        "new": torch.from_numpy(pairs.new[rows]),
     }
 
 
@@ -110,7 +160,8 @@ def flow_loss(dit: QwenImageTransformer2DModel, batch: Batch, changed: float) ->
     source, target = batch["source"], batch["target"]
     size, _, height, width = target.shape
     noise = torch.randn_like(target)
-    s = torch.rand(size, device=target.device)
+    u = torch.rand(size, device=target.device)
+    s = SHIFT * u / (1 + (SHIFT - 1) * u)
     noisy = torch.lerp(target, noise, s[:, None, None, None])
     grid = (1, height // 2, width // 2)
     predicted = dit(
@@ -121,10 +172,14 @@ def flow_loss(dit: QwenImageTransformer2DModel, batch: Batch, changed: float) ->
         img_shapes=[[grid, grid]] * size,
         return_dict=False,
     )[0][:, : grid[1] * grid[2]]
-    cells = (target - source).abs().amax(1, keepdim=True) > CHANGED
-    weight = pack((1 + changed * cells.float()).expand_as(target))
+    weight = pack((1 + changed * _changed(batch).float()).expand_as(target))
     error = (predicted.float() - pack(noise - target)).square()
     return (error * weight).sum() / weight.sum()
+
+
+def _changed(batch: Batch) -> Tensor:
+    """Which cells of the latents the edit changes, bool [B, 1, h, w]."""
+    return (batch["target"] - batch["source"]).abs().amax(1, keepdim=True) > CHANGED
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 
-class Speaker:
+class Speaker(nn.Module):
     """Losses of packed lessons.
 
     Args:
@@ -21,7 +21,11 @@ class Speaker:
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, numbers: Sequence[int]):
+        super().__init__()
         self.model = model
+        width = model.config.text_config.hidden_size
+        self.recall = nn.Linear(width, width, device=model.device)
+        """Maps a final state to the embedding of its own token."""
         self.numbers = torch.tensor(numbers, device=model.device)
         self.value = torch.full((model.config.text_config.vocab_size,), -1, device=model.device)
         self.value[self.numbers] = torch.arange(len(numbers), device=model.device)
@@ -31,6 +35,7 @@ class Speaker:
 
         `lm` is the weighted cross-entropy. `look` is low where, at the tokens after which a box
         begins, some head of some layer looks at what the box is about; it says nothing of which.
+        `echo` is the cross-entropy of the question's own tokens, told from their final states.
         `number` and `word` are parts of `lm`, for the curves alone.
         """
         decoder = self.model.model.language_model
@@ -48,7 +53,14 @@ class Speaker:
         ]  # [B, boxes]
         begun = batch["cells"].any(-1)
         found = torch.stack(held).mean(0)[begun]
-        return self._words(batch, decoder.norm(states)) | {"look": -(found + 1e-3).log().mean()}
+        final = decoder.norm(states)
+        named = self._words(batch, final)
+        return named | {"look": -(found + 1e-3).log().mean(), "echo": self._echo(batch, final)}
+
+    def _echo(self, batch: dict[str, Tensor], states: Tensor) -> Tensor:
+        asked = (batch["weights"] > 0) & (batch["weights"] < 1)
+        recalled = self.recall(states[asked]) @ self.model.get_input_embeddings().weight.detach().T
+        return F.cross_entropy(recalled.float(), batch["ids"][asked])
 
     def _words(self, batch: dict[str, Tensor], states: Tensor) -> dict[str, Tensor]:
         weights, ids = batch["weights"][:, 1:], batch["ids"][:, 1:]

@@ -1,4 +1,4 @@
-"""Training of the miniature Qwen2.5-VL: first to see, then to speak.
+"""Training of the miniature Qwen2.5-VL: first to see, then to speak, then to keep the words.
 
 1. *Seeing*: the vision tower alone, on dense targets of its merged tokens (kind, colour, box,
    cell, rank among its like); the heads are thrown away.
@@ -11,6 +11,7 @@ Seeded, resumable, CPU or CUDA. `train` writes weights, curves and a model card.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ from abplib.mini.twin import (
 SEED_SPACE = 1_000_000_000
 """Training scenes have seeds from here on; evaluation and probing sets stay below."""
 
+_STAGES = ("see", "speak", "keep")
+
 
 @dataclass(frozen=True)
 class VLMTraining:
@@ -49,6 +52,7 @@ class VLMTraining:
     see_batch: int = 64
     see_scenes: int = 16_000
     speak_steps: int = 850
+    keep_steps: int = 640
     speak_batch: int = 24
     length: int = 384
     muon_lr: float = 0.02
@@ -57,6 +61,8 @@ class VLMTraining:
     """Share of the rates that the vision tower gets in the speaking stage."""
     look: float = 0.3
     """Weight of the loss on looking at what a box is about."""
+    echo: float = 0.2
+    """Weight of the loss on telling a question's tokens from their final states, when keeping."""
     checkpoint_every: int = 100
     compile: bool = True
     """Compile the blocks (needs a C++ compiler): about a fifth faster on CPU."""
@@ -85,6 +91,7 @@ def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: 
     run = _Run(model, processor, shape, plan, work, device)
     run.see()
     run.speak()
+    run.keep()
     save(model.to(torch.bfloat16), processor, folder)
     facts = {
         "plan": asdict(plan),
@@ -142,10 +149,16 @@ class _Run:
 
     def speak(self) -> None:
         """Stage 2."""
+        self._speak("speak", self.plan.speak_steps, 0.0)
+
+    def keep(self) -> None:
+        """Stage 3."""
+        self._speak("keep", self.plan.keep_steps, self.plan.echo)
+
+    def _speak(self, stage: str, steps: int, echo: float) -> None:
         tower, plan = self.model.model.visual, self.plan
-        self._optimisers(
-            [(self.model.model.language_model, 1.0), (tower, plan.tower_lr), (self.heads, 1.0)]
-        )
+        parts = [(self.model.model.language_model, 1.0), (tower, plan.tower_lr), (self.heads, 1.0)]
+        self._optimisers([*parts, (self.speaker.recall, 1.0)] if echo else parts)
         if plan.compile:
             for block in self.model.model.language_model.layers:
                 block.compile(dynamic=False)
@@ -155,9 +168,10 @@ class _Run:
             dense = self.heads(seen, batch)
             spoken = self.speaker.losses(batch, seen)
             spoken["look"] = plan.look * spoken["look"]
+            spoken["echo"] = echo * spoken["echo"] if echo else spoken["echo"].detach()
             return spoken | {name: 0.2 * loss for name, loss in dense.items()}
 
-        self._loop("speak", plan.speak_steps, plan.speak_batch, plan.length, losses)
+        self._loop(stage, steps, plan.speak_batch, plan.length, losses)
 
     def _tower(self, batch: dict[str, Tensor]) -> Tensor:
         """Merged tokens [B, cells, width] of a batch of pictures."""
@@ -221,7 +235,7 @@ class _Run:
         room = Classroom(
             self.processor,
             self.shape,
-            seed=SEED_SPACE * (1 if seeing else 2) + self.plan.seed * 10**8,
+            seed=SEED_SPACE * _STAGES.index(stage) + SEED_SPACE + self.plan.seed * 10**8,
             skip=skip,
             pool=self.plan.see_scenes if seeing else 10**8,
             length=length,
@@ -235,6 +249,7 @@ class _Run:
             "plan": asdict(self.plan),
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
+            "recall": self.speaker.recall.state_dict(),
             "optimisers": [o.state_dict() for o in self.optimisers],
             "curves": self.curves,
             "seconds": self.seconds,
@@ -254,10 +269,11 @@ class _Run:
                 f"The checkpoint in {self.work} was made with other settings: "
                 "train with those, or remove the folder to start anew."
             )
-        if stage == "see" and state["stage"] == "speak":
-            return self.plan.see_steps
+        if _STAGES.index(stage) < _STAGES.index(state["stage"]):
+            return sys.maxsize
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        self.speaker.recall.load_state_dict(state["recall"])
         self.curves, self.seconds = state["curves"], state["seconds"]
         if state["stage"] != stage:
             return 0

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from abplib.decodability import name_of
@@ -97,6 +98,7 @@ def _baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
         axes.annotate(
             name_of(name), (0.01 + 0.25 * place, error), xycoords=("axes fraction", "data"),
             xytext=(0, 2.5), textcoords="offset points", fontsize=_FONT, color=QUIET,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from abplib.boxes import Box
-from abplib.edits import METHODS
+from abplib.edits import label
 from abplib.plots.localization import outline
 from abplib.plots.style import ACCENT, INK, QUIET, TARGET, WIDTH, canvas, styled
 
@@ -33,6 +33,8 @@ _MARKS = {
     "fibo_edit": ("#8a5a9e", "^", 9),
     "flux2_dev": ("#5b8f9b", "v", 9),
     "flux_kontext": ("#8c6d4f", "P", 9),
+    "qwen_image_edit_2509": ("#c06c84", "D", 9),
+    "lora_no_box": ("#7ccb97", "o", 9),
     "vlm_box": ("#7ccb97", "^", 9),
     "gt_box": ("#0b6b32", "v", 9),
     "identity": (QUIET, "X", 9),
@@ -64,7 +66,7 @@ def compared(
         edits: by method: the edit, and its row of `edits.judged`.
     """
     return [source] + [
-        Panel(image, METHODS[name].label, outcome(row)) for name, (image, row) in edits.items()
+        Panel(image, label(name), outcome(row)) for name, (image, row) in edits.items()
     ]
 
 
@@ -102,9 +104,9 @@ def grid(panels: Sequence[Panel], columns: int = 3) -> Figure:
         axes.axis("off")
     if keys:
         found = {
-            label: line
+            key: line
             for axes in drawn
-            for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            for line, key in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend([found[key] for key in keys], keys, loc="outside upper left", ncols=2)
     return figure

@@ -269,6 +269,46 @@ def test_a_lora_of_scale_0_is_the_base(lora: Path, pictures: list[Image.Image]) 
     assert torch.equal(latents(), plain)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["final", "norm_avg", "full_description", "ours"])
+def test_variants_read_what_the_pipeline_would(
+    variant: str, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        conditions, "describe", lambda _, pictures, __: ["An apple."] * len(pictures)
+    )
+    changed = {"lora": lora} if variant == "ours" else {"condition": variant}
+    editor, instruction = dataclasses.replace(load(), **changed), INSTRUCTIONS[1]
+    pipeline, box = editor.pipeline, BOX if variant == "ours" else None
+    image, seen = noise(90, 60), []
+    handle = pipeline.transformer.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["encoder_hidden_states"][0]), with_kwargs=True
+    )
+    editor.edit(image, instruction, seed=0, box=box)
+    handle.remove()
+    said = f"{instruction} An apple." if variant == "full_description" else instruction
+    inputs = pipeline.processor(
+        text=[pipeline.prompt_template_encode.format(said)],
+        images=[editor.picture(image, box)],
+        return_tensors="pt",
+    )
+    states = pipeline.text_encoder(**inputs, output_hidden_states=True).hidden_states
+    expected = states[-1]
+    if variant == "norm_avg":
+        layers = torch.stack(states[1:])
+        expected = torch.nn.functional.layer_norm(layers, layers.shape[-1:]).mean(0)
+    kept = expected[0, pipeline.prompt_template_encode_start_idx :]
+    torch.testing.assert_close(seen[0][: len(kept)], kept, rtol=0, atol=1e-5)
+
+    sources = [noise(101, 67), noise(300, 90), noise(1400, 1001)]
+    boxes = [box] * 3 if variant == "ours" else None
+    first, second = (
+        editor.edit_many(sources, [instruction] * 3, range(3), boxes=boxes) for _ in range(2)
+    )
+    assert [edit.size for edit in first] == [source.size for source in sources]
+    assert first == second
+
+
 def test_boxes_are_drawn_on_what_the_models_see(lora: Path) -> None:
     base, image = load(), noise(128, 128)
     ours = dataclasses.replace(base, lora=lora)

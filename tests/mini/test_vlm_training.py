@@ -23,7 +23,7 @@ from abplib.mini.vlm_training import VLMTraining, train
 from abplib.vlm import load_vlm
 
 PLAN = VLMTraining(
-    see_steps=3, see_batch=2, see_scenes=4, speak_steps=4, speak_batch=2, length=400,
+    see_steps=3, see_batch=2, see_scenes=4, speak_steps=4, keep_steps=4, speak_batch=2, length=400,
     checkpoint_every=2, compile=False,
 )  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_sight_knows_ranks_but_not_near_ties() -> None:
 
 def test_killed_and_resumed_is_unbroken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(tmp_path / "whole", tmp_path / "w1", PLAN, SMOKE, "cpu")
-    for die_at in (2, 4, 1):
+    for die_at in (2, 4, 3, 2):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(vlm_training, "patches", _dying(die_at))
             train(tmp_path / "broken", tmp_path / "w2", PLAN, SMOKE, "cpu")

@@ -1,0 +1,1 @@
+"""Human steps: drawing and verifying boxes, judging boxes and edits."""
