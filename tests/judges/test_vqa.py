@@ -185,7 +185,11 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
     assert server.paid - answered == lost
 
 
-def test_an_interrupted_run_keeps_what_is_on_its_way(tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_what_is_on_its_way(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     with serving() as server:
         judge = VqaJudge(wire("openai", server), tmp_path / "record.jsonl", 1,
                          Manner(parallel=2, per_minute=1e6))  # fmt: skip
