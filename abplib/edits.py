@@ -66,7 +66,7 @@ VERDICTS = ("success", "failure", "edit", "accuracy", "leakage", "reason")
 _CODE = (
     boxes, conditions, controls, encoder, prompts, qwen_image_edit, qwen_pipeline, stills, vlm,
 )  # fmt: skip
-_BATCH = 20
+_BATCH = 32
 """Samples edited together: what a killed run loses at most."""
 
 

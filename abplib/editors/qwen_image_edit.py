@@ -26,6 +26,7 @@ from abplib.editors.stills import for_stills
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.results import digest, digest_files
+from abplib.threads import at_once, side_by_side
 from abplib.vlm import ImageLike
 
 T = TypeVar("T")
@@ -174,11 +175,12 @@ class QwenImageEditor(Editor):
             key = picture.size, pixels, instructions[row]
             requests.setdefault(key, _Request(picture, instructions[row], [])).rows.append(row)
         edits: dict[int, Image.Image] = {}
+        device = self.pipeline.transformer.device
         qwen_pipeline.switch_lora(self.pipeline, self._adapter)
         with tqdm(total=len(sizes), desc=f"editing, {self.name}", disable=None) as progress:
             for size in {request.picture.size for request in requests.values()}:
                 alike = [request for request in requests.values() if request.picture.size == size]
-                for batch in _batches(alike, batch_size):
+                for batch in _batches(alike, batch_size * at_once(device)):
                     for row, edit in self._edited(batch, seeds, batch_size):
                         edits[row] = edit.resize(sizes[row], Image.Resampling.LANCZOS)
                         progress.update()
@@ -200,7 +202,8 @@ class QwenImageEditor(Editor):
         )
         source = qwen_pipeline.source_latents(self.pipeline, pictures)
         wanted = [(place, row) for place, request in enumerate(requests) for row in request.rows]
-        for batch in _batches(wanted, batch_size):
+
+        def edit(batch: Sequence[tuple[int, int]]) -> list[Image.Image]:
             places = [place for place, _ in batch]
             latents = qwen_pipeline.denoise(
                 self.pipeline,
@@ -212,7 +215,10 @@ class QwenImageEditor(Editor):
                 n_steps=self.n_steps,
                 guidance=self.guidance,
             )
-            edits = qwen_pipeline.decode(self.pipeline, latents, size)
+            return qwen_pipeline.decode(self.pipeline, latents, size)
+
+        batches = list(_batches(wanted, batch_size))
+        for batch, edits in zip(batches, side_by_side(edit, batches, source.device), strict=True):
             yield from zip((row for _, row in batch), edits, strict=True)
 
 
