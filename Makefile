@@ -1,8 +1,9 @@
 # `make book` and `make test` set up all they need; `make help` lists the rest.
 
-VENV   ?= .venv
-PYTHON ?= python3
-bin    := $(VENV)/bin
+VENV    ?= .venv
+PYTHON  ?= python3
+PROFILE ?= mini
+bin     := $(VENV)/bin
 
 # A relative VENV is this checkout's own and gets the editable package (the `abp` command). Another
 # may serve several checkouts: it gets the locked packages alone and must not point at any of them.
@@ -19,8 +20,8 @@ export PYTHONPATH := $(CURDIR)
 help:       ## this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1	/p' Makefile
 
-book: $(stamp)  ## run the chapters and build book/_build/html (the `mini` profile)
-	$(bin)/python -m abplib book
+book: $(stamp)  ## run what changed and build book/_build/html (PROFILE=smoke: on random weights)
+	$(bin)/snakemake --profile workflow/profiles/local --config profile=$(PROFILE)
 
 test: lint  ## style, types, then the tests
 	$(bin)/python -m pytest -q
@@ -44,7 +45,7 @@ lock: $(stamp)  ## resolve pyproject.toml into requirements.lock, keeping the ve
 	    --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
 clean:      ## remove what is built and measured; the environment and training checkpoints stay
-	rm -rf book/_build results build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf book/_build results .snakemake build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find abplib tests -name __pycache__ -prune -exec rm -rf {} +
 
 # `.installing` stays behind when an installation dies: the next one starts from an empty environment.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from papermill.cli import _resolve_type as papermill_type
 
-from abplib import results
+from abplib import results, steps
 from abplib.data.commands import omniedit, spatial
 from abplib.errors import AbpError
 from abplib.mini.commands import train_conditions, train_editor, train_vlm, write_manifest
@@ -35,7 +35,7 @@ class _Sentences(click.Group):
 @click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="abplib")
 def main() -> None:
-    """Analysis-by-Proxy: run chapters, build the book."""
+    """Analysis-by-Proxy: the steps of the book, chapters, tools for your own images."""
 
 
 @main.command()
@@ -59,11 +59,11 @@ def chapter(name: str, given: tuple[tuple[str, str], ...]) -> None:
 
 @main.command()
 @click.option("--profile", default="mini", show_default=True)
-def book(profile: str) -> None:
-    """Run all chapters and build the HTML book."""
+def pages(profile: str) -> None:
+    """Set the pages of the HTML book from the chapters that ran; `make book` runs them first."""
     from abplib.book import build
 
-    build(profile, log=click.echo)
+    click.echo(build(profile, log=click.echo))
 
 
 @main.command()
@@ -161,24 +161,6 @@ def states(
 
 @main.command()
 @click.option("--profile", default="mini", show_default=True)
-@click.option("-n", "number", type=click.IntRange(1), help="Default: what the profile trains on.")
-def labels(profile: str, number: int | None) -> None:
-    """Let the VLM label the training samples of chapter 2, and ship that beside the model."""
-    from abplib.labels import LABELS_FILE, predict_labels
-
-    chosen = Profile.load(profile)
-    n = number or chosen.n_batches * chosen.batch_size
-    folder = Path(chosen.vlm_source)
-    if not folder.is_dir():
-        raise AbpError(f"{chosen.vlm} is no folder to ship labels in: save the model to one first.")
-    path = folder / LABELS_FILE
-    found = predict_labels(_encoder(profile, None), chosen.training, n)
-    found.ship(path)
-    click.echo(f"{path}: {len(found.usable)} of {n} usable, {found.unusable or 'none'} not")
-
-
-@main.command()
-@click.option("--profile", default="mini", show_default=True)
 def guide(profile: str) -> None:
     """Choose the proxy that guides the editor among chapter 2's, and ship it."""
     from abplib.guides import swept_guide
@@ -226,6 +208,10 @@ main.add_command(write_manifest)
 main.add_command(plan)
 main.add_command(omniedit)
 main.add_command(spatial)
+main.add_command(steps.labels)
+main.add_command(steps.sweep)
+main.add_command(steps.answers)
+main.add_command(steps.edit)
 
 
 def _encoder(profile: str, vlm: str | None) -> ConditionEncoder:

@@ -1,9 +1,9 @@
-"""`make book`: run the chapters, set the pages, and let nothing half-made be seen.
+"""The last step of `make book`: set the pages, and let nothing half-made be seen.
 
-Chapters run first, each in its own kernel and only where its inputs changed. Their executed
-notebooks and the static pages are then staged in `book/_build/src`, and Jupyter Book turns them
-into HTML with its own execution off and its warnings as errors. The finished HTML takes the place
-of the former one at the end, so a failed build leaves the last good book alone.
+The chapters have run before. Their prose as it is now, with the outputs of their runs, and the
+static pages are staged in `book/_build/src`, and Jupyter Book turns them into HTML with its own
+execution off and its warnings as errors. The finished HTML takes the place of the former one at the
+end, so a failed build leaves the last good book alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -25,15 +24,15 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 
-from abplib import paths, results
+from abplib import paths, results, sources
 from abplib.chapter import VALUES
 from abplib.errors import AbpError
-from abplib.notebooks import execute
-from abplib.profiles import require_known
+from abplib.notebooks import as_written, folder_of
 
 _TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-mathjax-offline")
 _JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run by -m
 _PAGES = (".md", ".bib", ".yml")
+_CONFIG = "_config.yml"
 _LOADED = {  # tag -> the attribute by which a page loads something
     "script": "src",
     "link": "href",
@@ -52,32 +51,34 @@ _SCRIPT_REMOTE = re.compile(r"""["']((?:https?:)?//[^"'\s]*\.m?js)\b""")
 
 def build_folder() -> Path:
     """Where the build's products go."""
-    return paths.root() / "book" / "_build"
+    return _book() / "_build"
 
 
-def build(profile: str = "mini", log: Callable[[str], None] = print) -> Path:
-    """Build the book; returns its first page.
+def build(profile: str, log: Callable[[str], None] = print) -> Path:
+    """Set the pages of the chapters that ran; returns the first page.
 
     Args:
-        profile: what every chapter runs with.
+        profile: what every chapter ran with.
         log: takes one line of progress at a time.
 
     Raises:
-        AbpError: a chapter fails, leaves a declared artefact out, or the pages do not build.
+        AbpError: a chapter has not run, or the pages do not build.
     """
-    require_known(profile)
-    began = time.monotonic()
-    ran: dict[str, Path] = {}
-    for page in pages():
-        if page.startswith("chapters/"):
-            name, started = Path(page).name, time.monotonic()
-            log(f"{name}: running with profile {profile}")
-            ran[name] = execute(name, {"profile": profile})
-            log(f"{name}: ready after {time.monotonic() - started:.0f} s")
-    merge_values(ran)
-    first = typeset(stage(ran), log)
-    log(f"the book is {first} ({time.monotonic() - began:.0f} s)")
-    return first
+    ran = {name: folder_of(name, {"profile": profile}) for name in chapters()}
+    with results.alone(build_folder() / "html"):
+        merge_values(ran)
+        return typeset(stage(ran), log)
+
+
+def key(profile: str) -> str:
+    """Hash of what determines the pages beside the chapters' outputs."""
+    files = [*written(), *sources.reached(f"import {__name__}")]
+    return results.digest([profile, _tools(), results.digest_files(*files)])
+
+
+def chapters() -> list[str]:
+    """The names of the book's chapters in reading order."""
+    return [Path(page).name for page in pages() if page.startswith("chapters/")]
 
 
 def pages() -> list[str]:
@@ -119,22 +120,30 @@ def merge_values(ran: dict[str, Path]) -> Path:
 
 def stage(ran: dict[str, Path]) -> Path:
     """Collect everything that Sphinx reads in `_build/src`, from scratch; returns that folder."""
-    book, staged = paths.root() / "book", build_folder() / "src"
+    staged = build_folder() / "src"
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(book / "_static", staged / "_static")
     (staged / "extra" / "mathjax").mkdir(parents=True)
     shutil.copy(_mathjax(), staged / "extra" / "mathjax")
-    shutil.copy(paths.root() / "_config.yml", staged)
-    for path in sorted(book.rglob("*")):
-        inside = path.relative_to(book)
-        kept = path.suffix in _PAGES and inside.parts[0] not in ("_build", "_static", "notebooks")
-        if kept and not (inside.parts[0] == "chapters" and path.stem in ran):
-            (staged / inside).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, staged / inside)
+    for path in written():
+        to = staged / (_CONFIG if path.name == _CONFIG else path.relative_to(_book()))
+        if not (to.parent.name == "chapters" and path.stem in ran):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, to)
     for name, place in ran.items():
-        notebook = typesettable(nbformat.read(place / "executed.ipynb", as_version=4))
+        notebook = typesettable(as_written(name, place))
         results.write_text(staged / "chapters" / f"{name}.ipynb", nbformat.writes(notebook))
     return staged
+
+
+def written() -> list[Path]:
+    """Files that people write and the pages are set from: prose, style, configuration."""
+    found = [paths.root() / _CONFIG]
+    for path in sorted(_book().rglob("*")):
+        top = path.relative_to(_book()).parts[0]
+        is_page = path.suffix in _PAGES and top not in ("_build", "notebooks")
+        if path.is_file() and (is_page or top == "_static"):
+            found.append(path)
+    return found
 
 
 def typesettable(notebook: NotebookNode) -> NotebookNode:
@@ -180,9 +189,9 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
     """
     place, html = build_folder(), build_folder() / "html"
     made_of = place / "html.json"
-    key = results.digest(
+    made_from = results.digest(
         {
-            "tools": {tool: version(tool) for tool in _TOOLS},
+            "tools": _tools(),
             "files": {
                 path.relative_to(staged).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
                 for path in sorted(staged.rglob("*"))
@@ -190,9 +199,10 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
             },
         }
     )
-    if made_of.is_file() and html.is_dir() and results.read_json(made_of) == key:
+    first = html / "index.html"
+    if made_of.is_file() and first.is_file() and results.read_json(made_of) == made_from:
         log("pages: unchanged")
-        return html / "index.html"
+        return first
     log("pages: setting")
     fresh = place / "next"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -220,10 +230,10 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
     if html.is_dir():
         html.rename(former)
     made.rename(html)
-    results.write_json(made_of, key)
+    results.write_json(made_of, made_from)
     shutil.rmtree(former, ignore_errors=True)
     shutil.rmtree(fresh)
-    return html / "index.html"
+    return first
 
 
 def remote(html: Path) -> list[str]:
@@ -256,6 +266,14 @@ class _Loads(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.lasttag == "script":
             self.remote += _SCRIPT_REMOTE.findall(data)
+
+
+def _tools() -> dict[str, str]:
+    return {tool: version(tool) for tool in _TOOLS}
+
+
+def _book() -> Path:
+    return paths.root() / "book"
 
 
 def _meta(output: NotebookNode) -> dict[str, Any]:

@@ -30,34 +30,17 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from myst_nb import glue
 
-from abplib import paths, results
+from abplib import results, sources
 from abplib.errors import AbpError
 from abplib.parameters import ChapterParameters, parse
-from abplib.profiles import Profile
 
 VALUES = "values.json"
 _VALUE_NAME = re.compile(r"ch\d+(\.\w+)+")
-_RUNNERS = ("book.py", "notebooks.py", "__main__.py")
-"""Modules that start chapters and put pages together; no number depends on them."""
 
 
-def folder(name: str, parameters: ChapterParameters, profile: Profile) -> Path:
-    """Where this chapter's outputs go: `results/chapters/<name>/<key>/`.
-
-    The key hashes the chapter's source, the parameters and the profile they resolve to, the
-    library's code, the model's files and the samples.
-    """
-    package = Path(__file__).parent
-    code = [p for p in sorted(package.rglob("*.py")) if p.name not in _RUNNERS]
-    return results.folder(
-        f"chapters/{name}",
-        source=results.digest_files(paths.root() / "book" / "chapters" / f"{name}.md"),
-        parameters=parameters.model_dump(exclude={"profile"}),
-        profile=profile.model_dump(),
-        code=results.digest_files(*code),
-        model=profile.model_fingerprint,
-        data=profile.data_fingerprint,
-    )
+def folder(name: str, parameters: ChapterParameters) -> Path:
+    """Where the chapter's outputs go: `results/chapters/<name>/<hash of its inputs>/`."""
+    return results.folder(f"chapters/{name}", **sources.of_chapter(name, parameters))
 
 
 class Chapter:
@@ -75,7 +58,7 @@ class Chapter:
         self.name = name
         self.params = parameters
         self.profile = parameters.resolve()
-        self.folder = folder(name, parameters, self.profile)
+        self.folder = folder(name, parameters)
         self._declared = {"figures": figures, "tables": tables, "values": values}
         self._files: dict[str, dict[str, list[Path]]] = {"figures": {}, "tables": {}}
         self._values: dict[str, dict[str, Any]] = {}

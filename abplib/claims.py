@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from abplib.decodability import HOLDS, REVERSED, UNDECIDED, Verdict, verdict_of
-from abplib.edits import METHODS
 from abplib.judges.base import BEST
+from abplib.methods import METHODS
 from abplib.reported import VQA
 from abplib.stats import Interval
 from abplib.validation import COMPARED, DIFFERENCES, difference, with_interval

@@ -15,8 +15,8 @@ import torch
 
 from abplib import boxes, reported, text_only
 from abplib.encoder import ConditionEncoder
-from abplib.labels import LABELS_FILE, Labels, exact_labels, predict_labels
-from abplib.profiles import Profile
+from abplib.labels import Labels, exact_labels, predict_labels
+from abplib.profiles import LABELS_FILE, Profile
 from abplib.samples import SampleSet
 from abplib.stats import Interval, bootstrap_mean
 from abplib.training import Configuration, SweepSettings

@@ -96,8 +96,9 @@ def read_attention(
         proxy=results.digest_files(folder / "model.safetensors"),
         code=results.digest_files(__file__, proxies.__file__, training.__file__),
     )
-    if results.summary_of(place) is None:
-        _read(encoder, samples, n, configuration, proxy, place)
+    with results.alone(place):
+        if results.summary_of(place) is None:
+            _read(encoder, samples, n, configuration, proxy, place)
     return ProxyAttention(
         weights=load_file(place / "weights.safetensors")["weights"],
         tokens=results.read_parquet(place / "tokens.parquet")[0],

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from abplib import boxes, encoder, prompts, results, vlm
+from abplib import boxes, encoder, paths, prompts, results, vlm
 from abplib.boxes import Box
 from abplib.editors import conditions, controls, qwen_image_edit, qwen_pipeline, stills
 from abplib.editors.base import Editor
@@ -25,40 +24,11 @@ from abplib.editors.others import OTHERS
 from abplib.editors.qwen_image_edit import QwenImageEditor
 from abplib.errors import AbpError
 from abplib.judges.base import Judge
+from abplib.methods import METHODS, Guide, Method
 from abplib.preservation import Preservation
 from abplib.reported import VQA
 from abplib.samples import SampleSet, check_number
-
-Guide = Literal["proxy", "exact", "vlm"]
-"""Whose box is drawn on the source."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of Table 1: what conditions the editor, and whether it is trained and shown a box."""
-
-    label: str
-    condition: str = "final"
-    lora: bool = False
-    """Whether it edits under the LoRA that reads boxes."""
-    guide: Guide | None = None
-
-
-METHODS: dict[str, Method] = {
-    "baseline": Method("Qwen-Image-Edit"),
-    "full_description": Method("Full description", "full_description"),
-    "norm_avg": Method("Norm-AVG", "norm_avg"),
-    "ours": Method("Ours", lora=True, guide="proxy"),
-    "lora_no_box": Method("LoRA, no box", lora=True),
-    "vlm_box": Method("VLM's box", lora=True, guide="vlm"),
-    "gt_box": Method("Exact box", lora=True, guide="exact"),
-    "identity": Method("No edit"),
-    "paste": Method("Exact edit pasted"),
-}
-"""What is compared: section 4.6's variants, then bounds and controls beyond the paper."""
-
-CONTROLS = ("identity", "paste")
-"""Methods in which no model edits: the source as it is, the exact edit pasted into the box."""
+from abplib.shards import ALL, Shard
 
 VERDICTS = ("success", "failure", "edit", "accuracy", "leakage", "reason")
 """Columns that a judge gives; see `judges.base.Judgement`."""
@@ -67,7 +37,7 @@ _CODE = (
     boxes, conditions, controls, encoder, prompts, qwen_image_edit, qwen_pipeline, stills, vlm,
 )  # fmt: skip
 _BATCH = 32
-"""Samples edited together: what a killed run loses at most."""
+"""Samples edited together: what a killed run loses at most, and the least part of a shard."""
 
 
 def make_edits(
@@ -78,6 +48,7 @@ def make_edits(
     seed: int,
     guides: Mapping[Guide, Sequence[Box | None]],
     *,
+    shard: Shard = ALL,
     base: Path | None = None,
 ) -> list[Path]:
     """Edit the first `n` samples by the method called `name`; the files of the edits, in order.
@@ -89,6 +60,7 @@ def make_edits(
         n: how many, from the start.
         seed: sample i is edited with the random numbers of `seed + i`.
         guides: boxes for each of the `n` samples, where the method wants them.
+        shard: which part of the samples is edited and returned; all by default.
         base: in place of the folder of results.
 
     Raises:
@@ -98,11 +70,17 @@ def make_edits(
     method = _method(name)
     check_number(n, samples)
     chosen = _editor(name, editor, samples)
-    return _made(method, chosen, samples, _shown(method, guides, n), seed, base)
+    return _made(method, chosen, samples, _shown(method, guides, n), seed, shard, base)
 
 
 def make_other_edits(
-    editor: Editor, samples: SampleSet, n: int, seed: int, *, base: Path | None = None
+    editor: Editor,
+    samples: SampleSet,
+    n: int,
+    seed: int,
+    *,
+    shard: Shard = ALL,
+    base: Path | None = None,
 ) -> list[Path]:
     """The same by another system of Table 1, which is shown no boxes.
 
@@ -110,7 +88,7 @@ def make_other_edits(
         AbpError: `n` is not in 1..len(samples), or as editors do.
     """
     check_number(n, samples)
-    return _made(Method(editor.name), editor, samples, [None] * n, seed, base)
+    return _made(Method(editor.name), editor, samples, [None] * n, seed, shard, base)
 
 
 def label(name: str) -> str:
@@ -124,9 +102,10 @@ def _made(
     samples: SampleSet,
     shown: Sequence[Box | None],
     seed: int,
+    shard: Shard,
     base: Path | None,
 ) -> list[Path]:
-    """Files of the edits of the first samples, one for each of `shown`; what is missing is made."""
+    """Files of a shard of the edits, one for each of `shown`; what is missing is made."""
     place = results.folder(
         "edits",
         base=base,
@@ -138,22 +117,24 @@ def _made(
         code=results.digest_files(*_code(editor)),
     )
     files = [place / f"{index:04d}.png" for index in range(len(shown))]
-    missing = [index for index in range(len(shown)) if not files[index].exists()]
-    for start in tqdm(
-        range(0, len(missing), _BATCH), desc=method.label, disable=not missing, mininterval=5
-    ):
-        part = missing[start : start + _BATCH]
-        asked = [samples[index] for index in part]
-        made = editor.edit_many(
-            [sample.image for sample in asked],
-            [sample.instruction for sample in asked],
-            [seed + index for index in part],
-            boxes=[shown[index] for index in part] if editor.reads_boxes else None,
-        )
-        for index, image in zip(part, made, strict=True):
-            with results.replacing(files[index]) as scratch:
-                image.save(scratch, format="png")
-    return files
+    batches = shard.take([files[start : start + _BATCH] for start in range(0, len(files), _BATCH)])
+    todo = [batch for batch in batches if not all(file.exists() for file in batch)]
+    for batch in tqdm(todo, desc=method.label, disable=not todo, mininterval=5):
+        with results.alone(batch[0]):
+            part = [int(file.stem) for file in batch if not file.exists()]
+            if not part:  # another process made them meanwhile
+                continue
+            asked = [samples[index] for index in part]
+            made = editor.edit_many(
+                [sample.image for sample in asked],
+                [sample.instruction for sample in asked],
+                [seed + index for index in part],
+                boxes=[shown[index] for index in part] if editor.reads_boxes else None,
+            )
+            for index, image in zip(part, made, strict=True):
+                with results.replacing(files[index]) as scratch:
+                    image.save(scratch, format="png")
+    return [file for batch in batches for file in batch]
 
 
 def judged(
@@ -170,7 +151,7 @@ def judged(
     most of its work. Columns: method, index, sample_id, those of `VERDICTS`, those of
     `Preservation.rows`.
     """
-    paths = {
+    verdicts = {
         name: results.folder(
             "verdicts",
             base=base,
@@ -182,13 +163,14 @@ def judged(
         / "rows.parquet"
         for name, made in files.items()
     }
-    missing = [name for name, path in paths.items() if not path.exists()]
-    if missing:
-        judged_now = _judge({name: files[name] for name in missing}, samples, judge, preservation)
-        for name in missing:
-            rows = judged_now[judged_now["method"] == name].drop(columns="method")
-            results.write_parquet(paths[name], rows)
-    found = [results.read_parquet(path)[0].assign(method=name) for name, path in paths.items()]
+    with results.alone((base or paths.results()) / "verdicts"):  # chapters judge the same edits
+        missing = {name: made for name, made in files.items() if not verdicts[name].exists()}
+        if missing:
+            judged_now = _judge(missing, samples, judge, preservation)
+            for name in missing:
+                rows = judged_now[judged_now["method"] == name].drop(columns="method")
+                results.write_parquet(verdicts[name], rows)
+    found = [results.read_parquet(path)[0].assign(method=name) for name, path in verdicts.items()]
     rows = pd.concat(found, ignore_index=True)
     rows["failure"] = rows["failure"].astype(object).where(rows["failure"].notna(), None)
     return rows[["method", *rows.columns.drop("method")]]

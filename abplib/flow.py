@@ -183,8 +183,9 @@ def score_flow(
         generic=GENERIC,
         code=results.digest_files(__file__, attention.__file__),
     )
-    if results.summary_of(place) is None:
-        _score(encoder, samples, n, layers, place)
+    with results.alone(place):
+        if results.summary_of(place) is None:
+            _score(encoder, samples, n, layers, place)
     return FlowScores(
         tokens=results.read_parquet(place / "tokens.parquet")[0],
         controls=results.read_parquet(place / "controls.parquet")[0],

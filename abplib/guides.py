@@ -8,29 +8,33 @@ editor's LoRA was trained on; the evaluation has no say in it.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from abplib import results
+from abplib import proxy as proxies
+from abplib import results, training
 from abplib.boxes import Box, iou
 from abplib.decodability import labels_of, sweep_settings
-from abplib.edits import Guide as Source
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
+from abplib.methods import Guide as Source
 from abplib.metrics import evaluate_box
 from abplib.profiles import Profile
 from abplib.proxy import Proxy
 from abplib.samples import SampleSet
-from abplib.sweep import sweep
+from abplib.sweep import Sweep, sweep
 from abplib.training import Configuration, configurations
 
 _BATCH = 64
 _CHOICE = "choice.json"
+_CORNERS = ["x1", "y1", "x2", "y2"]
 _SHIPPED = torch.float16
 """Of shipped weights: half the size of the trained ones, and finer than bfloat16."""
 
@@ -46,10 +50,30 @@ class Guide:
     note: str = ""
     """One sentence on where it comes from."""
 
-    def boxes(self, encoder: ConditionEncoder, samples: SampleSet, n: int) -> list[Box]:
-        """Boxes of the first `n` samples, fractions of their images."""
-        found = predict(encoder, {self.layer: self.proxy}, samples, n)[self.layer]
-        return [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.tolist()]
+    def boxes(
+        self, encoder: ConditionEncoder, samples: SampleSet, n: int, *, base: Path | None = None
+    ) -> list[Box]:
+        """Boxes of the first `n` samples, fractions of their images; kept on disk."""
+        weights = {name: tensor.contiguous() for name, tensor in self.proxy.state_dict().items()}
+        place = results.folder(
+            "guide",
+            base=base,
+            vlm=encoder.fingerprint,
+            image_area=encoder.image_area,
+            dtype=str(encoder.model.dtype),
+            samples=samples.fingerprint,
+            n=n,
+            layer=self.layer,
+            proxy=hashlib.sha256(safetensors.torch.save(weights)).hexdigest(),
+            code=results.digest_files(__file__, proxies.__file__, training.__file__),
+        )
+        path = place / "boxes.parquet"
+        with results.alone(path):
+            if not path.exists():
+                found = predict(encoder, {self.layer: self.proxy}, samples, n)[self.layer]
+                results.write_parquet(path, pd.DataFrame(found.numpy(), columns=_CORNERS))
+        rows = results.read_parquet(path)[0].to_numpy(float)
+        return [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows.tolist()]
 
     def save(self, folder: Path, encoder: ConditionEncoder) -> None:
         """Write the proxy, in half precision, to a folder that `find_guide` reads."""
@@ -75,21 +99,19 @@ def find_guide(profile: Profile, encoder: ConditionEncoder, seed: int) -> Guide:
 
 
 def swept_guide(profile: Profile, encoder: ConditionEncoder, seed: int) -> Guide:
-    """The best of chapter 2's sweep by `choose`.
-
-    The sweep is read where it has been run with this profile and seed, and run where not.
-    """
-    settings = sweep_settings(profile, seed)
-    labels = labels_of(
-        profile,
-        encoder,
-        min(settings.n_batches * settings.batch_size, len(profile.training)),
-    )
-    swept = sweep(
-        encoder, profile.training, labels, profile.evaluation, configurations(encoder), settings,
-        n_eval=profile.n_eval,
-    )  # fmt: skip
+    """The best of `sweep_of` by `choose`."""
+    swept = sweep_of(profile, encoder, seed)
     return choose(encoder, swept.folder / "proxies", profile.tuning)
+
+
+def sweep_of(profile: Profile, encoder: ConditionEncoder, seed: int) -> Sweep:
+    """Chapter 2's sweep, read where it has been run with this profile and seed, run where not."""
+    settings = sweep_settings(profile, seed)
+    n_labels = min(settings.n_batches * settings.batch_size, len(profile.training))
+    return sweep(
+        encoder, profile.training, labels_of(profile, encoder, n_labels), profile.evaluation,
+        configurations(encoder), settings, n_eval=profile.n_eval,
+    )  # fmt: skip
 
 
 def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> Guide:
@@ -134,7 +156,7 @@ def predict(
 
 def answered_boxes(rows: pd.DataFrame) -> list[Box | None]:
     """The VLM's boxes in rows of `localization.ask`; None where it gave none."""
-    corners = rows[["x1", "y1", "x2", "y2"]].to_numpy(float)
+    corners = rows[_CORNERS].to_numpy(float)
     return [
         (x1, y1, x2, y2) if answered else None
         for (x1, y1, x2, y2), answered in zip(corners.tolist(), rows["answered"], strict=True)

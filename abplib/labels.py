@@ -21,15 +21,13 @@ from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.grounding import Grounder, Grounding
 from abplib.samples import Sample, SampleSet, check_number
+from abplib.shards import Shard
 
 SMALLEST, LARGEST = 0.001, 0.9
 """Areas of the boxes that are trained on, fractions of the image (B.1)."""
 
 USABLE = ""
 """What `reason` holds where a label can be trained on."""
-
-LABELS_FILE = "labels.parquet"
-"""Name of the file of shipped labels in a VLM's folder."""
 
 _CHUNK = 256
 """Samples of one part file: what a killed run loses at most."""
@@ -89,19 +87,12 @@ def predict_labels(
         AbpError: `n` is not in 1..len(samples), or no answer can be used.
     """
     check_number(n, samples)
-    key = {
-        "vlm": encoder.fingerprint,
-        "image_area": encoder.image_area,
-        "samples": samples.fingerprint,
-    }
+    key = _key(encoder, samples)
     known, note = _shipped(shipped, key)
     place = results.folder("labels", base=base, **key)
     parts = [known]
     for chunk in _parts(len(known), n, place):
-        path = place / f"{chunk.start:07d}-{chunk.stop:07d}.parquet"
-        if not path.exists():
-            results.write_parquet(path, _predict(Grounder.of(encoder), samples, chunk, batch_size))
-        parts.append(results.read_parquet(path)[0])
+        parts.append(_part(encoder, samples, chunk, place, batch_size))
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True).iloc[:n]
     found = Labels(frame, key, note)
     if found.usable.empty:
@@ -110,6 +101,29 @@ def predict_labels(
             "with chapter 1, or ask for more labels."
         )
     return found
+
+
+def predict_shard(
+    encoder: ConditionEncoder,
+    samples: SampleSet,
+    n: int,
+    shard: Shard,
+    *,
+    shipped: Path | None = None,
+    base: Path | None = None,
+    batch_size: int = 64,
+) -> None:
+    """Compute some of the parts that `predict_labels` puts together.
+
+    Raises:
+        AbpError: `n` is not in 1..len(samples).
+    """
+    check_number(n, samples)
+    key = _key(encoder, samples)
+    known, _ = _shipped(shipped, key)
+    place = results.folder("labels", base=base, **key)
+    for chunk in shard.take(list(_parts(len(known), n, place))):
+        _part(encoder, samples, chunk, place, batch_size)
 
 
 def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Labels:
@@ -126,6 +140,15 @@ def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Label
         rows.append(_row(index, sample, answer))
     key = {"boxes": "exact", "samples": samples.fingerprint, "vlm": encoder.fingerprint}
     return Labels(pd.DataFrame(rows), key, "The labels are the samples' exact boxes.")
+
+
+def _key(encoder: ConditionEncoder, samples: SampleSet) -> dict[str, Any]:
+    """`Labels.key` of the VLM's own boxes."""
+    return {
+        "vlm": encoder.fingerprint,
+        "image_area": encoder.image_area,
+        "samples": samples.fingerprint,
+    }
 
 
 def _shipped(path: Path | None, key: dict[str, Any]) -> tuple[pd.DataFrame, str]:
@@ -152,6 +175,17 @@ def _parts(start: int, stop: int, place: Path) -> Iterator[range]:
         end = present.get(start) or min(start + _CHUNK, stop)
         yield range(start, end)
         start = end
+
+
+def _part(
+    encoder: ConditionEncoder, samples: SampleSet, chunk: range, place: Path, batch_size: int
+) -> pd.DataFrame:
+    """The rows of one part file, made where it is missing."""
+    path = place / f"{chunk.start:07d}-{chunk.stop:07d}.parquet"
+    with results.alone(path):
+        if not path.exists():
+            results.write_parquet(path, _predict(Grounder.of(encoder), samples, chunk, batch_size))
+    return results.read_parquet(path)[0]
 
 
 def _predict(grounder: Grounder, samples: SampleSet, chunk: range, batch_size: int) -> pd.DataFrame:

@@ -59,8 +59,9 @@ def ask(
         ),
     )
     path = place / "rows.parquet"
-    if not path.exists():
-        results.write_parquet(path, _localize(encoder, samples, n))
+    with results.alone(path):
+        if not path.exists():
+            results.write_parquet(path, _localize(encoder, samples, n))
     return results.read_parquet(path)[0]
 
 

@@ -31,6 +31,9 @@ _KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+EXECUTED = "executed.ipynb"
+"""Name of the notebook that a run leaves in its results folder."""
+
 _START_TIMEOUT = 300  # seconds; a kernel on a busy machine exceeds the usual 60
 
 
@@ -94,28 +97,72 @@ def regenerate() -> list[Path]:
 def execute(name: str, values: Mapping[str, Any]) -> Path:
     """Run a chapter, unless it already ran with the same inputs; returns its results folder.
 
-    The folder holds `executed.ipynb` beside the chapter's own files. Paths among the values are
+    The folder holds `EXECUTED` beside the chapter's own files. Paths among the values are
     relative to the working directory, as under plain papermill.
 
     Raises:
         AbpError: a parameter is refused (before anything runs), a cell fails (the notebook up to
             there is kept), or the chapter ends without what it declares.
     """
-    parameters = parse(name, values)
-    source = source_of(name)
-    place = chapters.folder(name, parameters, parameters.resolve())
-    executed = place / "executed.ipynb"
-    if not (executed.is_file() and results.summary_of(place)):
-        _run(name, convert(source), values, executed)
-    summary = results.summary_of(place)
-    if summary is None:
-        executed.unlink()
-        raise AbpError(
-            f"Chapter {name} has no results: end it with chapter.finish(), or run it again where "
-            "its source or the library changed meanwhile."
-        )
+    place = chapters.folder(name, parse(name, values))
+    executed = place / EXECUTED
+    with results.alone(place):
+        if not _ran(place):
+            _run(name, convert(source_of(name)), values, executed)
+        summary = results.summary_of(place)
+        if summary is None:
+            executed.unlink()
+            raise AbpError(
+                f"Chapter {name} has no results: end it with chapter.finish(), or run it again "
+                "where its source or the library changed meanwhile."
+            )
     chapters.verify(name, place, [chapters.VALUES, *summary["artefacts"]])
     return place
+
+
+def folder_of(name: str, values: Mapping[str, Any]) -> Path:
+    """The results folder of a chapter that `execute` ran with these values.
+
+    Raises:
+        AbpError: a parameter is refused, or the chapter has not run with its present inputs.
+    """
+    place = chapters.folder(name, parse(name, values))
+    if not _ran(place):
+        given = "".join(f" -p {key} {value}" for key, value in values.items())
+        raise AbpError(
+            f"Chapter {name} has not run with its present inputs: run "
+            f"`python -m abplib chapter {name}{given}`."
+        )
+    return place
+
+
+def as_written(name: str, place: Path) -> NotebookNode:
+    """The chapter as it is written now, with the outputs that its run left in the folder `place`.
+
+    The code is that of the run, since a folder belongs to its code; prose and tags may be newer.
+    """
+    notebook, ran = convert(source_of(name)), nbformat.read(place / EXECUTED, as_version=4)
+    injected = [cell for cell in ran.cells if "injected-parameters" in _tags(cell)]
+    made = [c for c in ran.cells if c.cell_type == "code" and c not in injected]
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            done = made.pop(0)
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        if "parameters" in _tags(cell):
+            cells += injected
+    notebook.cells, notebook.metadata = cells, ran.metadata
+    return notebook
+
+
+def _ran(place: Path) -> bool:
+    """Whether a chapter ran to its end in its results folder."""
+    return (place / EXECUTED).is_file() and results.summary_of(place) is not None
+
+
+def _tags(cell: NotebookNode) -> list[str]:
+    return list(cell.metadata.get("tags", []))
 
 
 def _run(name: str, notebook: NotebookNode, values: Mapping[str, Any], executed: Path) -> None:
@@ -165,7 +212,7 @@ def _sockets() -> Iterator[Config]:
 
 def _check_parameters(name: str, notebook: NotebookNode) -> None:
     """The `parameters` cell must assign every parameter of the chapter its default."""
-    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    tagged = [cell for cell in notebook.cells if "parameters" in _tags(cell)]
     if len(tagged) != 1:
         raise AbpError(f"Chapter {name} has {len(tagged)} cells tagged parameters: it needs one.")
     try:

@@ -25,6 +25,9 @@ from abplib.samples import SampleSet
 
 _SHIPPED = Path(__file__).with_name("profiles")
 
+LABELS_FILE = "labels.parquet"
+"""Name of the file of shipped labels in a VLM's folder."""
+
 Count = Annotated[int, Field(ge=1)]
 Reference = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 """`module:function`, a function without arguments."""

@@ -2,7 +2,8 @@
 
 Every file appears under its name complete or not at all: it is written beside its place, flushed
 to the disk and renamed. A computation keeps its files in `folder(step, **inputs)`, whose name is a
-hash of the inputs, so the same inputs find the same folder and other inputs never do.
+hash of the inputs, so the same inputs find the same folder and other inputs never do. It is made
+`alone`: where two processes want the same, one computes and the other waits and reads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from abplib import paths
 from abplib.errors import AbpError
@@ -49,6 +51,29 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Keep other processes from making the file or folder `place` meanwhile: they wait.
+
+    Look for what is to be made once inside. A killed process holds nobody up.
+
+    Raises:
+        AbpError: the file system has no locks, or cannot be written.
+    """
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise AbpError(
+            f"Cannot lock {place} ({error}): point ABP_RESULTS at a folder on another file system."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

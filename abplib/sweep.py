@@ -112,8 +112,10 @@ def sweep(
         settings=asdict(settings),
         code=results.digest_files(proxies.__file__, training.__file__, __file__),
     )
-    if results.summary_of(place) is None:
-        _Run(encoder, train_set, labels, eval_set, chosen, settings, n_eval, place).finish(progress)
+    with results.alone(place):
+        if results.summary_of(place) is None:
+            run = _Run(encoder, train_set, labels, eval_set, chosen, settings, n_eval, place)
+            run.finish(progress)
     return Sweep(
         folder=place,
         curves=results.read_parquet(place / "curves.parquet")[0],

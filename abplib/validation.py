@@ -15,7 +15,8 @@ from scipy.stats import bootstrap
 
 from abplib import reported
 from abplib.editors.others import OTHERS
-from abplib.edits import CONTROLS, METHODS, Guide, label, succeeded
+from abplib.edits import label, succeeded
+from abplib.methods import CONTROLS, METHODS, Guide
 from abplib.stats import (
     Interval,
     PairedTable,

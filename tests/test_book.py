@@ -22,8 +22,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The checkout of a toy book that has been built; its profile is `toy.yaml`."""
     folder = tmp_path_factory.mktemp("toybook")
     with pytest.MonkeyPatch.context() as patch:
-        profile = toybook.make(folder, patch)
-        book.build(str(profile), log=lambda line: None)
+        profile = str(toybook.make(folder, patch))
+        notebooks.execute(CHAPTER, {"profile": profile})
+        book.build(profile, log=lambda line: None)
         yield folder
 
 
@@ -57,10 +58,39 @@ def test_values_are_merged(built: Path) -> None:
 def test_nothing_changed_is_nothing_done(built: Path) -> None:
     page = built / "book" / "_build" / "html" / "intro.html"
     before, lines = page.stat().st_mtime_ns, list[str]()
+    notebooks.execute(CHAPTER, {"profile": str(built / "toy.yaml")})
     book.build(str(built / "toy.yaml"), log=lines.append)
     assert page.stat().st_mtime_ns == before
     assert "pages: unchanged" in lines
     assert (built / "ran.txt").read_text() == "x"  # the chapter's own trace: it ran once
+
+
+def test_new_prose_takes_the_outputs_of_the_run(built: Path) -> None:
+    source = built / "book" / "chapters" / f"{CHAPTER}.md"
+    good, profile = source.read_text(), str(built / "toy.yaml")
+    place = notebooks.folder_of(CHAPTER, {"profile": profile})
+    ran = nbformat.read(place / notebooks.EXECUTED, as_version=4)
+    prose = "# A renamed chapter\n\nA paragraph.\n\n+++\n\nAnother."
+    source.write_text(good.replace("# A toy chapter", prose).replace("[hide-input]", "[hide-cell]"))
+    try:
+        assert notebooks.folder_of(CHAPTER, {"profile": profile}) == place
+        found = notebooks.as_written(CHAPTER, place)
+    finally:
+        source.write_text(good)
+    nbformat.validate(found)
+    assert found.cells[0].source.startswith("# A renamed chapter")
+    assert found.cells[1].source == "Another."
+    code = [[cell for cell in each.cells if cell.cell_type == "code"] for each in (found, ran)]
+    for now, then in zip(*code, strict=True):
+        assert (now.source, now.outputs) == (then.source, then.outputs)
+    assert "injected-parameters" in code[0][1].metadata["tags"]
+    assert code[0][2].metadata["tags"] == ["hide-cell"]
+
+
+def test_pages_of_a_chapter_that_has_not_run_are_refused(toy: Path) -> None:
+    said = rf"{CHAPTER} has not run .*: run `python -m abplib chapter {CHAPTER} -p profile .*toy"
+    with pytest.raises(AbpError, match=said):
+        book.build(str(toy / "toy.yaml"), log=lambda line: None)
 
 
 def test_a_kernel_at_work_keeps_no_file_in_the_checkout(built: Path) -> None:

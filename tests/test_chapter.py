@@ -62,14 +62,20 @@ def test_the_cell_can_be_run_again_by_hand(start: Any) -> None:
     assert again.folder == chapter.folder
 
 
-def test_the_key_follows_source_parameters_model_and_code(start: Any, tmp_path: Path) -> None:
+def test_the_key_follows_code_parameters_and_model_and_not_prose(
+    start: Any, tmp_path: Path
+) -> None:
     keys = [start().folder, start({"seed": 1}).folder, start({"n_batches": 5}).folder]
     (tmp_path / "model" / "config.json").write_text("{ }")
     keys.append(start().folder)
     source = tmp_path / "book" / "chapters" / "02_proxies.md"
-    source.write_text(source.read_text() + "More.\n")
+    source.write_text(source.read_text().replace("imshow([[0, 1]", "imshow([[0, 2]"))
+    keys.append(start().folder)
+    (tmp_path / "data" / "paper").mkdir(parents=True)
+    (tmp_path / "data" / "paper" / "reported.json").write_text("{}")
     keys.append(start().folder)
     assert len(set(keys)) == len(keys)
+    source.write_text(source.read_text() + "More.\n")
     assert start().folder == keys[-1]
 
 

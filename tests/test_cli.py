@@ -50,7 +50,10 @@ def test_parameters_are_refused_before_anything_runs(
 
 def test_unknown_chapters_and_profiles_are_refused(toy: Path) -> None:
     refused(abp("chapter", "03_absent"), "Unknown chapter '03_absent'")
-    refused(abp("book", "--profile", "smok"), "Unknown profile 'smok'")
+    refused(abp("pages", "--profile", "smok"), "Unknown profile 'smok'")
+    refused(abp("edit", "magic", "--profile", "smoke"), "no method 'magic': choose from baseline")
+    refused(abp("sweep", "--profile", "smok"), "Unknown profile 'smok'")
+    refused(abp("labels", "--profile", "smoke", "--shard", "3-of-2"), "no shard '3-of-2'")
 
 
 def test_a_refusal_of_the_installed_command_has_no_traceback(toy: Path) -> None:

@@ -17,9 +17,11 @@ from abplib.editors.controls import Identity
 from abplib.editors.qwen_image_edit import QwenImageEditor
 from abplib.errors import AbpError
 from abplib.judges.base import Judgement
+from abplib.methods import CONTROLS, METHODS
 from abplib.preservation import Preservation
 from abplib.profiles import Profile
 from abplib.samples import SampleSet
+from abplib.shards import Shard
 
 PROFILE = Profile.load("smoke")
 SAMPLES = PROFILE.evaluation
@@ -85,6 +87,19 @@ def test_a_killed_evaluation_goes_on_with_no_edit_done_twice(
     whole = edits.make_edits("baseline", editor, SAMPLES, 5, 0, {}, base=tmp_path / "whole")
     for one, other in zip(pixels(found), pixels(whole), strict=True):
         assert (one == other).all()
+
+
+def test_shards_share_the_samples(
+    editor: QwenImageEditor, edited: list[str], tmp_path: Path
+) -> None:
+    made = [
+        edits.make_edits("identity", editor, SAMPLES, 5, 0, {}, shard=Shard(i, 2), base=tmp_path)
+        for i in (2, 1)
+    ]
+    assert [[int(file.stem) for file in files] for files in made] == [[2, 3], [0, 1, 4]]
+    before = {file: file.stat().st_mtime_ns for files in made for file in files}
+    whole = edits.make_edits("identity", editor, SAMPLES, 5, 0, {}, base=tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in whole} == before
 
 
 def test_a_box_leads_the_edit_and_only_where_the_method_has_one(
@@ -161,6 +176,6 @@ def test_verdicts_are_asked_for_once_and_stand_beside_the_distances(
 
 
 def test_controls_run_no_model(editor: QwenImageEditor, edited: list[str], tmp_path: Path) -> None:
-    for name in edits.CONTROLS:
+    for name in CONTROLS:
         edits.make_edits(name, editor, SAMPLES, 1, 0, {}, base=tmp_path)
-    assert not edited and Identity().name == edits.METHODS["identity"].label
+    assert not edited and Identity().name == METHODS["identity"].label

@@ -52,9 +52,12 @@ def proxies(encoder: ConditionEncoder, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def boxes_of(encoder: ConditionEncoder, proxies: Path, layer: int, n: int) -> list[Box]:
+def boxes_of(
+    encoder: ConditionEncoder, proxies: Path, layer: int, n: int, base: str = "results"
+) -> list[Box]:
     proxy = Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint)
-    return guides.Guide(proxy, layer, 0.0, "").boxes(encoder, Few([(0, 0, 1, 1)] * n), n)
+    guide = guides.Guide(proxy, layer, 0.0, "")
+    return guide.boxes(encoder, Few([(0, 0, 1, 1)] * n), n, base=proxies / base)
 
 
 def test_the_proxy_with_the_most_overlap_on_the_tuning_samples_is_chosen(
@@ -74,8 +77,20 @@ def test_boxes_are_ordered_fractions_whatever_the_batches(
     found = boxes_of(encoder, proxies, layer, 3)
     assert all(0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 for x1, y1, x2, y2 in found)
     monkeypatch.setattr(guides, "_BATCH", 2)
-    again = boxes_of(encoder, proxies, layer, 3)
+    again = boxes_of(encoder, proxies, layer, 3, base="again")
     assert torch.tensor(again) == pytest.approx(torch.tensor(found), abs=1e-5)
+
+
+def test_every_shard_of_edits_is_shown_the_same_boxes(
+    encoder: ConditionEncoder, proxies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last digit, which another machine need not compute alike."""
+    layer, other = encoder.middle_layers[:2]
+    found = boxes_of(encoder, proxies, layer, 3)
+    monkeypatch.setattr(guides, "predict", None)
+    assert boxes_of(encoder, proxies, layer, 3) == found
+    with pytest.raises(TypeError):
+        boxes_of(encoder, proxies, other, 3)
 
 
 def test_without_tuning_samples_there_is_no_choice(

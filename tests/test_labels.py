@@ -14,8 +14,9 @@ from abplib import labels, results
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.grounding import Grounder, Grounding
-from abplib.labels import Labels, exact_labels, predict_labels
+from abplib.labels import Labels, exact_labels, predict_labels, predict_shard
 from abplib.samples import Sample
+from abplib.shards import Shard
 
 GOOD = (0.1, 0.2, 0.4, 0.6)
 SAID = {
@@ -68,6 +69,16 @@ def test_unusable_answers_are_counted_by_reason(
     assert found.usable[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == [list(GOOD)] * 2
     assert found.frame["answer"][1] == "said none"
     assert found.frame["answer"][3] == ""
+
+
+def test_shards_ask_for_what_is_then_read(
+    encoder: ConditionEncoder, asked: list[str], tmp_path: Path
+) -> None:
+    for number in (2, 1, 3, 4, 5):  # of four parts, so that the fifth has none
+        predict_shard(encoder, Noise(), 30, Shard(number, 5), base=tmp_path)
+    assert len(asked) == 30
+    assert len(predict_labels(encoder, Noise(), 30, base=tmp_path).frame) == 30
+    assert len(asked) == 30
 
 
 def test_nothing_is_asked_twice(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from abplib import reported
-from abplib.edits import METHODS
+from abplib.methods import METHODS
 from abplib.plots import validation as plots
 from abplib.plots.validation import Panel
 

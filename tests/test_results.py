@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 
 from abplib import results
 from abplib.errors import AbpError
@@ -31,6 +34,30 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AbpError, match="Cannot write"):
         results.write_text(tmp_path / "file" / "below.txt", "x")
+
+
+def test_one_process_computes_and_a_killed_one_holds_nobody_up(tmp_path: Path) -> None:
+    place = tmp_path / "sweep" / "key"
+    holding = (
+        "import sys, time; from pathlib import Path; from abplib import results\n"
+        "with results.alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(place)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(Timeout), FileLock(tmp_path / "sweep" / ".key.lock", timeout=0):
+            pass
+        with results.alone(place.with_name("other")):
+            process.kill()
+    with results.alone(place):
+        assert not place.exists()
+
+
+def test_a_place_that_cannot_be_locked_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AbpError, match=r"Cannot lock .*ABP_RESULTS"):
+        results.alone(tmp_path / "file" / "key").__enter__()
 
 
 def test_json_round_trip_and_its_refusals(tmp_path: Path) -> None:

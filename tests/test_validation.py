@@ -8,8 +8,9 @@ import pytest
 
 from abplib import claims, validation
 from abplib.decodability import HOLDS, REVERSED, UNDECIDED
-from abplib.edits import METHODS, tidy
+from abplib.edits import tidy
 from abplib.errors import AbpError
+from abplib.methods import METHODS
 
 N = 40
 BETTER = {  # edit, accuracy, leakage (means), LPIPS, part of the edits that succeed

@@ -43,6 +43,7 @@ eval_set: toyworld:toys
 train_set: toyworld:toys
 tuning_set: toyworld:toys
 n_eval: 3
+labels: exact
 n_batches: 4
 batch_size: 2
 lr: 1.0e-3

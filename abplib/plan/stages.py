@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from abplib.data.omniedit import HUB_ID
-from abplib.edits import CONTROLS, METHODS
 from abplib.errors import AbpError
+from abplib.methods import CONTROLS, METHODS
 from abplib.plan.models import Model, facts, model_of
 from abplib.profiles import Profile
 
