@@ -220,8 +220,8 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
     made = fresh / "_build" / "html"
     if done.returncode or not (made / "index.html").is_file():
         said = re.findall(r"^.*\b(?:WARNING|ERROR)\b.*$", _COLOUR.sub("", done.stdout), re.M)
-        first = said[0].strip() if said else "no warning was given"
-        raise AbpError(f"The pages do not build ({first}); the full report is {report}.")
+        reason = said[0].strip() if said else "no warning was given"
+        raise AbpError(f"The pages do not build ({reason}); the full report is {report}.")
     if found := remote(made):
         raise AbpError(f"The pages load from the network: {'; '.join(found[:3])}.")
     made_of.unlink(missing_ok=True)

@@ -104,6 +104,7 @@ class Chapter:
         *,
         made_by: Callable[..., object],
         reported: bool = False,
+        source: str | None = None,
     ) -> None:
         """Show a figure, saved as `figures/<name>.png` (at twice its resolution) and `.svg`.
 
@@ -114,13 +115,14 @@ class Chapter:
         Args:
             made_by: the plotting function, named in that line.
             reported: whether all its numbers are the paper's own, none of this run.
+            source: where they come from, if from neither.
         """
         place = self.folder / "figures"
         png = _save(figure, place / f"{name}.png", dpi=2 * figure.dpi)
         svg = _save(figure, place / f"{name}.svg", metadata={"Date": None})
         self._files["figures"][name] = [png, svg]
         function = f"{made_by.__module__}.{made_by.__qualname__}"
-        made = f"made by `{function}` · {_REPORTED if reported else self._provenance()}"
+        made = f"made by `{function}` · {source or (_REPORTED if reported else self._provenance())}"
         width = round(figure.get_figwidth() * figure.dpi)
         plt.close(figure)  # or the inline backend shows it a second time
         bundle: dict[str, Any] = {"text/plain": f"Figure {name}"}
@@ -146,6 +148,7 @@ class Chapter:
         fmt: str = ".3f",
         formatters: Mapping[str, Callable[[Any], str]] | None = None,
         reported: bool = False,
+        source: str | None = None,
     ) -> None:
         """Show a table, saved in full precision as `tables/<name>.csv`.
 
@@ -154,6 +157,7 @@ class Chapter:
             fmt: format of the floats on the page.
             formatters: how a column's cells are written, where `fmt` does not do.
             reported: whether all its numbers are the paper's own, none of this run.
+            source: where they come from, if from neither.
         """
         if any(level is not None for level in frame.index.names):
             frame = frame.reset_index()
@@ -169,7 +173,7 @@ class Chapter:
             classes="table",
             table_id=f"table-{name}",
         )
-        made = _REPORTED if reported else self._provenance().replace("`", "")
+        made = source or (_REPORTED if reported else self._provenance().replace("`", ""))
         display(
             HTML(
                 f'<div class="abp-table"><p class="abp-caption">{html.escape(caption)}</p>'

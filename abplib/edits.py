@@ -43,7 +43,7 @@ _BATCH = 32
 def make_edits(
     name: str,
     editor: QwenImageEditor,
-    samples: EditedSamples,
+    samples: SampleSet,
     n: int,
     seed: int,
     guides: Mapping[Guide, Sequence[Box | None]],
@@ -65,7 +65,7 @@ def make_edits(
 
     Raises:
         AbpError: there is no such method, `n` is not in 1..len(samples), boxes that the method
-            wants are missing, or as editors do.
+            wants are missing, exact edits are to be pasted that are not known, or as editors do.
     """
     method = _method(name)
     check_number(n, samples)
@@ -234,11 +234,16 @@ def _code(editor: Editor) -> list[str]:
     return sorted({*own, *(str(module.__file__) for module in _CODE)})
 
 
-def _editor(name: str, editor: QwenImageEditor, samples: EditedSamples) -> Editor:
+def _editor(name: str, editor: QwenImageEditor, samples: SampleSet) -> Editor:
     """What edits by the method called `name`."""
     if name == "identity":
         return Identity()
     if name == "paste":
+        if not isinstance(samples, EditedSamples):
+            raise AbpError(
+                f"The exact edits of {samples.name} are not known, so none can be pasted: give its "
+                "set an `edited` method, or leave the method paste out."
+            )
         return Paste(samples)
     method = METHODS[name]
     return replace(editor, condition=method.condition, lora=editor.lora if method.lora else None)

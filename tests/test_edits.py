@@ -20,7 +20,7 @@ from abplib.judges.base import Judgement
 from abplib.methods import CONTROLS, METHODS
 from abplib.preservation import Preservation
 from abplib.profiles import Profile
-from abplib.samples import SampleSet
+from abplib.samples import Sample, SampleSet
 from abplib.shards import Shard
 
 PROFILE = Profile.load("smoke")
@@ -151,6 +151,22 @@ def test_what_cannot_be_edited_is_refused(
     with pytest.raises(AbpError, match=said):
         edits.make_edits(name, editor, SAMPLES, n, 0, guides, base=tmp_path)
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_only_known_exact_edits_can_be_pasted(editor: QwenImageEditor, tmp_path: Path) -> None:
+    class Photographs:
+        """A set whose exact edits nobody knows."""
+
+        name, fingerprint = "photographs", "photographs"
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Sample:
+            return SAMPLES[index]
+
+    with pytest.raises(AbpError, match="The exact edits of photographs are not known"):
+        edits.make_edits("paste", editor, Photographs(), 1, 0, {}, base=tmp_path)
 
 
 def test_verdicts_are_asked_for_once_and_stand_beside_the_distances(

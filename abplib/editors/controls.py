@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -20,6 +20,7 @@ from abplib.samples import SampleSet
 from abplib.vlm import ImageLike, load_image
 
 
+@runtime_checkable
 class EditedSamples(SampleSet, Protocol):
     """Samples whose exact edits are known."""
 
