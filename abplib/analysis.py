@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from abplib import processes
 from abplib.chapter import Chapter
 from abplib.editors.qwen_image_edit import QwenImageEditor
 from abplib.encoder import ConditionEncoder
@@ -34,7 +35,7 @@ def load_encoder(profile: Profile) -> ConditionEncoder:
         profile.vlm_source,
         image_area=profile.image_area,
         dtype=profile.dtype,
-        device="auto" if torch.cuda.is_available() else "cpu",
+        device=processes.device(),
         revision=profile.revision,
     )
 

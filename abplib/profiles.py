@@ -103,6 +103,8 @@ class Profile(BaseModel):
     n_batches: Count
     """Batches that every proxy is trained on (paper: 2000)."""
     batch_size: Count
+    micro_batch: Count
+    """Samples of a batch that go through the VLM together: as many as memory takes."""
     lr: Annotated[float, Field(gt=0, le=1)]
     """Adam's learning rate at its peak (paper: 1e-4)."""
     width: Count

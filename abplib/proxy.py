@@ -90,7 +90,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.n_heads, -1))  # [B, N, 3, heads, e]
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)  # [B, heads, N, e]
+        scores = query @ key.mT / math.sqrt(query.shape[-1])  # [B, heads, N, N]
+        mixed = scores.softmax(-1) @ value  # [B, heads, N, e]
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

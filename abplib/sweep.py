@@ -1,18 +1,21 @@
 """Figure 4's experiment: all proxies trained side by side from one stream of VLM passes.
 
-The VLM's pass is most of the cost and its states are too many to store, so each batch goes through
-the VLM once and feeds every proxy. Training boxes are the VLM's own; the evaluation's are exact.
+The VLM's pass is most of the cost and its states are too many to store, so each sample goes through
+the VLM once and feeds every proxy. A batch comes in micro-batches, whose states are dropped as soon
+as the proxies have learned from them. They run side by side on CPU cores, and several processes
+share them (`accelerate launch -m abplib sweep`). Training boxes are the VLM's own; the evaluation's
+are exact.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,26 +25,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from abplib import bank as banks
+from abplib import encoder as encoders
+from abplib import processes, results, training
 from abplib import proxy as proxies
-from abplib import results, training
-from abplib.boxes import center_distance, iou
+from abplib.bank import Bank, Learned
+from abplib.baselines import CORNERS, baselines, scored
 from abplib.encoder import ConditionEncoder, Encoding, Prepared
 from abplib.errors import AbpError
 from abplib.labels import Labels
-from abplib.samples import Sample, SampleSet
-from abplib.training import Bank, Configuration, SweepSettings
+from abplib.samples import SampleSet, check_number
+from abplib.threads import ahead, side_by_side
+from abplib.training import Configuration, SweepSettings
 
-BASELINES = ("chance", "centre_prior")
-"""Rows of the final table that no proxy made; see `baselines`."""
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-_Rows = Sequence[int] | np.ndarray
-
-_BOX = ["x1", "y1", "x2", "y2"]
-_SCORES = ["center_error", "iou", "acc50"]
-_DRAWS = 256
-"""Training boxes that chance answers for each evaluation sample."""
+_CODE = (banks, encoders, proxies, training)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +83,7 @@ def sweep(
             1..len(eval_set), no label is usable, or a loss is not finite.
     """
     n_eval = len(eval_set) if n_eval is None else n_eval
-    if not 1 <= n_eval <= len(eval_set):
-        raise AbpError(
-            f"n_eval is {n_eval}, but {eval_set.name} holds {len(eval_set)} samples: ask for 1 to "
-            f"{len(eval_set)}."
-        )
+    check_number(n_eval, eval_set)
     for configuration in chosen:
         for layer in configuration.layers:
             if layer != "final" and layer not in range(encoder.n_layers):
@@ -110,9 +103,9 @@ def sweep(
         n_eval=n_eval,
         configurations=[asdict(configuration) for configuration in chosen],
         settings=asdict(settings),
-        code=results.digest_files(proxies.__file__, training.__file__, __file__),
+        code=results.digest_files(*(str(part.__file__) for part in _CODE), __file__),
     )
-    with results.alone(place):
+    with processes.alone(place):
         if results.summary_of(place) is None:
             run = _Run(encoder, train_set, labels, eval_set, chosen, settings, n_eval, place)
             run.finish(progress)
@@ -122,6 +115,15 @@ def sweep(
         samples=results.read_parquet(place / "samples.parquet")[0],
         summary=results.summary_of(place) or {},
     )
+
+
+class _Read(NamedTuple):
+    """A micro-batch, ready for the VLM."""
+
+    prepared: Prepared
+    ids: list[str]
+    exact: Tensor
+    """The samples' exact boxes, [B, 4]."""
 
 
 class _Run:
@@ -141,10 +143,13 @@ class _Run:
         self.encoder, self.settings, self.place = encoder, settings, place
         self.train_set, self.eval_set, self.n_eval = train_set, eval_set, n_eval
         self.labels = labels
-        self.targets = labels.usable.reset_index(drop=True)
-        if self.targets.empty:
+        usable = labels.usable
+        if usable.empty:
             raise AbpError("No training label is usable: check the VLM's boxes with chapter 1.")
         self.device = encoder.model.device
+        self.rows = usable["index"].to_numpy()
+        """Where in the training set each usable label's sample is."""
+        self.boxes = torch.tensor(usable[CORNERS].to_numpy(np.float32), device=self.device)
         self.bank = Bank(chosen, encoder.width, settings, self.device)
         self.curves: list[dict[str, Any]] = []
         self.recent: list[list[float]] = []
@@ -156,21 +161,23 @@ class _Run:
         """Train from the checkpoint or from the start to the end, and write the results."""
         if self.checkpoint.exists():
             self._restore()
+        processes.wait()  # before any process writes the next checkpoint
         settings, bank = self.settings, self.bank
         started = time.monotonic() - self.seconds
         needed = settings.n_batches * settings.batch_size
-        order = _order(len(self.targets), needed, settings.seed)
+        order = _order(len(self.rows), needed, settings.seed)
         batches = order.reshape(settings.n_batches, settings.batch_size)[bank.n_steps :]
-        boxes = torch.tensor(self.targets[_BOX].to_numpy(np.float32), device=self.device)
-        rows = self.targets["index"].to_numpy()
-        stream = self._encoded(self.train_set, [rows[batch] for batch in batches])
+        parts = [self._parts(batch) for batch in batches]
+        stream = self._read(self.train_set, [self.rows[part] for some in parts for part in some])
+        shown = progress and processes.is_first()
         bar = tqdm(
-            total=settings.n_batches, initial=bank.n_steps, desc="proxies", disable=not progress
+            total=settings.n_batches, initial=bank.n_steps, desc="proxies", disable=not shown
         )
         with bar:
-            for batch, (encoding, _) in zip(batches, stream, strict=True):
-                self.recent.append(bank.losses(encoding, boxes[torch.from_numpy(batch)]).tolist())
-                bank.step()
+            for some in parts:
+                learned = self._learn(islice(stream, len(some)), some)
+                bank.step(learned)
+                self.recent.append(learned.losses.tolist())
                 bar.update()
                 if bank.n_steps < settings.n_batches:
                     if bank.n_steps % settings.eval_every == 0:
@@ -182,40 +189,79 @@ class _Run:
         self._measure(final)
         self.seconds = time.monotonic() - started
         ids = list(final["sample_id"][: self.n_eval])
-        others = baselines(ids, exact, boxes.cpu(), settings.seed)
-        self._write(pd.concat([final, others], ignore_index=True), needed)
+        others = baselines(ids, exact, self.boxes.cpu(), settings.seed)
+        if processes.is_first():
+            self._write(pd.concat([final, others], ignore_index=True), needed)
 
-    def _encoded(
-        self, samples: SampleSet, batches: Sequence[_Rows]
-    ) -> Iterator[tuple[Encoding, list[Sample]]]:
-        """The VLM's pass over batches of samples, the next batch being prepared meanwhile."""
+    def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
+        """This process's micro-batches of some rows."""
+        size = self.settings.micro_batch
+        starts = range(0, len(rows), size)
+        return list(processes.share().take([rows[start : start + size] for start in starts]))
 
-        def prepare(rows: _Rows) -> tuple[Prepared, list[Sample]]:
-            batch = [samples[int(row)] for row in rows]
-            images = [sample.image for sample in batch]
-            return self.encoder.prepare(images, [sample.instruction for sample in batch]), batch
+    def _read(self, samples: SampleSet, parts: Sequence[np.ndarray]) -> Iterator[_Read]:
+        """Micro-batches of samples, ready for the VLM; some are prepared ahead of their use."""
 
-        for prepared, batch in _ahead(prepare, batches):
-            encoding = self.encoder.encode(prepared, layers=self.bank.layers, final=self.bank.final)
-            yield encoding, batch
+        def prepare(rows: np.ndarray) -> _Read:
+            read = [samples[int(row)] for row in rows]
+            prepared = self.encoder.prepare(
+                [sample.image for sample in read], [sample.instruction for sample in read]
+            )
+            return _Read(
+                prepared,
+                [sample.id for sample in read],
+                torch.tensor([sample.box for sample in read]),
+            )
+
+        return ahead(prepare, parts, self.device)
+
+    def _encode(self, prepared: Prepared) -> Encoding:
+        return self.encoder.encode(prepared, layers=self.bank.layers, final=self.bank.final)
+
+    def _learn(self, stream: Iterator[_Read], parts: Sequence[np.ndarray]) -> Learned:
+        """What the bank learns from a batch, of which `parts` are this process's."""
+
+        def learn(part: tuple[_Read, np.ndarray]) -> Learned:
+            read, rows = part
+            boxes = self.boxes[torch.from_numpy(rows).to(self.device)]
+            return self.bank.learn(self._encode(read.prepared), boxes)
+
+        total = self.bank.nothing()
+        for learned in side_by_side(learn, list(zip(stream, parts, strict=True)), self.device):
+            total += learned
+        processes.add_up([total.losses, *total.gradients])
+        return total
 
     def _evaluate(self, n: int) -> tuple[pd.DataFrame, Tensor]:
         """Rows of `Sweep.samples` for the first `n` samples, proxy by proxy, and the exact boxes.
 
         One VLM pass serves all proxies.
         """
+
+        def predict(read: _Read) -> tuple[_Read, dict[str, Tensor]]:
+            found = self.bank.predict(self._encode(read.prepared))
+            return read, {name: boxes.cpu() for name, boxes in found.items()}
+
         size = self.settings.batch_size
-        batches = [range(start, min(start + size, n)) for start in range(0, n, size)]
-        samples: list[Sample] = []
-        boxes: dict[str, list[Tensor]] = {name: [] for name in self.bank.proxies}
-        for encoding, batch in self._encoded(self.eval_set, batches):
-            samples += batch
-            for name, predicted in self.bank.predict(encoding).items():
-                boxes[name].append(predicted.cpu())
-        ids = [sample.id for sample in samples]
-        exact = torch.tensor([sample.box for sample in samples])
-        parts = [_rows(name, ids, torch.cat(found), exact) for name, found in boxes.items()]
-        return pd.concat(parts, ignore_index=True), exact
+        parts = [self._parts(np.arange(start, min(start + size, n))) for start in range(0, n, size)]
+        stream = self._read(self.eval_set, [part for some in parts for part in some])
+        mine = [
+            (int(rows[0]), read.ids, read.exact, boxes)
+            for some in parts
+            for rows, (read, boxes) in zip(
+                some,
+                side_by_side(predict, list(islice(stream, len(some))), self.device),
+                strict=True,
+            )
+        ]
+        whole = sorted(processes.gathered(mine), key=lambda part: part[0])
+        ids = [name for _, some, _, _ in whole for name in some]
+        exact = torch.cat([some for _, _, some, _ in whole])
+        tables = [
+            scored(name, ids, torch.cat([found[name] for *_, found in whole]), exact)
+            for name in self.bank.configurations
+        ]
+        return pd.concat(tables, ignore_index=True), exact
 
     def _measure(self, evaluated: pd.DataFrame) -> None:
         """Add a point to each curve."""
@@ -237,6 +283,8 @@ class _Run:
             )
 
     def _save(self) -> None:
+        if not processes.is_first():
+            return
         progress = {
             "n_steps": self.bank.n_steps,
             "curves": self.curves,
@@ -267,44 +315,11 @@ class _Run:
         results.mark_done(
             self.place,
             seconds=round(self.seconds, 1),
-            epochs=needed / len(self.targets),
-            usable=len(self.targets),
+            epochs=needed / len(self.rows),
+            usable=len(self.rows),
             unusable=self.labels.unusable,
         )
         self.checkpoint.unlink(missing_ok=True)
-
-
-def baselines(ids: Sequence[str], exact: Tensor, trained: Tensor, seed: int) -> pd.DataFrame:
-    """Rows of `Sweep.samples` for answers that need no VLM states.
-
-    `chance` answers the training box of another sample: means over 256 seeded draws for each of
-    the exact boxes [n, 4]. `centre_prior` answers a box in the middle of the image, as wide and as
-    high as the training boxes [m, 4] are on average.
-    """
-    draws = np.random.default_rng(seed).integers(len(trained), size=(len(exact), _DRAWS))
-    answers = trained[torch.from_numpy(draws)].flatten(0, 1)
-    drawn = _rows("chance", range(len(answers)), answers, exact.repeat_interleave(_DRAWS, 0))
-    scores = drawn[_SCORES].to_numpy().reshape(len(exact), _DRAWS, -1).mean(1)
-    half = (trained[:, 2:] - trained[:, :2]).mean(0) / 2
-    middle = torch.cat([0.5 - half, 0.5 + half]).expand(len(exact), 4)
-    chance = _rows("chance", ids, torch.full_like(exact, float("nan")), exact)
-    chance[_SCORES] = scores
-    return pd.concat([chance, _rows("centre_prior", ids, middle, exact)], ignore_index=True)
-
-
-def _rows(name: str, ids: Sequence[object], boxes: Tensor, exact: Tensor) -> pd.DataFrame:
-    """Rows of `Sweep.samples`; boxes and exact boxes are [B, 4]."""
-    overlap = iou(boxes, exact).double().numpy()
-    return pd.DataFrame(
-        {
-            "configuration": name,
-            "sample_id": list(ids),
-            **dict(zip(_BOX, boxes.double().numpy().T, strict=True)),
-            "center_error": center_distance(boxes, exact).double().numpy(),
-            "iou": overlap,
-            "acc50": (overlap >= 0.5).astype(float),
-        }
-    )
 
 
 def _order(n_rows: int, needed: int, seed: int) -> np.ndarray:
@@ -312,16 +327,3 @@ def _order(n_rows: int, needed: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     epochs = -(-needed // n_rows)
     return np.concatenate([random.permutation(n_rows) for _ in range(epochs)])[:needed]
-
-
-def _ahead(job: Callable[[_In], _Out], inputs: Iterable[_In]) -> Iterator[_Out]:
-    """The results of `job` in order, the next one being made in a thread while one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: Future[_Out] | None = None
-        for item in inputs:
-            following = pool.submit(job, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()

@@ -5,14 +5,18 @@ A miniature's operations are too short to be worth splitting; whole batches are.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+_READERS = 4
+"""Threads that prepare images for a GPU."""
 
 
 def at_once(device: torch.device | str) -> int:
@@ -25,24 +29,40 @@ def side_by_side(
 ) -> Iterator[Out]:
     """`job` of each item, in order, `at_once(device)` at a time.
 
-    Side by side, each job has one of torch's threads; it must not change what another reads. No job
-    records gradients.
+    Side by side, each job has one of torch's threads; it must not change what another reads. A
+    thread does not inherit torch's modes (`no_grad` and the like): a job enters its own.
 
     Raises:
         What a job raises, in its turn.
     """
-
-    @torch.inference_mode()  # of this thread alone, so every job enters it
-    def alone(item: In) -> Out:
-        return job(item)
-
     threads, n = torch.get_num_threads(), min(at_once(device), len(items))
     if n < 2:
-        yield from map(alone, items)
+        yield from map(job, items)
         return
     with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            yield from pool.map(alone, items)
+            yield from pool.map(job, items)
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+def ahead(
+    job: Callable[[In], Out], items: Sequence[In], device: torch.device | str = "cpu"
+) -> Iterator[Out]:
+    """`job` of each item, in order, the next ones being done in threads while one is used.
+
+    A GPU is kept busy by several threads; beside work on the CPU itself, one is enough.
+    """
+    n = 1 if torch.device(device).type == "cpu" else _READERS
+    with ThreadPoolExecutor(n) as pool:
+        waiting: deque[Future[Out]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(job, item))
+                if len(waiting) > n:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -38,11 +38,6 @@ def test_as_many_at_once_as_there_are_threads(n: int) -> None:
     assert len({thread for thread, _ in found}) == n
 
 
-def test_no_job_records_gradients() -> None:
-    weight = torch.ones(2, requires_grad=True)
-    assert not any(y.requires_grad for y in side_by_side(lambda x: weight * x, range(3)))
-
-
 def test_what_a_job_raises_comes_in_its_turn(n: int) -> None:
     done = []
     with pytest.raises(ZeroDivisionError):

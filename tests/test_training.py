@@ -17,14 +17,16 @@ import pytest
 import torch
 from conftest import SMOKE_AREA, noise
 
+from abplib.bank import Bank, Learned
+from abplib.baselines import baselines
 from abplib.encoder import ConditionEncoder, Encoding
 from abplib.errors import AbpError
 from abplib.labels import Labels
 from abplib.mini.twin import smoke_vlm
 from abplib.proxy import Proxy, box_loss
 from abplib.samples import Sample
-from abplib.sweep import Sweep, baselines, sweep
-from abplib.training import Bank, Configuration, SweepSettings, configurations
+from abplib.sweep import Sweep, sweep
+from abplib.training import Configuration, SweepSettings, configurations
 
 SETTINGS = SweepSettings(
     n_batches=7,
@@ -38,6 +40,7 @@ SETTINGS = SweepSettings(
     n_curve_eval=2,
     l1_steps=3,
     checkpoint_every=3,
+    micro_batch=2,
 )
 CHOSEN = (
     Configuration("layer_1", (1,)),
@@ -158,18 +161,44 @@ def test_prompt_tokens_are_selected_in_order(encoding: Encoding) -> None:
 
 
 def test_a_bank_equals_its_proxies_trained_alone(encoding: Encoding) -> None:
-    settings = replace(SETTINGS, l1_steps=1, clip=0.05)  # every gradient is clipped
-    bank = Bank(CHOSEN, 64, settings)
-    alone = [Bank([configuration], 64, settings) for configuration in CHOSEN]
+    """To rounding, in stacks of two and of one; every gradient is clipped."""
+    settings = replace(SETTINGS, l1_steps=1, clip=0.05)
+    chosen = (*CHOSEN, Configuration("layer_3", (3,)))
+    bank = Bank(chosen, 64, settings)
+    alone = [Bank([configuration], 64, settings) for configuration in chosen]
     for _ in range(4):
-        losses = bank.losses(encoding, BOXES)
-        bank.step()
-        for single, loss in zip(alone, losses, strict=True):
-            assert torch.equal(single.losses(encoding, BOXES)[0], loss)
-            single.step()
+        learned = bank.learn(encoding, BOXES)
+        bank.step(learned)
+        for single, loss in zip(alone, learned.losses, strict=True):
+            by_itself = single.learn(encoding, BOXES)
+            torch.testing.assert_close(by_itself.losses[0], loss, rtol=1e-5, atol=1e-5)
+            single.step(by_itself)
+    found = bank.predict(encoding)
+    assert list(found) == list(bank.proxies) == [c.name for c in chosen]
     for single in alone:
         for name, boxes in single.predict(encoding).items():
-            assert torch.equal(boxes, bank.predict(encoding)[name])
+            torch.testing.assert_close(boxes, found[name], rtol=0, atol=1e-4)
+    others = torch.stack(list(found.values()))
+    assert (others[:, None] - others).abs().amax((2, 3))[~torch.eye(4, dtype=bool)].min() > 1e-2
+
+
+def test_parts_of_a_batch_add_up(encoder: ConditionEncoder) -> None:
+    """Two micro-batches, padded to other lengths, give the whole batch's losses and gradients."""
+    bank = Bank(CHOSEN, 64, replace(SETTINGS, l1_steps=0))
+    samples = [Noise()[index] for index in (0, 5, 11)]
+
+    def learned(start: int, stop: int) -> Learned:
+        some = samples[start:stop]
+        asked = [s.image for s in some], [s.instruction for s in some]
+        encoding = encoder.encode(*asked, layers=bank.layers, final=True)
+        return bank.learn(encoding, torch.tensor([s.box for s in some]))
+
+    whole, parts = learned(0, 3), bank.nothing()
+    parts += learned(0, 2)
+    parts += learned(2, 3)
+    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-5, atol=1e-6)
+    for part, expected in zip(parts.gradients, whole.gradients, strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_is_adam_on_the_papers_loss(encoding: Encoding) -> None:
@@ -179,8 +208,7 @@ def test_a_step_is_adam_on_the_papers_loss(encoding: Encoding) -> None:
     proxy = Bank([CHOSEN[0]], 64, settings).proxies["layer_1"]
     optimizer = torch.optim.Adam(proxy.parameters(), lr=1.0)
     for step in range(4):
-        bank.losses(encoding, BOXES)
-        bank.step()
+        bank.step(bank.learn(encoding, BOXES))
         weight = 0.0 if step < 2 else 0.4
         loss = box_loss(proxy(encoding.states[1][:, None], encoding.mask), BOXES, weight)
         optimizer.zero_grad()
@@ -204,8 +232,9 @@ def test_learning_rate_falls_to_30_percent_after_the_warm_up() -> None:
 
 def test_a_loss_that_is_not_finite_names_its_proxy(encoding: Encoding) -> None:
     states = {**encoding.states, "final": torch.full_like(encoding.states["final"], torch.nan)}
+    bank = Bank(CHOSEN, 64, SETTINGS)
     with pytest.raises(AbpError, match="loss of proxy final is nan at batch 0"):
-        Bank(CHOSEN, 64, SETTINGS).losses(replace(encoding, states=states), BOXES)
+        bank.step(bank.learn(replace(encoding, states=states), BOXES))
 
 
 def test_results_are_tidy_rows(unbroken: Sweep, encoder: ConditionEncoder) -> None:
@@ -313,7 +342,7 @@ def test_settings_refuse_by_name(wrong: dict[str, Any], message: str) -> None:
         ({"chosen": (Configuration("layer_9", (9,)),)}, "layer_9 reads layer 9.*layers 0 to 3"),
         ({"chosen": ()}, "at least one configuration"),
         ({"chosen": (CHOSEN[0], CHOSEN[0])}, "each with its own name"),
-        ({"n_eval": 17}, "n_eval is 17, but noise holds 16"),
+        ({"n_eval": 17}, "17 samples are asked for, but noise holds 16"),
         ({"labels": Labels(made_labels().frame.head(1), {}, "")}, "No training label is usable"),
     ],
 )

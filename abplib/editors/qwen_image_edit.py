@@ -203,6 +203,7 @@ class QwenImageEditor(Editor):
         source = qwen_pipeline.source_latents(self.pipeline, pictures)
         wanted = [(place, row) for place, request in enumerate(requests) for row in request.rows]
 
+        @torch.inference_mode()  # of the thread that it runs in
         def edit(batch: Sequence[tuple[int, int]]) -> list[Image.Image]:
             places = [place for place, _ in batch]
             latents = qwen_pipeline.denoise(
