@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Literal
 
 import torch
@@ -234,10 +235,12 @@ class ConditionEncoder:
     def _captured(self, layers: Sequence[int], mask: Tensor) -> Iterator[dict[Layer, Tensor]]:
         """Collect the kept tokens' outputs of the asked decoder blocks while the body runs."""
         states: dict[Layer, Tensor] = {}
+        here = get_ident()
 
         def storing(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
             def hook(_block: nn.Module, _args: object, output: Tensor) -> None:
-                states[layer] = self._keep(output, mask)
+                if get_ident() == here:  # another thread may be passing its own batch
+                    states[layer] = self._keep(output, mask)
 
             return hook
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from abplib.encoder import ConditionEncoder
+from abplib.encoder import ConditionEncoder, Encoding
 from abplib.errors import AbpError
 from abplib.prompts import N_DROPPED
 from abplib.vlm import fingerprint, fit_image, load_image
@@ -117,6 +119,27 @@ def test_padding_changes_nothing(encoder: ConditionEncoder, batch: Batch) -> Non
             padded = together.states[layer][row]
             torch.testing.assert_close(padded[:length], states[0], rtol=0, atol=1e-5)
             assert not padded[length:].any()
+
+
+def test_batches_may_go_through_side_by_side(encoder: ConditionEncoder, batch: Batch) -> None:
+    """Each thread keeps the states of its own pass, at another length than its neighbour's."""
+    images, instructions = batch
+    alone = [
+        encoder.encode([i], [t], layers=(0, 2)) for i, t in zip(images, instructions, strict=True)
+    ]
+    together = threading.Barrier(len(images), timeout=60)
+
+    def encode(sample: tuple[Image.Image, str]) -> Encoding:
+        image, instruction = sample
+        prepared = encoder.prepare([image], [instruction])
+        together.wait()
+        return encoder.encode(prepared, layers=(0, 2))
+
+    with ThreadPoolExecutor(len(images)) as pool:
+        found = list(pool.map(encode, samples))
+    for one, expected in zip(found, alone, strict=True):
+        for layer in (0, 2):
+            torch.testing.assert_close(one.states[layer], expected.states[layer])
 
 
 def test_spans_are_image_prompt_and_template(encoder: ConditionEncoder, batch: Batch) -> None:
