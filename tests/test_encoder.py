@@ -124,9 +124,8 @@ def test_padding_changes_nothing(encoder: ConditionEncoder, batch: Batch) -> Non
 def test_batches_may_go_through_side_by_side(encoder: ConditionEncoder, batch: Batch) -> None:
     """Each thread keeps the states of its own pass, at another length than its neighbour's."""
     images, instructions = batch
-    alone = [
-        encoder.encode([i], [t], layers=(0, 2)) for i, t in zip(images, instructions, strict=True)
-    ]
+    samples = list(zip(images, instructions, strict=True))
+    alone = [encoder.encode([image], [text], layers=(0, 2)) for image, text in samples]
     together = threading.Barrier(len(images), timeout=60)
 
     def encode(sample: tuple[Image.Image, str]) -> Encoding:

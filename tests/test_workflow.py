@@ -115,8 +115,11 @@ def test_the_papers_jobs_have_their_resources(
 ) -> None:
     """The command of the README, on a machine without Slurm, models or data."""
     monkeypatch.setenv("ABP_RESULTS", str(tmp_path))
-    slurm = str(WORKFLOW / "profiles" / "slurm")
-    process = started(toybook.REPOSITORY, "paper", "--dry-run", "--profile", slurm)
+    shipped = (WORKFLOW / "profiles" / "slurm" / "config.yaml").read_text()
+    four = shipped.replace("sweep: {gpu: 1", "sweep: {gpu: 4")  # as a site with such nodes has it
+    (tmp_path / "config.yaml").write_text(four)
+    asked = ["--dry-run", "--printshellcmds", "--profile", str(tmp_path)]
+    process = started(toybook.REPOSITORY, "paper", *asked)
     said, _ = process.communicate()
     assert process.returncode == 0, said
     jobs = [block for block in said.split("\n[") if "\nrule " in block]
@@ -127,6 +130,11 @@ def test_the_papers_jobs_have_their_resources(
     assert len(by_rule["edit"]) == 4 * n_methods
     assert len(by_rule["chapter"]) == 6
     for rule in ("labels", "sweep", "answers", "edit", "chapter"):
+        gpus = 4 if rule == "sweep" else 1
         for job in by_rule[rule]:
-            assert "gpu=1" in job and "runtime=" in job and "mem_mb=" in job and "threads: 8" in job
+            assert f"gpu={gpus}" in job and "threads: 8" in job
+            assert "runtime=" in job and "mem_mb=" in job
+    (sweep,) = by_rule["sweep"]
+    assert "accelerate.commands.launch --num_processes 4 --module abplib sweep" in sweep
+    assert not any("accelerate" in job for job in by_rule["edit"])
     assert not any("gpu=" in job for rule in ("rows", "pages") for job in by_rule[rule])
