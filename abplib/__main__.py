@@ -85,7 +85,7 @@ def notebooks(check: bool) -> None:
 @click.argument("instruction")
 @click.option("--profile", default="mini", show_default=True)
 @click.option("--vlm", help="Another model: a folder or a hub id.")
-@click.option("--save", type=click.Path(path_type=Path), help="Write the image with the box drawn.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write a PNG with the box drawn.")
 def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: Path | None) -> None:
     """Ask the VLM where an edit of your own IMAGE belongs."""
     from abplib.analysis import load_encoder
@@ -101,7 +101,8 @@ def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: P
         raise AbpError("The answer holds no box: word the edit otherwise or take another model.")
     click.echo("box " + " ".join(f"{side:.3f}" for side in answer.box))
     if save:
-        draw_overlay(picture, answer.box).save(save)
+        with results.replacing(save) as scratch:
+            draw_overlay(picture, answer.box).save(scratch, format="png")
         click.echo(save)
 
 

@@ -62,16 +62,15 @@ def labels_of(profile: Profile, encoder: ConditionEncoder, n: int) -> Labels:
 
 
 def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> pd.DataFrame:
-    """The VLM's training boxes against the exact ones: iou and center_error of the first `n`."""
+    """The VLM's training boxes against the exact ones: iou and center_error of the first `n`.
+
+    Without the samples whose exact box is not known.
+    """
     checked = usable.head(n)
     said = torch.tensor(checked[["x1", "y1", "x2", "y2"]].to_numpy(np.float32))
     exact = torch.tensor([samples[int(index)].box for index in checked["index"]])
-    return pd.DataFrame(
-        {
-            "iou": boxes.iou(said, exact).numpy(),
-            "center_error": boxes.center_distance(said, exact).numpy(),
-        }
-    )
+    found = {"iou": boxes.iou(said, exact), "center_error": boxes.center_distance(said, exact)}
+    return pd.DataFrame({name: column.numpy() for name, column in found.items()}).dropna()
 
 
 def final_errors(samples: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -200,17 +200,20 @@ def _judge(
 
 
 def succeeded(rows: pd.DataFrame) -> pd.Series:
-    """Whether each edit of `judged` succeeds, bool.
+    """Whether each edit of `judged` succeeds, bool, without the edits that the judge left open.
+
+    Open are those that it refused or answered in no usable way, or that people did not decide.
 
     Raises:
-        AbpError: the judge does not say so of every edit.
+        AbpError: all edits of a method are open.
     """
-    if missing := int(rows["success"].isna().sum()):
+    known = rows["success"].notna()
+    if mute := sorted(set(rows["method"]) - set(rows["method"][known])):
         raise AbpError(
-            f"The judge does not say of {missing} of {len(rows)} edits whether they succeed: take "
-            "one that does, or a Jury of one for success and one for scores."
+            f"The judge says of no edit by {label(mute[0])} whether it succeeds: have the edits "
+            "labelled (book/annotation.md), or take a judge that tells."
         )
-    return rows["success"].astype(bool)
+    return rows["success"][known].astype(bool)
 
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:

@@ -47,7 +47,7 @@ def same_vlm(encoder: ConditionEncoder, editor: QwenImageEditor) -> bool:
 
 
 def beside(answers: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Both halves in one row a sample.
+    """Both halves in one row a sample, without the samples of whose edit nothing is decided.
 
     Columns: those of `localization.ask`, those of `edits.VERDICTS`, and edit_outcome, one of
     `EDIT_OUTCOMES`.
@@ -66,13 +66,11 @@ def beside(answers: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
             f"{len(answers)} answers and {len(verdicts)} verdicts are not about the same samples: "
             "ask and edit the same ones, and give the verdicts of one method."
         )
-    judged = (
-        verdicts[list(VERDICTS)]
-        .set_axis(answers.index)
-        .assign(success=succeeded(verdicts).set_axis(answers.index))
-    )
-    outcome = judged["failure"].where(~judged["success"], SUCCESS).rename("edit_outcome")
-    return pd.concat([answers, judged, outcome], axis=1)
+    success = succeeded(verdicts.set_axis(answers.index))
+    judged = verdicts[list(VERDICTS)].set_axis(answers.index).loc[success.index]
+    judged["success"] = success
+    outcome = judged["failure"].where(~success, SUCCESS).rename("edit_outcome")
+    return pd.concat([answers.loc[success.index], judged, outcome], axis=1)
 
 
 def counted(rows: pd.DataFrame) -> PairedTable:

@@ -25,7 +25,7 @@ from abplib.decodability import labels_of, sweep_settings
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.methods import Guide as Source
-from abplib.metrics import evaluate_box
+from abplib.metrics import centre_inside, evaluate_box
 from abplib.profiles import Profile
 from abplib.proxy import Proxy
 from abplib.samples import SampleSet
@@ -174,11 +174,6 @@ def box_rows(samples: SampleSet, found: Mapping[Source, Sequence[Box | None]]) -
         for index, box in enumerate(shown):
             sample = samples[index]
             about = {"source": source, "index": index, "sample_id": sample.id}
-            inside = box is not None and _centre_inside(box, sample.box)
+            inside = box is not None and centre_inside(box, sample.box)
             rows.append({**about, **evaluate_box(sample, box), "centre_inside": inside})
     return pd.DataFrame(rows)
-
-
-def _centre_inside(box: Box, exact: Box) -> bool:
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return exact[0] <= x <= exact[2] and exact[1] <= y <= exact[3]

@@ -95,6 +95,23 @@ def check_access(hub_id: str, kind: Kind = "model") -> None:
         HfApi().auth_check(hub_id, repo_type=kind)
 
 
+def only_here(hub_id: str, revision: str | None = None) -> bool:
+    """Whether a model is to be read from the cache without asking the hub, which does not answer.
+
+    One question settles it; libraries would put it again for every file, and wait between.
+
+    Raises:
+        AbpError: it is neither here nor to be had.
+    """
+    try:
+        check_access(hub_id)
+    except AbpError:
+        if cached(hub_id, revision) is None:
+            raise
+        return True
+    return False
+
+
 def page(hub_id: str, kind: Kind = "model") -> str:
     """The address of its card."""
     return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{hub_id}"

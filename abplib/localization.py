@@ -14,7 +14,6 @@ import pandas as pd
 from abplib import boxes, grounding, metrics, results, vlm
 from abplib.analysis import Measure
 from abplib.encoder import ConditionEncoder
-from abplib.errors import AbpError
 from abplib.grounding import Grounder
 from abplib.metrics import MIN_COVERAGE, evaluate_box
 from abplib.reported import reported
@@ -43,7 +42,7 @@ def ask(
     NaN without a box), spatial_term, n_objects, layout, those of `metrics.BoxRow`, and outcome.
 
     Raises:
-        AbpError: `n` is not in 1..len(samples), or a sample has no masks.
+        AbpError: `n` is not in 1..len(samples).
     """
     check_number(n, samples)
     place = results.folder(
@@ -70,12 +69,6 @@ def _localize(encoder: ConditionEncoder, samples: SampleSet, n: int) -> pd.DataF
     answers = Grounder.of(encoder).locate([s.image for s in asked], [s.instruction for s in asked])
     rows = []
     for index, (sample, answer) in enumerate(zip(asked, answers, strict=True)):
-        scores = evaluate_box(sample, answer.box)
-        if scores["accurate"] is None:
-            raise AbpError(
-                f"Sample {sample.id} of {samples.name} has no masks: accuracy by the paper's "
-                "criterion needs the pixels of every object."
-            )
         corners = answer.box or (np.nan,) * 4
         rows.append(
             {
@@ -85,7 +78,7 @@ def _localize(encoder: ConditionEncoder, samples: SampleSet, n: int) -> pd.DataF
                 "answer": answer.text,
                 **dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True)),
                 **{fact: sample.facts.get(fact, "not stated") for fact in _FACTS},
-                **scores,
+                **evaluate_box(sample, answer.box),
             }
         )
     return pd.DataFrame(rows).assign(outcome=[outcome(row) for row in rows])

@@ -3,6 +3,9 @@
 The paper's annotators call a box accurate when it "wholly encompasses only the target subject and
 nothing else" (section 4.1). With exact masks that is: at least 90 % of the target's visible pixels
 lie in the box, and at most 20 % of any other object's.
+
+A set of photographs knows no masks. There the sample's box alone stands for the target: an answer
+is accurate from an IoU of 0.5 with it, and about another object where its centre lies outside it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ MAX_SPILL = 0.2
 
 
 class BoxRow(TypedDict):
-    """Localization of one sample; nan or None where the sample or the answer leaves it open."""
+    """Localization of one sample; nan where the sample or the answer leaves it open."""
 
     answered: bool
     """Whether there is a box at all; without one the row counts as a miss."""
@@ -32,13 +35,13 @@ class BoxRow(TypedDict):
     center_error: float
     """Distance of the centres in sides of the image; nan without a box."""
     coverage: float
-    """Part of the target's visible pixels in the box; nan without masks or box."""
+    """Part of the target's visible pixels (without masks, of its box) in the box; nan without."""
     spill: float
     """Largest part of another object's visible pixels in the box; nan without masks or box."""
-    accurate: bool | None
-    """The paper's criterion made exact (see the module); None without masks."""
-    wrong_entity: bool | None
-    """Whether the object nearest to the box is not the target; None without masks."""
+    accurate: bool
+    """The paper's criterion, made exact with masks and by IoU without (see the module)."""
+    wrong_entity: bool
+    """Whether the object nearest to the box is not the target; without masks, see the module."""
 
 
 def evaluate_box(sample: Sample, box: Box | None) -> BoxRow:
@@ -54,13 +57,14 @@ def evaluate_box(sample: Sample, box: Box | None) -> BoxRow:
         center_error=distance,
         coverage=math.nan,
         spill=math.nan,
-        accurate=None,
-        wrong_entity=None,
+        accurate=overlap >= 0.5,
+        wrong_entity=False,
     )
-    if sample.masks is None or sample.target is None:
-        return row
     if box is None:
-        return {**row, "accurate": False, "wrong_entity": False}
+        return row
+    if sample.masks is None or sample.target is None:
+        elsewhere = not centre_inside(box, sample.box)
+        return {**row, "coverage": _covered(sample.box, box), "wrong_entity": elsewhere}
     parts = _parts_inside(sample.masks, box)
     coverage = float(parts[sample.target])
     spill = float(np.delete(parts, sample.target).max(initial=0.0))
@@ -73,6 +77,12 @@ def evaluate_box(sample: Sample, box: Box | None) -> BoxRow:
     }
 
 
+def centre_inside(box: Box, exact: Box) -> bool:
+    """Whether the centre of a box lies in the exact one."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return exact[0] <= x <= exact[2] and exact[1] <= y <= exact[3]
+
+
 def mask_boxes(masks: np.ndarray) -> np.ndarray:
     """Tight boxes of masks, Bool [n, height, width] -> [n, 4] fractions; nan for an empty mask."""
     _, height, width = masks.shape
@@ -82,6 +92,13 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
         if len(ys):
             boxes[row] = xs[0] / width, ys[0] / height, (xs[-1] + 1) / width, (ys[-1] + 1) / height
     return boxes
+
+
+def _covered(exact: Box, box: Box) -> float:
+    """Part of the exact box's area that lies in a box; 0 where it has none."""
+    width, height = (min(exact[k + 2], box[k + 2]) - max(exact[k], box[k]) for k in (0, 1))
+    whole = (exact[2] - exact[0]) * (exact[3] - exact[1])
+    return max(0.0, width) * max(0.0, height) / whole if whole > 0 else 0.0
 
 
 def _parts_inside(masks: np.ndarray, box: Box) -> np.ndarray:

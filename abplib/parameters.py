@@ -54,6 +54,8 @@ class LocalizationGap(ChapterParameters):
     """Denoising steps."""
     guidance: Annotated[float, Field(ge=1)] | None = None
     """Scale of classifier-free guidance; 1 for none."""
+    human_labels: Annotated[str, Field(min_length=1)] | None = None
+    """A file of people's labels, relative to the checkout."""
 
 
 class Proxies(ChapterParameters):

@@ -89,6 +89,9 @@ class Profile(BaseModel):
     """Systems that chapter 5 sets beside the editor."""
     judge: Reference = "abplib.judges.oracle:SceneOracle"
     """What judges edits: a class of `abplib.judges`."""
+    human_labels: Annotated[str, Field(min_length=1)] | None = None
+    """What people said (`abplib.human.labels`), as a file: it then decides which of the VLM's boxes
+    are accurate and which edits succeed."""
     lpips_backbone: Literal["untrained", "imagenet"] = "untrained"
 
     eval_set: Reference
@@ -209,6 +212,23 @@ class Profile(BaseModel):
         return _sample_set(self.tuning_set)
 
     @property
+    def human_labels_file(self) -> Path | None:
+        """The file of `human_labels`, if the profile names one.
+
+        Raises:
+            AbpError: it is not there.
+        """
+        if self.human_labels is None:
+            return None
+        path = paths.root() / self.human_labels
+        if not path.is_file():
+            raise AbpError(
+                f"There are no labels at {path}: make them with book/annotation.md, or leave "
+                "human_labels out."
+            )
+        return path
+
+    @property
     def judging(self) -> Any:
         """The judge, made anew."""
         return resolve(self.judge)()
@@ -230,9 +250,12 @@ class Profile(BaseModel):
 
     @property
     def data_fingerprint(self) -> str:
-        """Hash of the contents of all sample sets."""
+        """Hash of the contents of all sample sets, and of people's labels."""
         sets = (self.evaluation, self.training, self.tuning)
-        return digest([samples.fingerprint for samples in sets])
+        told = [samples.fingerprint for samples in sets]
+        if (labels := self.human_labels_file) is not None:
+            told.append(digest_files(labels))
+        return digest(told)
 
 
 def _source(role: str, name: str, example: str) -> str:

@@ -192,14 +192,17 @@ def comparison_table(compared: Sequence[Comparison], name_of_lpips: str) -> pd.D
 
 
 def successes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Whether each edit of `edits.judged` succeeds: index (of the sample) by method."""
-    told = rows.assign(success=succeeded(rows))
+    """Whether each edit of `edits.judged` succeeds: index (of the sample) by method; NA if open."""
+    told = rows.assign(success=succeeded(rows).astype("boolean"))
     return told.pivot(index="index", columns="method", values="success")
 
 
-def gap_of(accurate: np.ndarray, success: np.ndarray) -> Interval:
-    """How much more often the VLM's box is accurate than the baseline's edit succeeds."""
-    return proportion_difference(PairedTable.of(accurate, success))
+def gap_of(accurate: pd.Series, success: pd.Series) -> Interval:
+    """How much more often the VLM's box is accurate than the baseline's edit succeeds.
+
+    Both by the sample's index, over the samples on which both are known.
+    """
+    return proportion_difference(PairedTable.of(*_known(accurate, success)))
 
 
 class Closed(NamedTuple):
@@ -211,24 +214,23 @@ class Closed(NamedTuple):
     """The gain as a fraction of the gap, BCa interval; None where there may be no gap."""
 
 
-def gap_closed(accurate: np.ndarray, success: pd.DataFrame, seed: int) -> dict[str, Closed]:
+def gap_closed(accurate: pd.Series, success: pd.DataFrame, seed: int) -> dict[str, Closed]:
     """How much of the localization gap the methods under the LoRA close.
 
     A share is given where the whole interval of the gap lies above zero: there is no part of a gap
     that may not be there.
 
     Args:
-        accurate: Bool [n], whether the VLM's box is.
-        success: `successes`, in the same order.
+        accurate: whether the VLM's box is, by the sample's index.
+        success: `successes`.
         seed: of the bootstrap.
     """
-    baseline = success["baseline"].to_numpy(bool)
-    known = gap_of(accurate, baseline).low > 0
+    known = gap_of(accurate, success["baseline"]).low > 0
     closed = {}
     for method in TUNED:
-        edited = success[method].to_numpy(bool)
+        edited, baseline, named = _known(success[method], success["baseline"], accurate)
         gain = proportion_difference(PairedTable.of(edited, baseline))
-        share = _share(edited, baseline, accurate, seed) if known else None
+        share = _share(edited, baseline, named, seed) if known else None
         closed[method] = Closed(gain, share)
     return closed
 
@@ -274,7 +276,8 @@ def failures_by_box(rows: pd.DataFrame, quality: pd.DataFrame, n: int = 3) -> pd
     edits = rows[rows["method"] == "baseline"]
     overlaps = quality[quality["source"] == "proxy"][["index", "iou"]]
     joined = edits.merge(overlaps, on="index")
-    pool = joined[~joined["success"]] if not joined["success"].all() else joined
+    failed = joined["success"].eq(False)  # and not open
+    pool = joined[failed] if failed.any() else joined
     ranked = pool.sort_values("iou", ascending=False, kind="stable")
     ranks = np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int)
     return ranked.iloc[ranks]
@@ -283,11 +286,13 @@ def failures_by_box(rows: pd.DataFrame, quality: pd.DataFrame, n: int = 3) -> pd
 def by_gain(rows: pd.DataFrame) -> list[int]:
     """Indices of samples from ours' largest gain in mean VQA on the baseline to its largest loss.
 
-    `rows` as `edits.judged` gives them; ties keep the order of the samples.
+    `rows` as `edits.judged` gives them; ties keep the order of the samples, and those of which a
+    score is open are left out.
     """
     points = rows.assign(vqa=rows[["edit", "accuracy", "leakage"]].mean(axis=1))
     table = points.pivot(index="index", columns="method", values="vqa")
-    gains = (table["ours"] - table["baseline"]).sort_values(ascending=False, kind="stable")
+    known = (table["ours"] - table["baseline"]).dropna()
+    gains = known.sort_values(ascending=False, kind="stable")
     return [int(index) for index in gains.index.to_numpy()]
 
 
@@ -322,6 +327,12 @@ def _pairs(
     )
     both = table[[first, second]].dropna()
     return both[first].to_numpy(), both[second].to_numpy()
+
+
+def _known(*columns: pd.Series) -> list[np.ndarray]:
+    """Bool columns on the samples on which all of them are known, in one order."""
+    whole = pd.concat(columns, axis=1).dropna()
+    return [whole.iloc[:, place].to_numpy(bool) for place in range(len(columns))]
 
 
 def _share(edited: np.ndarray, baseline: np.ndarray, accurate: np.ndarray, seed: int) -> Interval:

@@ -190,11 +190,19 @@ def load_vlm(
     _check_source(vlm)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of the weights' loading
+    local = not Path(vlm).is_dir() and hub.only_here(str(vlm), revision)
     with hub.explained(str(vlm)):
         try:
-            processor = AutoProcessor.from_pretrained(vlm, revision=revision)
+            processor = AutoProcessor.from_pretrained(
+                vlm, revision=revision, local_files_only=local
+            )
             model, report = AutoModelForImageTextToText.from_pretrained(
-                vlm, revision=revision, dtype=dtype, device_map=device, output_loading_info=True
+                vlm,
+                revision=revision,
+                local_files_only=local,
+                dtype=dtype,
+                device_map=device,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split()).rstrip(".")

@@ -88,6 +88,14 @@ def test_halves_meet_sample_by_sample() -> None:
             gap.beside(answers([True, False]), other)
 
 
+def test_samples_whose_edit_is_left_open_are_left_out() -> None:
+    told = verdicts([None, LEAKAGE, None]).astype({"success": object})
+    told.loc[0, "success"] = None
+    found = gap.beside(answers([True, True, False]).set_axis([7, 8, 9]), told)
+    assert list(found["index"]) == [1, 2] and list(found["edit_outcome"]) == [LEAKAGE, SUCCESS]
+    assert gap.counted(found) == PairedTable(both=0, only_first=1, only_second=1, neither=0)
+
+
 def test_the_table_counts_each_sample_once() -> None:
     table = gap.counted(MIXED)
     assert table == PairedTable(both=1, only_first=3, only_second=1, neither=1)

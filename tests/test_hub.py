@@ -66,6 +66,25 @@ def test_a_model_with_a_part_of_its_weights_is_not_here(
     assert hub.cached("a/b") == tmp_path
 
 
+def test_the_hub_is_asked_once_and_the_cache_serves_where_it_is_silent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def silent(_api: HfApi, name: str, repo_type: str) -> None:
+        asked.append(name)
+        raise httpx2.ConnectError("no name")
+
+    monkeypatch.setattr(HfApi, "auth_check", silent)
+    with pytest.raises(AbpError, match=r"^nobody/never is not here"):
+        load_vlm("nobody/never")  # in no time: nothing is tried again
+    assert asked == ["nobody/never"]
+    monkeypatch.setattr(hub, "cached", lambda _id, _revision: tmp_path)
+    assert hub.only_here("nobody/never")
+    monkeypatch.setattr(HfApi, "auth_check", lambda _api, name, repo_type: None)
+    assert not hub.only_here("nobody/never")
+
+
 def test_a_vlm_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(AbpError, match=r"^nobody/never is not here .* `hf download nobody/never`"):

@@ -38,10 +38,11 @@ from abplib.human.tasks import (
     shuffled,
     to_draw,
 )  # fmt: skip
-from abplib.human.verdicts import HumanBoxes, agreement, judged_boxes
+from abplib.human.verdicts import HumanBoxes, agreement, by_people, judged_boxes
 from abplib.judges.base import LEAKAGE, NO_EDIT, WRONG_OBJECT, Judgement
 from abplib.judges.human import HumanJudge
-from abplib.judges.jury import Jury
+from abplib.judges.jury import Jury, judge_of
+from abplib.profiles import Profile
 from abplib.samples import Sample
 
 N = 4
@@ -75,6 +76,7 @@ ANSWERS = pd.DataFrame(
         "x2": [0.333, 0.5, 0.6, np.nan],
         "y2": [0.777, 0.5, 0.6, np.nan],
         "accurate": [False, False, True, False],
+        "wrong_entity": [True, True, False, False],
         "outcome": ["wrong object", "wrong object", "accurate", "no box"],
     }
 )
@@ -221,14 +223,31 @@ def test_people_decide_which_boxes_are_accurate() -> None:
     found = judged_boxes(ANSWERS, SAMPLES, labels)
     assert list(found["accurate"]) == [True, False, False, False]
     assert list(found["outcome"]) == ["accurate", "cuts the target", "wrong object", "no box"]
-    assert found.drop(columns=["accurate", "outcome"]).equals(
-        ANSWERS.drop(columns=["accurate", "outcome"])
-    )
+    assert list(found["wrong_entity"]) == [False, False, True, False]
+    decided_by_people = ["accurate", "outcome", "wrong_entity"]
+    assert found.drop(columns=decided_by_people).equals(ANSWERS.drop(columns=decided_by_people))
     with pytest.raises(AbpError, match=r"1 of 3 boxes are not judged.*s2 first"):
         judged_boxes(ANSWERS, SAMPLES, labels[:2])
     moved = ANSWERS.assign(x1=[0.05, 0.1, 0.2, np.nan])
     with pytest.raises(AbpError, match="s0 first"):
         judged_boxes(moved, SAMPLES, labels)
+
+
+def test_a_profile_names_what_people_said(
+    files: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABP_ROOT", str(tmp_path))
+    profile = Profile.load("paper", human_labels="said.jsonl")
+    with pytest.raises(AbpError, match=r"no labels at .*said.jsonl: make them with book/annot"):
+        judge_of(profile)
+    for task in boxes_to_judge(SAMPLES, ANSWERS):
+        jsonl.append(tmp_path / "said.jsonl", label(task, "a", YES))
+    judge = judge_of(profile)
+    assert judge.name.startswith("human raters, scores by gemini-2.5-pro")
+    assert judge_of(Profile.load("paper")).name == "gemini-2.5-pro (success: full marks)"
+    found = by_people(ANSWERS, SAMPLES, profile.human_labels_file)
+    assert list(found["accurate"]) == [True, True, True, False]
+    assert by_people(ANSWERS, SAMPLES, None) is ANSWERS
 
 
 def test_drawn_boxes_take_the_samples_boxes_place() -> None:

@@ -79,14 +79,19 @@ def test_ask_makes_one_row_a_sample_and_asks_once(
     pd.testing.assert_frame_equal(again, found)
 
 
-def test_ask_refuses_what_cannot_be_measured(
-    encoder: ConditionEncoder, saying: list[list[Grounding]], tmp_path: Path
-) -> None:
+def test_ask_refuses_more_samples_than_there_are(encoder: ConditionEncoder, tmp_path: Path) -> None:
     with pytest.raises(AbpError, match=r"4 samples are asked for, but halves holds 3"):
         localization.ask(encoder, Halves(), 4, base=tmp_path)
-    saying.append([Grounding("", None, 0)])
-    with pytest.raises(AbpError, match="no masks"):
-        localization.ask(encoder, Halves(masks=False), 1, base=tmp_path)
+
+
+def test_without_masks_the_boxes_alone_decide(
+    encoder: ConditionEncoder, saying: list[list[Grounding]], tmp_path: Path
+) -> None:
+    wide, narrow, right = (0.0, 0.0, 0.9, 1.0), (0.0, 0.0, 0.2, 1.0), (0.5, 0.0, 1.0, 1.0)
+    said = [wide, narrow, right]
+    saying.append([Grounding("", box, 1) for box in said])
+    found = localization.ask(encoder, Halves(masks=False), 3, base=tmp_path)
+    assert list(found["outcome"]) == [ACCURATE, CUT, WRONG_OBJECT]
 
 
 def test_every_answer_has_one_outcome() -> None:

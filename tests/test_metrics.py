@@ -82,10 +82,25 @@ def test_no_answer_counts_as_a_miss() -> None:
     assert math.isnan(row["coverage"]) and math.isnan(row["spill"])
 
 
-def test_what_needs_masks_stays_open_without_them() -> None:
-    row = evaluate_box(Sample("bare", noise(60, 20), "remove it", (0, 0, 1, 1)), (0, 0, 1, 1))
-    assert row["iou"] == pytest.approx(1) and row["accurate"] is None
-    assert row["wrong_entity"] is None and math.isnan(row["coverage"])
+@pytest.mark.parametrize(
+    ("box", "accurate", "wrong", "coverage"),
+    [
+        ((0.0, 0.0, 0.5, 1.0), True, False, 1.0),
+        ((0.0, 0.0, 0.25, 1.0), True, False, 0.5),  # an IoU of one half
+        ((0.0, 0.0, 0.24, 1.0), False, False, 0.48),
+        ((0.0, 0.0, 1.0, 1.0), True, False, 1.0),
+        ((0.1, 0.0, 1.0, 1.0), False, True, 0.8),  # the centre is beside the target
+        ((0.6, 0.2, 0.9, 0.4), False, True, 0.0),
+    ],
+)
+def test_without_masks_the_exact_box_stands_for_the_target(
+    box: Box, accurate: bool, wrong: bool, coverage: float
+) -> None:
+    sample = Sample("bare", noise(60, 20), "remove it", (0.0, 0.0, 0.5, 1.0))
+    row = evaluate_box(sample, box)
+    assert (row["accurate"], row["wrong_entity"]) == (accurate, wrong)
+    assert row["coverage"] == pytest.approx(coverage) and math.isnan(row["spill"])
+    assert not evaluate_box(sample, None)["accurate"]
 
 
 def test_a_hidden_object_is_neither_spilled_on_nor_near() -> None:

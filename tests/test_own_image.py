@@ -40,10 +40,11 @@ def test_the_answered_box_is_drawn(
     monkeypatch.setattr(
         Grounder, "locate", lambda *_: [Grounding("said", (0.1, 0.2, 0.5, 0.75), 1)]
     )
-    out = tmp_path / "drawn.png"
+    out = tmp_path / "new folder" / "drawn"
     done = abp("ground", picture, "remove it", "--save", str(out))
     assert "box 0.100 0.200 0.500 0.750" in done.stdout
-    assert out.stat().st_size > 0
+    with Image.open(out) as drawn:
+        assert (drawn.format, drawn.size) == ("PNG", (80, 60))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -47,12 +48,15 @@ def test_the_two_kinds_of_boxes_differ() -> None:
 
 
 def test_a_sample_is_followed_by_what_became_of_each_edit() -> None:
-    done = {"edit": 4, "accuracy": 4, "leakage": 3, "failure": None}
-    failed = {"edit": 0, "accuracy": 0, "leakage": 4, "failure": "no edit"}
+    done = {"success": True, "edit": 4, "accuracy": 4, "leakage": 3, "failure": None}
+    failed = {"success": False, "edit": 0, "accuracy": 0, "leakage": 4, "failure": "no edit"}
     made = {"baseline": (PICTURE, failed), "ours": (PICTURE, done)}
     panels = plots.compared(Panel(PICTURE, "Source"), made)
     assert [panel.title for panel in panels] == ["Source", "Qwen-Image-Edit", "Ours"]
     assert [panel.text for panel in panels[1:]] == ["no edit\nVQA 1.3", "success\nVQA 3.7"]
+    scores = dict.fromkeys(("edit", "accuracy", "leakage"), np.nan)
+    refused = {"success": None, "failure": None, **scores}
+    assert plots.outcome(refused) == "left open\nno score"
 
 
 def test_figure_8_puts_every_method_at_its_point() -> None:

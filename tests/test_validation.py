@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,10 +150,10 @@ def test_comparisons_are_paired_and_adjusted(scores: pd.DataFrame) -> None:
 
 
 def test_the_part_of_the_gap_that_boxes_close() -> None:
-    accurate = np.arange(N) >= 2
+    accurate = pd.Series(np.arange(N) >= 2)
     success = validation.successes(judged())
     closed = validation.gap_closed(accurate, success, seed=0)
-    gap = validation.gap_of(accurate, success["baseline"].to_numpy(bool))
+    gap = validation.gap_of(accurate, success["baseline"])
     assert gap.value == pytest.approx(0.95 - 0.3)
     ours = closed["ours"]
     assert ours.gain.value == pytest.approx(0.5)
@@ -164,7 +166,7 @@ def test_the_part_of_the_gap_that_boxes_close() -> None:
 
 
 def test_no_part_is_given_of_a_gap_that_may_not_be_there() -> None:
-    accurate = np.arange(N) < 13  # as good as the baseline's 12
+    accurate = pd.Series(np.arange(N) < 13)  # as good as the baseline's 12
     closed = validation.gap_closed(accurate, validation.successes(judged()), seed=0)
     assert all(found.share is None for found in closed.values())
     assert set(validation.gap_table(closed)["part of the gap"]) == {"–"}
@@ -262,9 +264,32 @@ def test_nothing_is_decided_by_one_sample() -> None:
     assert {v.verdict for v in found.values()} == {UNDECIDED}
 
 
+def left_open(method: str, indices: Sequence[int]) -> pd.DataFrame:
+    """`judged` without the verdicts on some of a method's edits."""
+    scores = ["edit", "accuracy", "leakage"]
+    rows = judged().astype({"success": object} | dict.fromkeys(scores, float))
+    chosen = (rows["method"] == method) & rows["index"].isin(indices)
+    rows.loc[chosen, ["success", "failure"]] = None
+    rows.loc[chosen, scores] = np.nan
+    return rows
+
+
+def test_edits_without_a_verdict_are_left_out_pair_by_pair() -> None:
+    rows = left_open("ours", [0, 39])
+    success = validation.successes(rows)
+    assert success["ours"].isna().sum() == 2 and success["gt_box"].notna().all()
+    accurate = pd.Series(np.arange(N) >= 2)
+    closed = validation.gap_closed(accurate, success, seed=0)
+    assert (closed["ours"].gain.n, closed["gt_box"].gain.n) == (N - 2, N)
+    assert validation.gap_of(accurate, success["baseline"]).n == N
+    summary = validation.summarise(tidy(rows), seed=0)
+    assert summary["ours", "edit_success"].found.n == N - 2
+    assert sorted(validation.by_gain(rows)) == list(range(1, N - 1))
+    quality = pd.DataFrame({"source": "proxy", "index": range(N), "iou": 0.5})
+    open_ones = left_open("baseline", range(20))
+    assert set(validation.failures_by_box(open_ones, quality, N)["index"]) <= set(range(20, N))
+
+
 def test_a_judge_that_gives_no_success_is_named() -> None:
-    rows = judged()
-    rows["success"] = rows["success"].astype(object)
-    rows.loc[3, "success"] = None
-    with pytest.raises(AbpError, match=f"not say of 1 of {len(rows)} edits"):
-        validation.successes(rows)
+    with pytest.raises(AbpError, match="of no edit by Ours whether it succeeds"):
+        validation.successes(left_open("ours", range(N)))

@@ -47,10 +47,11 @@ def locate(kind: type[DiffusionPipeline], source: str | Path, revision: str | No
         return Path(source)
     if isinstance(source, Path) or source.count("/") != 1:
         raise AbpError(f"There is no pipeline at {source}; give a saved one's folder or a hub id.")
+    local = hub.only_here(source, revision)
     try:
         with hub.explained(source):
             try:
-                return Path(kind.download(source, revision=revision))
+                return Path(kind.download(source, revision=revision, local_files_only=local))
             except OSError as error:  # in which diffusers hides what the hub said
                 raise (error.__cause__ or error) from None
     except AbpError:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from statistics import mean, median
 
 import pandas as pd
@@ -20,6 +21,7 @@ from abplib.agreement import cohen_kappa, fleiss_kappa
 from abplib.boxes import from_pixels, iou
 from abplib.errors import AbpError
 from abplib.human.labels import (
+    BOX_FAILURES,
     DRAW_BOX,
     JUDGE_BOX,
     JUDGE_EDIT,
@@ -30,12 +32,13 @@ from abplib.human.labels import (
     Step,
     decided,
     grouped,
+    read_labels,
 )
 from abplib.human.tasks import boxes_to_judge
 from abplib.results import digest
 from abplib.samples import Sample, SampleSet
 
-ACCURATE = "accurate"
+ACCURATE, WRONG_OBJECT = "accurate", BOX_FAILURES[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ class HumanBoxes:
 def judged_boxes(
     answers: pd.DataFrame, samples: SampleSet, labels: Iterable[Label]
 ) -> pd.DataFrame:
-    """Rows of `localization.ask` with people's verdicts in `accurate` and `outcome`.
+    """Rows of `localization.ask` with people's verdicts in `accurate`, `wrong_entity`, `outcome`.
 
     A row without a box stays the miss that it is.
 
@@ -102,10 +105,17 @@ def judged_boxes(
     found = answers.copy()
     rows = found.index[found["answered"]]
     decisions = [v for v in verdicts if v is not None]
-    found["accurate"] = False
-    found.loc[rows, "accurate"] = [v.yes for v in decisions]
     found.loc[rows, "outcome"] = [ACCURATE if v.yes else v.kind for v in decisions]
+    found["accurate"] = found["outcome"] == ACCURATE
+    found["wrong_entity"] = found["outcome"] == WRONG_OBJECT
     return found
+
+
+def by_people(answers: pd.DataFrame, samples: SampleSet, labels_file: Path | None) -> pd.DataFrame:
+    """`judged_boxes` with a profile's file of labels; the rows as they are where it has none."""
+    if labels_file is None:
+        return answers
+    return judged_boxes(answers, samples, read_labels(labels_file))
 
 
 def agreement(labels: Iterable[Label]) -> pd.DataFrame:

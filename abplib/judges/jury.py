@@ -1,6 +1,6 @@
 """Two judges as one: success and failure from the first, the scores from the second.
 
-For instance the scene oracle or people (section 4.1), and a VLM (section 4.6).
+For instance people (section 4.1), and a VLM (section 4.6).
 """
 
 from __future__ import annotations
@@ -11,8 +11,21 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from abplib.judges.base import Judge, Judgement
+from abplib.judges.human import HumanJudge
+from abplib.profiles import Profile
 from abplib.results import digest
 from abplib.samples import SampleSet
+
+
+def judge_of(profile: Profile) -> Judge:
+    """The profile's judge; where it names people's labels, success and failure are theirs to tell.
+
+    Raises:
+        AbpError: the labels are not there, or as the judge itself does.
+    """
+    judge: Judge = profile.judging
+    labels = profile.human_labels_file
+    return judge if labels is None else Jury(HumanJudge(labels), judge)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The judge of section 4.6: a VLM answers the three questions of appendix C.1 about each edit.
 
 It gives scores alone. Success by the paper's criterion is for people or the scene oracle to say, so
-`success` is None here. A refusal or an unusable answer is counted and never a score: where no
-repeat was answered, the scores are None.
+`success` is None here, and what a profile names reads it off the scores (`full_marks`). A refusal
+or an unusable answer is counted and never a score: where no repeat was answered, the scores are
+None.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from abplib.agreement import cohen_kappa
 from abplib.boxes import draw_overlay
 from abplib.errors import AbpError
 from abplib.judges.asking import Asker, Manner, Wire
-from abplib.judges.base import Judgement
+from abplib.judges.base import Judge, Judgement
+from abplib.judges.full_marks import FullMarks
 from abplib.judges.gemini import Gemini
+from abplib.judges.jury import Jury
 from abplib.judges.openai_compatible import OpenAICompatible
 from abplib.judges.questions import BEST, Question
 from abplib.judges.record import OUTCOMES, Answer, Record
@@ -130,12 +133,20 @@ def tally(table: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def gemini() -> VqaJudge:
+def asked(judge: Judge) -> pd.DataFrame:
+    """`tally` of the VLM that gives a judge its scores, a row a count; empty where no VLM does."""
+    while isinstance(judge, FullMarks | Jury):
+        judge = judge.scores
+    counts = tally(judge.table()) if isinstance(judge, VqaJudge) else {}
+    return pd.Series(counts, name="value", dtype=float).rename_axis("count").to_frame()
+
+
+def gemini() -> FullMarks:
     """Gemini 2.5 Pro, with its record in the checkout; for a profile's `judge`."""
     return _recorded(Gemini())
 
 
-def openai_compatible() -> VqaJudge:
+def openai_compatible() -> FullMarks:
     """The model that OPENAI_MODEL names, as `gemini` is.
 
     Raises:
@@ -144,7 +155,7 @@ def openai_compatible() -> VqaJudge:
     return _recorded(OpenAICompatible(_named(MODEL)))
 
 
-def local_vlm() -> VqaJudge:
+def local_vlm() -> FullMarks:
     """The Qwen2.5-VL that ABP_JUDGE_VLM names (a folder or a hub id), asked once for each edit.
 
     Raises:
@@ -155,9 +166,9 @@ def local_vlm() -> VqaJudge:
     return _recorded(LocalVlm(_named(LOCAL_MODEL)), 1, Manner(parallel=1, answers=1))
 
 
-def _recorded(wire: Wire, repeats: int = 3, manner: Manner | None = None) -> VqaJudge:
+def _recorded(wire: Wire, repeats: int = 3, manner: Manner | None = None) -> FullMarks:
     name = re.sub(r"[^\w.-]+", "_", wire.model) + ".jsonl"
-    return VqaJudge(wire, paths.root() / RECORDS / name, repeats, manner or Manner())
+    return FullMarks(VqaJudge(wire, paths.root() / RECORDS / name, repeats, manner or Manner()))
 
 
 def _named(variable: str) -> str:

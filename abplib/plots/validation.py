@@ -72,8 +72,9 @@ def compared(
 
 def outcome(row: Mapping[str, Any]) -> str:
     """What became of an edit, from its row of `edits.judged`: success or kind of failure, VQA."""
+    verdict = row["failure"] or ("success" if row["success"] else "left open")
     mean = (row["edit"] + row["accuracy"] + row["leakage"]) / 3
-    return f"{row['failure'] or 'success'}\nVQA {mean:.1f}"
+    return f"{verdict}\n" + ("no score" if pd.isna(mean) else f"VQA {mean:.1f}")
 
 
 @styled

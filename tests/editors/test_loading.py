@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from abplib import hub
 from abplib.editors import conditions, loading
 from abplib.editors.flux2 import Flux2Editor
 from abplib.editors.qwen_image_edit import QwenImageEditor
@@ -37,13 +38,14 @@ def test_a_hub_pipeline_is_known_by_its_commit(
 ) -> None:
     asked: list[Any] = []
 
-    def download(source: str, revision: str | None) -> Path:
-        asked.append((source, revision))
+    def download(source: str, revision: str | None, local_files_only: bool) -> Path:
+        asked.append((source, revision, local_files_only))
         return tmp_path / "snapshots" / "c0ffee"
 
     monkeypatch.setattr(Flux2Pipeline, "download", download)
+    monkeypatch.setattr(hub, "check_access", lambda _id: None)
     folder = loading.locate(Flux2Pipeline, "some/pipeline", "v1")
-    assert asked == [("some/pipeline", "v1")]
+    assert asked == [("some/pipeline", "v1", False)]
     known = loading.fingerprint("some/pipeline", folder)
     assert known == loading.fingerprint("some/pipeline", tmp_path / "elsewhere" / "c0ffee")
     assert known != loading.fingerprint("some/pipeline", tmp_path / "snapshots" / "decaf")

@@ -353,9 +353,9 @@ def test_judges_for_profiles_are_named_by_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ABP_ROOT", str(tmp_path))
-    assert vqa.gemini().record_file == tmp_path / "data/judgements/gemini-2.5-pro.jsonl"
+    assert vqa.gemini().scores.record_file == tmp_path / "data/judgements/gemini-2.5-pro.jsonl"
     monkeypatch.setenv("OPENAI_MODEL", "Qwen/Qwen3-VL")
-    assert vqa.openai_compatible().record_file.name == "Qwen_Qwen3-VL.jsonl"
+    assert vqa.openai_compatible().scores.record_file.name == "Qwen_Qwen3-VL.jsonl"
     monkeypatch.delenv("OPENAI_MODEL")
     with pytest.raises(AbpError, match="set OPENAI_MODEL"):
         vqa.openai_compatible()

@@ -1,0 +1,178 @@
+"""A checkout in which the profile `paper` can run here: twins in place of its models and its data.
+
+The VLM and the editor are the shipped miniatures, whose classes are the paper's; the other systems
+are random-weight twins. The data sets are made by the library's own stages, with scenes of the mini
+world in place of what Gemini, FIBO, 2509 and Mistral-Small make.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision
+import yaml
+from PIL import Image
+
+from abplib import paths
+from abplib.analysis import load_encoder
+from abplib.boxes import Box, to_pixels
+from abplib.data import omniedit, omniedit_rows, spatial, spatial_set
+from abplib.data.prompts import SCENES_SYSTEM
+from abplib.editors.base import Editor
+from abplib.grounding import Grounder
+from abplib.human.labels import DRAW_BOX
+from abplib.mini import other_twins
+from abplib.mini.sets import evaluation, general
+from abplib.profiles import Profile
+from abplib.vlm import ImageLike
+
+REPOSITORY = paths.root()
+SCENES = evaluation()
+
+N_SCENES, N_ROWS = 12, 32
+IDS = {
+    "vlm": str(REPOSITORY / "data/mini/vlm"),
+    "editor": str(REPOSITORY / "data/mini/editor"),
+}
+OTHERS = {
+    "qwen_image_edit_2509": "smoke_2509",
+    "fibo_edit": "smoke_fibo",
+    "flux2_dev": "smoke_flux2",
+    "flux_kontext": "smoke_kontext",
+}
+SIZES = {
+    "image_area": 128 * 128, "n_steps": 2, "n_eval": 6, "n_batches": 4, "batch_size": 6,
+    "eval_every": 2, "n_curve_eval": 4, "width": 16, "n_queries": 2, "n_heads": 2,
+}  # fmt: skip
+"""What a CPU can do in a test; no setting of another kind is changed."""
+
+
+class Author:
+    """Writes prompt pairs, and scenes as JSON."""
+
+    name = "author"
+
+    def write(self, system: str, request: str) -> str:
+        if system != SCENES_SYSTEM:
+            return '{"short_description": "a scene"}'
+        return "\n".join(
+            f"- GENERATION: Scene {k}.\n- EDIT: Make all alike." for k in range(N_SCENES)
+        )
+
+
+class Painter:
+    """Paints the scene of its seed with the odd object in it."""
+
+    name = "painter"
+
+    def paint(self, prompt: str, seed: int) -> Image.Image:
+        return SCENES.edited(seed)
+
+
+class Leveller(Editor):
+    """Makes all objects of the scene of its seed alike."""
+
+    name = "leveller"
+    fingerprint = "leveller"
+
+    def _edit_many(
+        self,
+        images: Sequence[ImageLike],
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        boxes: Sequence[Box | None],
+        batch_size: int,
+    ) -> list[Image.Image]:
+        return [SCENES[seed].image for seed in seeds]
+
+
+class Speaker:
+    """Names a place."""
+
+    name = "speaker"
+
+    def __init__(self) -> None:
+        self._terms: Iterator[str] = itertools.cycle(("leftmost", "second from the left"))
+
+    def describe(self, system: str, image: Image.Image) -> str:
+        return f"Turn the {next(self._terms)} object into a star."
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
+    """The checkout in `root`, with its data sets; its profile, for which `patch` sets the rest."""
+    for name in ("book/chapters", "data/paper", "data/mini"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).symlink_to(REPOSITORY / name)
+    (root / "runs/paper").mkdir(parents=True)
+    (root / "runs/paper/lora").symlink_to(REPOSITORY / "data/mini/editor/lora")
+    fields = yaml.safe_load((REPOSITORY / "abplib/profiles/paper.yaml").read_text())
+    for name, made in OTHERS.items():
+        fields["other_editors"][name] |= {
+            "source": str(getattr(other_twins, made)()),
+            "n_steps": 2,
+        }
+    path = root / "paper.yaml"
+    path.write_text(yaml.safe_dump(fields | IDS | SIZES))
+    patch.setenv("ABP_ROOT", str(root))
+    patch.setenv("ABP_RESULTS", str(root / "results"))
+    _multi_entity(root / spatial_set.FOLDER, Profile.load(str(path)))
+    _omniedit(root / "hub", root / omniedit_rows.FOLDER)
+    _alexnet(root / "torch")
+    patch.setenv("TORCH_HOME", str(root / "torch"))
+    return path
+
+
+def _multi_entity(folder: Path, profile: Profile) -> None:
+    spatial.write_prompts(folder, Author(), N_SCENES, quiet)
+    spatial.structure_prompts(folder, Author(), quiet)
+    spatial.paint_images(folder, Painter(), 0, quiet)
+    spatial.edit_images(folder, Leveller(), 0, quiet)
+    spatial.reverse(folder, quiet)
+    spatial.write_instructions(folder, Speaker(), quiet)
+    spatial.ground_boxes(folder, Grounder.of(load_encoder(profile)), profile.vlm, quiet)
+    labels = []
+    for task in spatial.verification_tasks(folder):
+        if task.step == DRAW_BOX:
+            exact = to_pixels(SCENES[int(task.item)].box, task.source.size)
+            labels.append(task.label("rater", box=exact))
+        else:
+            labels.append(task.label("rater", answer="yes"))
+    spatial.verify(folder, labels, quiet)
+    spatial.split(folder, 0, quiet)
+
+
+def _omniedit(hub: Path, folder: Path) -> None:
+    rows = []
+    for index in range(N_ROWS):
+        sample, file = general()[index], io.BytesIO()
+        sample.image.resize((160, 128)).save(file, format="png")
+        rows.append(
+            {
+                "omni_edit_id": sample.id,
+                "task": str(sample.facts["task"]),
+                "src_img": {"bytes": file.getvalue()},
+                "edited_prompt_list": [sample.instruction],
+            }
+        )
+    hub.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), hub / "train-00000-of-00001.parquet")
+    omniedit_rows.fetch(omniedit.choose(str(hub), n=N_ROWS), folder, quiet)
+
+
+def _alexnet(home: Path) -> None:
+    """Random weights where torchvision looks for those of ImageNet."""
+    name = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
+    place = home / "hub/checkpoints" / name
+    place.parent.mkdir(parents=True)
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), place)

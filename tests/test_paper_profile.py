@@ -1,0 +1,80 @@
+"""The profile `paper` on twins of its models and data: every chapter runs to its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import papertwin
+import pytest
+from loopback import KEY, serving
+
+from abplib import chapter, jsonl, localization, results
+from abplib.analysis import load_encoder
+from abplib.edits import make_edits
+from abplib.gap import baseline
+from abplib.human.tasks import boxes_to_judge, edits_to_judge
+from abplib.judges import vqa
+from abplib.judges.asking import Manner
+from abplib.notebooks import source_of
+from abplib.parameters import CHAPTERS
+from abplib.profiles import Profile
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The profile's file; what speaks for Gemini fails now and then."""
+    brisk = Manner(per_minute=1e6, first_pause=0.001, longest_pause=0.005, answers=8)
+    with pytest.MonkeyPatch.context() as patch, serving(0.1) as server:
+        patch.setattr(vqa, "Manner", lambda: brisk)
+        patch.setenv("GEMINI_API_KEY", KEY)
+        patch.setenv("GOOGLE_GEMINI_BASE_URL", server.address)
+        yield papertwin.make(tmp_path_factory.mktemp("paper"), patch)
+
+
+def run(name: str, **given: Any) -> dict[str, Any]:
+    """A chapter's cells in this process, where the libraries are loaded anyway; its values."""
+    space: dict[str, Any] = {}
+    for cell in jupytext.read(source_of(name)).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{name}.md", "exec"), space)
+            if "parameters" in cell.metadata.get("tags", []):
+                assert given.keys() <= space.keys()
+                space |= given
+    found: Any = space["chapter"]
+    assert results.summary_of(found.folder) is not None  # it finished, with all that it declares
+    values: dict[str, Any] = json.loads((found.folder / chapter.VALUES).read_text())
+    return values
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_chapter_runs_to_its_end(paper: Path, name: str) -> None:
+    assert {value["profile"] for value in run(name, profile=str(paper)).values()} == {"paper"}
+
+
+def test_only_ids_and_sizes_are_not_the_papers(paper: Path) -> None:
+    own, twin = Profile.load("paper").model_dump(), Profile.load(str(paper)).model_dump()
+    changed = {name for name in own if own[name] != twin[name]}
+    assert changed <= {"vlm", "editor", "other_editors", *papertwin.SIZES}
+    assert twin["other_editors"].keys() == own["other_editors"].keys()
+
+
+def test_what_people_said_decides_chapter_1(paper: Path, tmp_path: Path) -> None:
+    profile = Profile.load(str(paper))
+    samples, n = profile.evaluation, profile.n_eval
+    answers = localization.ask(load_encoder(profile), samples, n)
+    made = make_edits("baseline", baseline(profile), samples, n, 0, {})
+    file = tmp_path / "labels.jsonl"
+    for task in boxes_to_judge(samples, answers):
+        jsonl.append(file, task.label("rater", answer="yes"))
+    first, *others = edits_to_judge(samples, {"baseline": made})
+    jsonl.append(file, first.label("rater", answer="yes"))
+    for task in others[1:]:
+        jsonl.append(file, task.label("rater", answer="no", kind="leakage"))
+    found = run("01_localization_gap", profile=str(paper), human_labels=str(file))
+    assert found["ch1.vlm_box_accuracy"]["value"] == answers["answered"].mean()
+    assert found["ch1.n_open"]["value"] == 1
+    assert found["ch1.edit_success"]["value"] == 1 / (n - 1)
