@@ -66,6 +66,8 @@ def _sentence(error: BaseException, hub_id: str, kind: Kind) -> str | None:
     """What an error of the hub's client means; None for another error."""
     where = page(hub_id, kind)
     match error:
+        case HFValidationError():
+            return f"{hub_id!r} is no id of the hub: give owner/name, or a folder that exists."
         case GatedRepoError():
             return (
                 f"{hub_id} is gated: accept its terms at {where} and log in with `hf auth login`."

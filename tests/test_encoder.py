@@ -135,7 +135,7 @@ def test_batches_may_go_through_side_by_side(encoder: ConditionEncoder, batch: B
         return encoder.encode(prepared, layers=(0, 2))
 
     with ThreadPoolExecutor(len(images)) as pool:
-        found = list(pool.map(encode, samples))
+        found = list(pool.map(encode, zip(images, instructions, strict=True)))
     for one, expected in zip(found, alone, strict=True):
         for layer in (0, 2):
             torch.testing.assert_close(one.states[layer], expected.states[layer])

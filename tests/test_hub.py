@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -33,6 +34,7 @@ RESPONSE = httpx2.Response(403, request=httpx2.Request("GET", "https://hub.test/
         (GatedRepoError("gated", response=RESPONSE), "accept its terms at https://.*/a/b"),
         (RepositoryNotFoundError("none", response=RESPONSE), "knows no model a/b"),
         (RevisionNotFoundError("none", response=RESPONSE), "no such revision"),
+        (HFValidationError("a b"), "'a/b' is no id of the hub: give owner/name"),
     ],
 )
 def test_each_failure_is_one_sentence(error: Exception, said: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from conftest import noise
+from PIL import Image
 from safetensors.torch import load_file
 
 from abplib.__main__ import main

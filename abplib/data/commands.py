@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from abplib import paths
+from abplib.errors import AbpError
 
 
 @click.command()
@@ -14,14 +15,14 @@ from abplib import paths
 @click.option("--location", help="A folder of its parquet shards; default: the hub.")
 @click.option("-n", "number", type=click.IntRange(1), help="Rows; default: the paper's 128,000.")
 @click.option("--shards", type=click.IntRange(1), help="Take them from so many shards alone.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=int, help="Of the choice; default: 0.")
 @click.option("--label", "profile", help="Then let this profile's VLM label them.")
 def omniedit(
     out: Path | None,
     location: str | None,
     number: int | None,
     shards: int | None,
-    seed: int,
+    seed: int | None,
     profile: str | None,
 ) -> None:
     """Choose rows of OmniEdit, fetch them and label them, or go on where a run was stopped.
@@ -35,9 +36,17 @@ def omniedit(
     if (folder / MANIFEST).exists():
         manifest = Manifest.load(folder / MANIFEST)
         known = manifest.recipe
+        asked = {"location": location, "n": number, "n_shards": shards, "seed": seed}
+        if other := [key for key, value in asked.items() if value not in (None, known[key])]:
+            raise AbpError(
+                f"{folder} holds a choice with {other[0]} = {known[other[0]]}: leave the option "
+                "out to go on with that, or give another --out."
+            )
         click.echo(f"Going on in {folder} with its {known['n']} rows by seed {known['seed']}")
     else:
-        manifest = choose(location or LOCATION, n=number or PAPER_ROWS, n_shards=shards, seed=seed)
+        manifest = choose(
+            location or LOCATION, n=number or PAPER_ROWS, n_shards=shards, seed=seed or 0
+        )
     fetch(manifest, folder, click.echo)
     samples = OmniEdit(folder)
     click.echo(f"{len(samples)} rows in {folder}, {samples.unusable or 'none'} unusable")

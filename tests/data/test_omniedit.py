@@ -207,6 +207,8 @@ def test_the_command(location: str, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     again = CliRunner().invoke(main, ["omniedit", "--out", out])
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    other = CliRunner().invoke(main, [*arguments, "--seed", "3"])
+    assert other.exit_code == 2 and "holds a choice with seed = 0" in other.stderr
 
 
 @pytest.mark.parametrize(

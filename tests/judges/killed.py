@@ -12,11 +12,11 @@ from abplib.judges.openai_compatible import OpenAICompatible
 from abplib.judges.questions import Question
 from abplib.judges.record import Record
 
-N, PARALLEL = 60, 4
+N, PARALLEL = 1400, 4
 
 
 def picture(number: int) -> Image.Image:
-    return Image.new("RGB", (4, 4), (number, 0, 0))
+    return Image.new("RGB", (4, 4), (number // 256, number % 256, 0))
 
 
 def ask(address: str, record: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
         running = subprocess.Popen([sys.executable, killed.__file__, address, str(record)])
 
         def kill(calls: int) -> None:
-            if calls == 40:
+            if calls == killed.N // 2:
                 running.kill()
                 running.wait()
 
@@ -183,6 +183,14 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
     answered = Counter(a.images[-1] for a in lines(record) if a.outcome == ANSWERED)
     assert len(answered) == killed.N and set(answered.values()) == {1}
     assert server.paid - answered == lost
+    judge = VqaJudge(OpenAICompatible("some-vlm", address), record, 1, BRISK)
+    table = judge.table()
+    assert vqa.tally(table)[ANSWERED] == killed.N
+    whole = record.read_bytes()
+    killed.ask(address, record)  # and the server is gone
+    assert record.read_bytes() == whole
+    for said, image in zip(table.to_dict("records"), table["image"], strict=True):
+        assert {name: said[name] for name in expected(image)} == expected(image)
 
 
 def test_an_interrupted_run_keeps_what_is_on_its_way(
