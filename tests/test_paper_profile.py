@@ -14,6 +14,7 @@ from loopback import KEY, serving
 
 from abplib import chapter, jsonl, localization, results
 from abplib.analysis import load_encoder
+from abplib.editors import conditions
 from abplib.edits import make_edits
 from abplib.gap import baseline
 from abplib.human.tasks import boxes_to_judge, edits_to_judge
@@ -30,6 +31,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     brisk = Manner(per_minute=1e6, first_pause=0.001, longest_pause=0.005, answers=8)
     with pytest.MonkeyPatch.context() as patch, serving(0.1) as server:
         patch.setattr(vqa, "Manner", lambda: brisk)
+        patch.setattr(conditions, "MAX_DESCRIPTION", 16)
         patch.setenv("GEMINI_API_KEY", KEY)
         patch.setenv("GOOGLE_GEMINI_BASE_URL", server.address)
         yield papertwin.make(tmp_path_factory.mktemp("paper"), patch)

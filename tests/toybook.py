@@ -46,6 +46,7 @@ n_eval: 3
 labels: exact
 n_batches: 4
 batch_size: 2
+micro_batch: 2
 lr: 1.0e-3
 width: 8
 n_queries: 2
