@@ -43,8 +43,11 @@ IN_PAPER = {"baseline": "qwen_image_edit"} | {name: name for name in (*COMPARED[
 
 BOX_SOURCES: dict[Guide, str] = {"proxy": "proxy", "vlm": "VLM, asked", "exact": "exact box"}
 
-READINGS = {"lpips": "composite", "lpips_zero_fill": "zero fill", "lpips_spatial": "spatial"}
-"""The three ways to take LPIPS outside a box; see `abplib.preservation`."""
+READINGS = {
+    "lpips": "composite", "lpips_zero_fill": "zero fill", "lpips_spatial": "spatial",
+    "ssim": "SSIM",
+}  # fmt: skip
+"""The three ways to take LPIPS outside a box, and SSIM there; see `abplib.preservation`."""
 
 DIFFERENCES = {"lpips": "+.4f", "vqa": "+.3f", "edit_success": "+.1%"}
 """Metrics that methods are compared in, and how their differences are written."""
@@ -254,16 +257,15 @@ def readings(summary: Summary) -> pd.DataFrame:
 
 
 def reading_table(means: pd.DataFrame) -> pd.DataFrame:
-    """`readings` as a page shows it: mean and, in brackets, rank from the lowest."""
-    ranks = means.rank(method="min").astype(int)
-    cells = means.map("{:.4f}".format) + " (" + ranks.astype(str) + ")"
+    """`readings` as a page shows it: mean and, in brackets, rank from the least change."""
+    cells = means.map("{:.4f}".format) + " (" + _ranks(means).astype(str) + ")"
     labels = {method: METHODS[method].label for method in COMPARED}
     return cells.rename(index=labels, columns=READINGS).rename_axis("method")
 
 
 def reordered(means: pd.DataFrame) -> list[str]:
     """Names of the readings by which the methods stand in another order than by the first."""
-    ranks = means.rank(method="min")
+    ranks = _ranks(means)
     return [name for r, name in READINGS.items() if not ranks[r].equals(ranks["lpips"])]
 
 
@@ -333,6 +335,11 @@ def _known(*columns: pd.Series) -> list[np.ndarray]:
     """Bool columns on the samples on which all of them are known, in one order."""
     whole = pd.concat(columns, axis=1).dropna()
     return [whole.iloc[:, place].to_numpy(bool) for place in range(len(columns))]
+
+
+def _ranks(means: pd.DataFrame) -> pd.DataFrame:
+    """Ranks of `readings` from the least change outside; SSIM, a likeness, falls as that grows."""
+    return means.assign(ssim=-means["ssim"]).rank(method="min").astype(int)
 
 
 def _share(edited: np.ndarray, baseline: np.ndarray, accurate: np.ndarray, seed: int) -> Interval:

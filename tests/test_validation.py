@@ -172,12 +172,15 @@ def test_no_part_is_given_of_a_gap_that_may_not_be_there() -> None:
     assert set(validation.gap_table(closed)["part of the gap"]) == {"–"}
 
 
-def test_the_readings_of_lpips_are_ranked(summary: validation.Summary) -> None:
+def test_readings_of_what_changes_outside_are_ranked(summary: validation.Summary) -> None:
     means = validation.readings(summary)
     assert validation.reordered(means) == []
-    assert validation.reading_table(means).loc["Norm-AVG", "composite"] == "0.0500 (1)"
+    table = validation.reading_table(means)
+    assert table.loc["Norm-AVG", "composite"] == "0.0500 (1)"
+    assert table.loc["Norm-AVG", "SSIM"] == "0.9500 (1)"  # the highest changes least
     means.loc["ours", "lpips_spatial"] = 0.2
-    assert validation.reordered(means) == ["spatial"]
+    means.loc["ours", "ssim"] = 0.99
+    assert validation.reordered(means) == ["spatial", "SSIM"]
 
 
 def test_box_quality_counts_a_missing_box_as_a_miss() -> None:

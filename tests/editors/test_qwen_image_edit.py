@@ -140,6 +140,14 @@ def test_edits_do_not_depend_on_the_batch(editor: QwenImageEditor) -> None:
     assert [edit.size for edit in together] == [image.size for image in images]
 
 
+def test_one_seed_gives_one_image() -> None:
+    """Of two runs, each with a pipeline loaded anew."""
+    images = [noise(64, 64, 1), noise(101, 67, 2)]
+    runs = [load().edit_many(images, INSTRUCTIONS, seeds) for seeds in ((5, 6), (5, 6), (6, 5))]
+    for first, second, other in zip(*runs, strict=True):
+        assert first.tobytes() == second.tobytes() != other.tobytes()
+
+
 def test_what_seeds_share_is_encoded_once(
     editor: QwenImageEditor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
