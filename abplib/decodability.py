@@ -257,9 +257,9 @@ def configuration_table(errors: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Claim, where the paper makes it, what was measured, verdict."""
+    """Claim, verdict, what was measured, where the paper makes the claim."""
     rows = [
-        {"claim": v.claim, "paper": v.where, "this run": v.measured, "verdict": v.verdict}
+        {"claim": v.claim, "verdict": v.verdict, "this run": v.measured, "paper": v.where}
         for v in verdicts
     ]
     return pd.DataFrame(rows).set_index("claim")

@@ -24,6 +24,7 @@ from abplib.stats import (
     PairedTable,
     bootstrap_mean,
     holm,
+    p_words,
     paired_difference,
     sign_flip_test,
     wilson,
@@ -210,6 +211,7 @@ def comparison_table(found: pd.DataFrame) -> pd.DataFrame:
     frame = found.assign(
         score=[SCORES[score][1] for score in found["score"]],
         against=[SOURCES[source] for source in found["source"]],
+        **{column: found[column].map(p_words).str.removeprefix("= ") for column in ("p", "p_holm")},
     )
     words = {"value": "difference", "p_holm": "p, Holm"}
     table = frame.rename(columns=words).set_index("against")

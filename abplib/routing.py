@@ -240,7 +240,7 @@ def class_parts(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """Figure 5 on one sample: the decisive head of the largest mean drop, and the vote of all."""
+    """Figure 5 on one sample: one decisive head that prefers its l*, and the vote of all."""
 
     layers: tuple[int, ...]
     heads: list[str]
@@ -250,7 +250,7 @@ class Example:
     preferred: np.ndarray
     """l*_h of each, as places in `layers`, [H']."""
     shown: int
-    """Row of the head that is shown closely."""
+    """Row of the head shown closely: of those that prefer l*, that of the largest mean drop."""
     best: int
     """l*."""
     words: list[str]
@@ -263,16 +263,19 @@ def example(decomposition: Decomposition, index: int) -> Example:
     """Figure 5 of sample `index`."""
     attention, decisive = decomposition.attention, decomposition.decisive
     masses = attention.masses[:, decisive]
-    shown = int(drops(masses).mean((0, 2)).argmax())
+    preferred = preferred_layers(masses)[index]
+    best = int(decomposition.layers["layer"].iloc[index])
+    voted = preferred == attention.layers.index(best)
+    shown = int(np.where(voted, drops(masses).mean((0, 2)), -1).argmax())
     rows = attention.tokens[attention.tokens["sample_id"] == attention.ids[index]]
     blocks, heads = np.divmod(decisive, attention.n_heads)
     return Example(
         layers=attention.layers,
         heads=[f"{block}.{head}" for block, head in zip(blocks, heads, strict=True)],
         masses=masses[index].mean(1),
-        preferred=preferred_layers(masses)[index],
+        preferred=preferred,
         shown=shown,
-        best=int(decomposition.layers["layer"].iloc[index]),
+        best=best,
         words=[text.strip() or "␣" for text in rows["text"]],
         weights=decomposition.token_weights[index, shown][:, rows["slot"]],
     )

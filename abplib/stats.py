@@ -146,6 +146,11 @@ class PairedTable(NamedTuple):
         return sum(self)
 
 
+def p_words(p: float) -> str:
+    """A p-value with its sign as pages write it: = 0.012, or < 0.001."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def mcnemar(table: PairedTable) -> float:
     """Two-sided p-value of McNemar's exact test that both answers are equally often yes."""
     discordant = table.only_first + table.only_second

@@ -21,6 +21,7 @@ from abplib.stats import (
     bootstrap_mean,
     holm,
     mcnemar,
+    p_words,
     proportion_difference,
     wilson,
 )
@@ -147,8 +148,7 @@ def against_table(compared: Mapping[tuple[str, str], Against]) -> pd.DataFrame:
     """`against_final` as a page shows it."""
     rows: dict[str, dict[str, str]] = {}
     for (name, measure), c in compared.items():
-        p = f"= {c.p:.3f}" if c.p >= 0.001 else "< 0.001"
-        cell = f"{with_interval(c.found, '+.1%')}, p {p}"
+        cell = f"{with_interval(c.found, '+.1%')}, p {p_words(c.p)}"
         rows.setdefault(LABELS[name], {})[RATES[measure]] = cell
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("less final states")
 

@@ -23,6 +23,7 @@ from abplib.stats import (
     bootstrap_mean,
     holm,
     mean_sem,
+    p_words,
     paired_difference,
     proportion_difference,
     sign_flip_test,
@@ -188,8 +189,7 @@ def comparison_table(compared: Sequence[Comparison], name_of_lpips: str) -> pd.D
     names = {"lpips": name_of_lpips, "vqa": "mean VQA", "edit_success": "edit success"}
     rows: dict[str, dict[str, str]] = {}
     for c in compared:
-        p = f"= {c.p:.3f}" if c.p >= 0.001 else "< 0.001"
-        cell = f"{with_interval(c.found, DIFFERENCES[c.metric])}, p {p}"
+        cell = f"{with_interval(c.found, DIFFERENCES[c.metric])}, p {p_words(c.p)}"
         rows.setdefault(METHODS[c.method].label, {})[names[c.metric]] = cell
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("less the baseline")
 
@@ -214,14 +214,14 @@ class Closed(NamedTuple):
     gain: Interval
     """In success, as a fraction of the samples; Newcombe's interval."""
     share: Interval | None
-    """The gain as a fraction of the gap, BCa interval; None where there may be no gap."""
+    """The gain as a fraction of the gap, BCa interval; None where there may be no gain or gap."""
 
 
 def gap_closed(accurate: pd.Series, success: pd.DataFrame, seed: int) -> dict[str, Closed]:
     """How much of the localization gap the methods under the LoRA close.
 
-    A share is given where the whole interval of the gap lies above zero: there is no part of a gap
-    that may not be there.
+    A share is given where the whole intervals of gap and gain lie above zero: there is no part of a
+    gap that may not be there, and none is closed by a loss.
 
     Args:
         accurate: whether the VLM's box is, by the sample's index.
@@ -233,7 +233,8 @@ def gap_closed(accurate: pd.Series, success: pd.DataFrame, seed: int) -> dict[st
     for method in TUNED:
         edited, baseline, named = _known(success[method], success["baseline"], accurate)
         gain = proportion_difference(PairedTable.of(edited, baseline))
-        share = _share(edited, baseline, named, seed) if known else None
+        sure = known and gain.low > 0
+        share = _share(edited, baseline, named, seed) if sure else None
         closed[method] = Closed(gain, share)
     return closed
 
@@ -248,6 +249,15 @@ def gap_table(closed: Mapping[str, Closed]) -> pd.DataFrame:
         for method, found in closed.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def closed_words(found: Closed) -> str:
+    """Which part of the gap that is, as the end of a sentence about the method."""
+    if found.share is not None:
+        return f"closes {with_interval(found.share, '.1%')} of it"
+    if found.gain.high < 0:
+        return "closes none of it, for it succeeds less often than the baseline"
+    return "closes no part of it that could be told from chance"
 
 
 def readings(summary: Summary) -> pd.DataFrame:
@@ -267,22 +277,6 @@ def reordered(means: pd.DataFrame) -> list[str]:
     """Names of the readings by which the methods stand in another order than by the first."""
     ranks = _ranks(means)
     return [name for r, name in READINGS.items() if not ranks[r].equals(ranks["lpips"])]
-
-
-def failures_by_box(rows: pd.DataFrame, quality: pd.DataFrame, n: int = 3) -> pd.DataFrame:
-    """Figure 10's samples: baseline failures, from the best to the worst box of the proxy.
-
-    Evenly spaced ranks by the IoU of the proxy's box among the samples on which the baseline's edit
-    fails (among all where none does). Columns: those of `edits.judged`, and iou.
-    """
-    edits = rows[rows["method"] == "baseline"]
-    overlaps = quality[quality["source"] == "proxy"][["index", "iou"]]
-    joined = edits.merge(overlaps, on="index")
-    failed = joined["success"].eq(False)  # and not open
-    pool = joined[failed] if failed.any() else joined
-    ranked = pool.sort_values("iou", ascending=False, kind="stable")
-    ranks = np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int)
-    return ranked.iloc[ranks]
 
 
 def by_gain(rows: pd.DataFrame) -> list[int]:

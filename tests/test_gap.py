@@ -141,16 +141,19 @@ def test_figure_1_follows_the_first_rule_that_any_sample_fits() -> None:
 
 def test_figure_2_shows_each_kind_where_the_box_is_best() -> None:
     shown, among = gap.failures(MIXED)
-    assert list(shown["sample_id"]) == ["s2", "s3"]
-    assert among == "the failures on samples with an accurate box"
+    assert list(shown["edit_outcome"]) == [NO_EDIT, WRONG_OBJECT, LEAKAGE]
+    assert list(shown["sample_id"]) == ["s5", "s2", "s3"]  # no accurate box has the first kind
+    assert among == "all failures"
     every = rows([True] * len(FAILURES), list(FAILURES))
     assert list(gap.failures(every)[0]["edit_outcome"]) == list(FAILURES)
 
 
-def test_figure_2_says_so_where_its_kind_of_sample_does_not_occur() -> None:
-    shown, among = gap.failures(rows([False, False, True], [NO_EDIT, LEAKAGE, None]))
-    assert list(shown["edit_outcome"]) == [NO_EDIT, LEAKAGE]
-    assert "none is on a sample with an accurate box" in among
+def test_figure_2_prefers_an_accurate_box_to_one_of_a_higher_iou() -> None:
+    shown, _ = gap.failures(rows([False, True], [LEAKAGE, LEAKAGE], [0.8, 0.6]))
+    assert list(shown["sample_id"]) == ["s1"]
+
+
+def test_figure_2_shows_a_success_where_no_edit_failed() -> None:
     shown, among = gap.failures(rows([True, False], [None, None]))
     assert list(shown["sample_id"]) == ["s0"]
     assert "no edit failed" in among

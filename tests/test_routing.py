@@ -130,13 +130,16 @@ def test_verdicts_go_by_rule(
     assert {v.verdict for v in without[1:]} == {UNDECIDED}
 
 
-def test_the_example_is_of_the_steepest_decisive_head() -> None:
+def test_the_example_is_of_the_steepest_head_that_prefers_the_layer() -> None:
     shown = routing.example(decompose(ROUTED, 0.5), 1)
     assert (shown.heads, shown.shown, shown.best) == (["0.0", "0.1", "1.0"], 0, 6)
     assert shown.masses[0] == pytest.approx([0.0, 0.9, 0.1])
     assert shown.preferred.tolist() == [1, 1, 0]
     assert shown.words == ["Turn", "left"]
     assert shown.weights == pytest.approx(np.array([[0.9, 0.0], [0.9, 0.0]]))
+    outvoted = of_masses([[[0.0, 1.0, 0.0], [0.75, 0.25, 0.0], [0.8, 0.1, 0.1]]])
+    shown = routing.example(decompose(outvoted, 0.4), 0)
+    assert (shown.best, shown.shown, shown.preferred.tolist()) == (5, 2, [1, 0, 0])
 
 
 def test_a_single_layer_is_said_to_leave_no_choice() -> None:

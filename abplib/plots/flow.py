@@ -26,9 +26,11 @@ _HEAT = "inferno"
 def maps(examples: Sequence[Example]) -> Figure:
     """Figure 7a: each sample's source, and the raw and relative map of its dominant tokens."""
     side = WIDTH / 3
-    figure = canvas(len(examples) * (side + 0.62) + 0.3)
+    texts = [textwrap.wrap(example.sample.instruction, 26) for example in examples]
+    lines = sum(max(2, len(text)) for text in texts)
+    figure = canvas(len(examples) * (side + 0.28) + 0.17 * lines + 0.3)
     grid = figure.subplots(len(examples), 3, squeeze=False)
-    for axes, example in zip(grid, examples, strict=True):
+    for axes, example, text in zip(grid, examples, texts, strict=True):
         said = ", ".join(f"“{example.words[row]}”" for row in example.dominant)
         titles = ("source", f"{said}, layer {example.best}", "relative map")
         shown = (None, example.dominant_map(), example.dominant_map("relative"))
@@ -36,9 +38,7 @@ def maps(examples: Sequence[Example]) -> Figure:
             overlay(panel, example.sample.image, values)
             outline(panel, example.sample.box, example.sample.image.size, TARGET, "-", "exact box")
             panel.set_title(title, fontsize=9.5)
-        axes[0].set_xlabel(
-            textwrap.fill(example.sample.instruction, 26), loc="left", fontsize=9, color=INK
-        )
+        axes[0].set_xlabel("\n".join(text), loc="left", fontsize=9, color=INK)
         axes[1].set_xlabel(f"AUROC {example.auroc:.2f}", loc="left", fontsize=9, color=INK)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left")

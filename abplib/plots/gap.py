@@ -30,12 +30,16 @@ def pair(sample: Sample, edit: Image.Image, row: Mapping[str, Any]) -> list[Card
 
 
 @styled
-def both(halves: Mapping[str, pd.DataFrame], label: str = "part of the samples") -> Figure:
-    """Rates of the VLM and of the editor, one line a group, top to bottom.
+def both(
+    halves: Mapping[str, pd.DataFrame], groups: str = "", label: str = "part of the samples"
+) -> Figure:
+    """Two rates on the same samples, one line a group, top to bottom.
 
     Args:
-        halves: of the VLM and then of the editor, by name: label, value, low, high (fractions; nan
-            where no interval is known) and note, written at the right; equal labels and notes.
+        halves: of the VLM and then of the editor, or of two methods, by name: label, value, low,
+            high (fractions; nan where no interval is known) and note, written at the right; equal
+            labels and notes.
+        groups: label of the vertical axis, where what the lines are called does not say it.
         label: of the horizontal axis.
     """
     lines = next(iter(halves.values()))
@@ -50,10 +54,12 @@ def both(halves: Mapping[str, pd.DataFrame], label: str = "part of the samples")
         )
     for place, note in zip(places, lines["note"], strict=True):
         axes.annotate(
-            str(note), (1.03, place), xycoords=("axes fraction", "data"), va="center",
+            str(note), (1.05, place), xycoords=("axes fraction", "data"), va="center",
             fontsize=9.5, color=QUIET, annotation_clip=False,
         )  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(len(lines) - 0.4, -0.6), yticks=list(places), xlabel=label)
+    axes.set(
+        xlim=(0, 1), ylim=(len(lines) - 0.4, -0.6), yticks=list(places), xlabel=label, ylabel=groups
+    )
     axes.set_yticklabels(lines["label"])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes.grid(axis="y", visible=False)

@@ -88,7 +88,7 @@ def rates(rows: pd.DataFrame, label: str, reference: float | None = None) -> Fig
     axes.plot(rows["value"], places, "o", color=ACCENT, markersize=6, clip_on=False, zorder=3)
     for place, note in zip(places, rows["note"], strict=True):
         axes.annotate(
-            str(note), (1.03, place), xycoords=("axes fraction", "data"), va="center",
+            str(note), (1.05, place), xycoords=("axes fraction", "data"), va="center",
             fontsize=9.5, color=QUIET, annotation_clip=False,
         )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), yticks=list(places), xlabel=label)
