@@ -6,7 +6,7 @@ over a sample set, set against controls, and held against what the paper says of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -271,7 +271,7 @@ def example(decomposition: Decomposition, index: int) -> Example:
     blocks, heads = np.divmod(decisive, attention.n_heads)
     return Example(
         layers=attention.layers,
-        heads=[f"{block}.{head}" for block, head in zip(blocks, heads, strict=True)],
+        heads=_head_names(blocks, heads),
         masses=masses[index].mean(1),
         preferred=preferred,
         shown=shown,
@@ -349,18 +349,23 @@ def _above(
 def layer_table(counts: pd.DataFrame) -> pd.DataFrame:
     """`layers_by_kind` as a page shows it: how many samples of each kind have which l*."""
     named = counts.rename(columns=lambda layer: f"layer {layer}")
-    return named.assign(all=counts.sum(axis=1)).rename_axis("instruction")
+    return named.assign(all=counts.sum(axis=1)).rename_axis(index="instruction", columns=None)
 
 
 def head_rows(heads: pd.DataFrame, decisive: np.ndarray) -> pd.DataFrame:
     """`decomposition.head_table` as a page shows it, the steepest first."""
     words: Mapping[str, str] = {
-        "block": "block", "head": "head", "drop": "mean drop", "least_drop": "least query",
-        "layer": "layer most often preferred", "layer_part": "part of the samples",
+        "decisive": "decisive", "drop": "mean drop", "least_drop": "least query",
+        "layer": "layer", "layer_part": "part of samples",
     }  # fmt: skip
     table = heads.assign(decisive=np.where(heads.index.isin(decisive), "yes", "no"))
-    table = table.sort_values("drop", ascending=False, kind="stable").set_index(["block", "head"])
-    return table.rename(columns=words)
+    table.index = pd.Index(_head_names(heads["block"], heads["head"]), name="block.head")
+    table = table.sort_values("drop", ascending=False, kind="stable")
+    return table[list(words)].rename(columns=words)
+
+
+def _head_names(blocks: Iterable[int], heads: Iterable[int]) -> list[str]:
+    return [f"{block}.{head}" for block, head in zip(blocks, heads, strict=True)]
 
 
 def who(n_decisive: int, n_heads: int, threshold: float) -> str:

@@ -11,7 +11,7 @@ from test_decomposition import ROUTED, attention, of_masses
 
 from abplib import routing
 from abplib.decodability import HOLDS, REVERSED, UNDECIDED
-from abplib.decomposition import decompose
+from abplib.decomposition import decompose, head_table
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.parameters import Decomposition as Parameters
@@ -80,7 +80,8 @@ def test_layers_are_counted_by_kind_the_largest_first() -> None:
     counts = routing.layers_by_kind(split, pd.Series(["up", "down"], index=["s0", "s1"]))
     assert counts.columns.tolist() == [5, 6, 7]
     assert counts.loc["up"].tolist() == [1, 0, 0] and counts.loc["down"].tolist() == [0, 1, 0]
-    assert routing.layer_table(counts)["all"].tolist() == [1, 1]
+    table = routing.layer_table(counts)
+    assert table["all"].tolist() == [1, 1] and table.columns.name is None
 
 
 def words() -> pd.DataFrame:
@@ -140,6 +141,14 @@ def test_the_example_is_of_the_steepest_head_that_prefers_the_layer() -> None:
     outvoted = of_masses([[[0.0, 1.0, 0.0], [0.75, 0.25, 0.0], [0.8, 0.1, 0.1]]])
     shown = routing.example(decompose(outvoted, 0.4), 0)
     assert (shown.best, shown.shown, shown.preferred.tolist()) == (5, 2, [1, 0, 0])
+
+
+def test_heads_are_listed_from_the_steepest() -> None:
+    split = decompose(ROUTED, 0.62)
+    table = routing.head_rows(head_table(ROUTED), split.decisive)
+    assert list(table.index) == ["0.0", "1.0", "0.1", "1.1"] and table.index.name == "block.head"
+    assert table["decisive"].tolist() == ["yes", "yes", "no", "no"]
+    assert table["mean drop"].tolist() == pytest.approx([0.8, 0.65, 0.6, 0.1])
 
 
 def test_a_single_layer_is_said_to_leave_no_choice() -> None:
