@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from test_validation import N, judged
+from test_validation import N, judged, left_open
 
 from abplib import failing
 from abplib.judges.base import FAILURES, HALLUCINATION, LEAKAGE
@@ -29,6 +29,15 @@ def test_every_edit_is_counted_once_by_what_became_of_it() -> None:
 def test_a_failure_whose_kind_nobody_told_is_counted_as_such() -> None:
     rows = judged().assign(failure=None)
     assert failing.kinds(rows).loc["Qwen-Image-Edit", "kind not told"] == 28
+
+
+def test_edits_that_the_judge_left_open_are_counted_nowhere(boxes: pd.DataFrame) -> None:
+    rows = left_open("ours", [0, 39])
+    assert failing.kinds(rows).loc["Ours", ["success", LEAKAGE]].tolist() == [31, 7]
+    for half in failing.by_overlap(rows, boxes).values():
+        assert list(half["note"]) == ["n = 15", "n = 8", "n = 8", "n = 7"]
+    open_ones = left_open("baseline", range(20))
+    assert set(failing.failures_by_box(open_ones, boxes, N)["index"]) <= set(range(20, N))
 
 
 def test_success_goes_by_the_band_of_the_box_on_the_same_samples(boxes: pd.DataFrame) -> None:
