@@ -1,8 +1,10 @@
-"""Proxies that learn from the same passes, stacked so that one operation serves all of a shape.
+"""Proxies that learn from the same passes: stacked on a GPU, side by side on CPU cores.
 
 The weights of proxies that read equally many layers and the same tokens lie along a first axis,
 [P, out, in], and each product in a Q-Former is one batched product for all P (`torch.vmap`). Others
-form a stack of their own, so none is padded to another's size.
+form a stack of their own, so none is padded to another's size. A GPU takes all of a shape in one
+stack, which starts few and large kernels. One proxy already fills a CPU core, and the activations
+of several leave its cache, so there each is a stack, and as many learn at once as there are cores.
 
 A proxy in a bank is the proxy trained alone: its initial weights come from the seed and its name,
 its gradient is clipped by its own norm, and Adam treats each weight by itself. Batched products
@@ -11,7 +13,6 @@ round otherwise than single ones; beyond that the two are equal.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from torch.func import functional_call, stack_module_state
 from abplib.encoder import Encoding
 from abplib.errors import AbpError
 from abplib.proxy import Proxy, ProxyConfig, box_loss
+from abplib.threads import side_by_side
 from abplib.training import Configuration, SweepSettings
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -63,17 +65,15 @@ class Bank:
         self.settings = settings
         self.n_steps = 0
         """Updates made so far."""
-        alike: dict[tuple[int, str], list[Configuration]] = {}
+        self.device = torch.device(device)
+        alike: dict[tuple[int, str, str], list[Configuration]] = {}
         for configuration in chosen:
-            shape = len(configuration.layers), configuration.tokens
+            apart = configuration.name if self.device.type == "cpu" else ""
+            shape = len(configuration.layers), configuration.tokens, apart
             alike.setdefault(shape, []).append(configuration)
-        self._stacks = [
-            _Stack(group, settings.proxy_config(state_width, n_layers), settings.seed, device)
-            for (n_layers, _), group in alike.items()
-        ]
+        self._stacks = [_Stack(group, state_width, settings, device) for group in alike.values()]
         names = [name for stack in self._stacks for name in stack.names]
         self._order = [names.index(name) for name in self.configurations]
-        self._optimizer = torch.optim.Adam(self._weights(), lr=settings.lr, fused=True)
 
     @property
     def layers(self) -> list[int]:
@@ -94,22 +94,21 @@ class Bank:
 
     def nothing(self) -> Learned:
         """What no part of a batch adds to."""
-        weights = self._weights()
-        losses = weights[0].new_zeros(len(self.configurations))
+        losses = torch.zeros(len(self.configurations), device=self.device)
+        weights = [weight for stack in self._stacks for weight in stack.weights.values()]
         return Learned(losses, [torch.zeros_like(weight) for weight in weights])
 
     def learn(self, encoding: Encoding, boxes: Tensor) -> Learned:
-        """Losses on boxes [B, 4] and their gradients, as a share of a batch; changes nothing.
-
-        The parts of a batch may be learned from in several threads or processes.
-        """
+        """Losses on boxes [B, 4] and their gradients, as a share of a batch; changes no weight."""
         giou = 0.0 if self.n_steps < self.settings.l1_steps else self.settings.lambda_giou
         share = len(boxes) / self.settings.batch_size
-        found = torch.cat([stack.losses(encoding, boxes, giou) for stack in self._stacks])
-        losses = share * found[self._order]
-        gradients = torch.autograd.grad(losses.sum(), self._weights())
-        # Fused Adam goes through weights and gradients as they lie in memory.
-        return Learned(losses.detach(), [gradient.contiguous() for gradient in gradients])
+        found = list(
+            side_by_side(
+                lambda stack: stack.learn(encoding, boxes, giou, share), self._stacks, self.device
+            )
+        )
+        losses = torch.cat([losses for losses, _ in found])[self._order]
+        return Learned(losses, [gradient for _, gradients in found for gradient in gradients])
 
     def step(self, learned: Learned) -> None:
         """Update each proxy with its gradient of a whole batch, clipped by its own norm.
@@ -123,12 +122,9 @@ class Bank:
                     f"The loss of proxy {name} is {loss} at batch {self.n_steps}: lower lr, or "
                     "give the VLM a wider dtype."
                 )
-        gradients = iter(learned.gradients)
-        for stack in self._stacks:
-            stack.take(list(islice(gradients, len(stack.weights))), self.settings.clip)
-        self._optimizer.param_groups[0]["lr"] = self.settings.rate(self.n_steps)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        gradients, rate = iter(learned.gradients), self.settings.rate(self.n_steps)
+        own = [(stack, list(islice(gradients, len(stack.weights)))) for stack in self._stacks]
+        list(side_by_side(lambda job: job[0].step(job[1], rate), own, self.device))
         self.n_steps += 1
 
     @torch.no_grad()
@@ -139,69 +135,93 @@ class Bank:
 
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs to go on exactly: weights and Adam's moments, by name."""
-        tensors = {}
-        for number, weight in enumerate(self._weights()):
-            tensors[f"{number}/weight"] = weight.detach()
-            for moment, value in self._optimizer.state[weight].items():
-                tensors[f"{number}/{moment}"] = value
-        return tensors
+        return {
+            f"{place}/{key}": tensor
+            for place, stack in enumerate(self._stacks)
+            for key, tensor in stack.state().items()
+        }
 
-    @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], n_steps: int) -> None:
         """Take the state that an equal bank had after `n_steps` updates."""
-        for number, weight in enumerate(self._weights()):
-            weight.copy_(tensors[f"{number}/weight"])
-            self._optimizer.state[weight] = {
-                moment: tensors[f"{number}/{moment}"].to(weight.device) for moment in _MOMENTS
-            }
+        for place, stack in enumerate(self._stacks):
+            start = f"{place}/"
+            own = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+            stack.restore(own)
         self.n_steps = n_steps
-
-    def _weights(self) -> list[Tensor]:
-        return [weight for stack in self._stacks for weight in stack.weights.values()]
 
 
 class _Stack:
-    """P proxies of one shape: their weights are stacked along a first axis."""
+    """P proxies of one shape: their weights lie along a first axis. For one thread at a time."""
 
     def __init__(
         self,
         chosen: Sequence[Configuration],
-        config: ProxyConfig,
-        seed: int,
+        state_width: int,
+        settings: SweepSettings,
         device: torch.device | str,
     ) -> None:
-        self.chosen, self.config = chosen, config
+        self.chosen, self.clip = chosen, settings.clip
+        self.config = settings.proxy_config(state_width, len(chosen[0].layers))
         self.names = [configuration.name for configuration in chosen]
-        alone = [_new(config, seed, name) for name in self.names]
+        alone = [_new(self.config, settings.seed, name) for name in self.names]
         self.weights: dict[str, Tensor] = {
             key: weight.detach().to(device).requires_grad_()
             for key, weight in stack_module_state(alone)[0].items()
         }
         self._skeleton = alone[0].to("meta")
+        self._optimizer = torch.optim.Adam(self.weights.values(), lr=settings.lr, fused=True)
 
     def boxes(self, encoding: Encoding) -> Tensor:
         """Boxes of each proxy, [P, B, 4]."""
         selected = [configuration.select(encoding) for configuration in self.chosen]
-        states, mask = torch.stack([states for states, _ in selected]), selected[0][1]
-        skeleton = copy.deepcopy(self._skeleton)  # a call puts weights into it: one a thread
+        mask = selected[0][1]
 
-        def boxes_of(weights: dict[str, Tensor], read: Tensor) -> Tensor:
-            return functional_call(skeleton, weights, (read, mask))
+        def boxes_of(weights: dict[str, Tensor], states: Tensor) -> Tensor:
+            return functional_call(self._skeleton, weights, (states, mask))
 
-        found: Tensor = torch.vmap(boxes_of)(self.weights, states)
+        if len(selected) == 1:  # a batch of one, without the cost of batching
+            alone = {key: weight.squeeze(0) for key, weight in self.weights.items()}
+            return boxes_of(alone, selected[0][0])[None]
+        found: Tensor = torch.vmap(boxes_of)(self.weights, torch.stack([s for s, _ in selected]))
         return found
 
-    def losses(self, encoding: Encoding, boxes: Tensor, giou: float) -> Tensor:
-        """Mean loss of each proxy, [P], GIoU weighing `giou`."""
+    def learn(
+        self, encoding: Encoding, boxes: Tensor, giou: float, share: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Mean loss of each proxy times `share`, [P], GIoU weighing `giou`; its gradients."""
         found = self.boxes(encoding)
-        return torch.stack([box_loss(predicted, boxes, giou) for predicted in found])
+        losses = share * torch.stack([box_loss(predicted, boxes, giou) for predicted in found])
+        gradients = torch.autograd.grad(losses.sum(), list(self.weights.values()))
+        # Fused Adam goes through weights and gradients as they lie in memory.
+        return losses.detach(), [gradient.contiguous() for gradient in gradients]
 
-    def take(self, gradients: Sequence[Tensor], clip: float) -> None:
-        """Leave gradients for the optimiser, each proxy's scaled to a norm of at most `clip`."""
+    def step(self, gradients: Sequence[Tensor], rate: float) -> None:
+        """Adam's, each proxy's gradient being scaled to a norm of at most `clip`."""
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-        scale = (clip / (norms + 1e-6)).clamp(max=1.0)  # [P]
+        scale = (self.clip / (norms + 1e-6)).clamp(max=1.0)  # [P]
         for weight, gradient in zip(self.weights.values(), gradients, strict=True):
             weight.grad = gradient * scale.view(-1, *[1] * (gradient.ndim - 1))
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and Adam's moments, by name."""
+        tensors = {}
+        for key, weight in self.weights.items():
+            tensors[key] = weight.detach()
+            for moment, value in self._optimizer.state[weight].items():
+                tensors[f"{key}/{moment}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave."""
+        for key, weight in self.weights.items():
+            weight.copy_(tensors[key])
+            self._optimizer.state[weight] = {
+                moment: tensors[f"{key}/{moment}"].to(weight.device) for moment in _MOMENTS
+            }
 
     def proxies(self) -> Iterator[tuple[str, Proxy]]:
         """Copies of the proxies with their names."""

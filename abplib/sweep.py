@@ -2,9 +2,9 @@
 
 The VLM's pass is most of the cost and its states are too many to store, so each sample goes through
 the VLM once and feeds every proxy. A batch comes in micro-batches, whose states are dropped as soon
-as the proxies have learned from them. They run side by side on CPU cores, and several processes
-share them (`accelerate launch -m abplib sweep`). Training boxes are the VLM's own; the evaluation's
-are exact.
+as the proxies have learned from them. They pass the VLM side by side on CPU cores, and several
+processes share them (`accelerate launch -m abplib sweep`). Training boxes are the VLM's own; the
+evaluation's are exact.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from abplib.encoder import ConditionEncoder, Encoding, Prepared
 from abplib.errors import AbpError
 from abplib.labels import Labels
 from abplib.samples import SampleSet, check_number
-from abplib.threads import ahead, side_by_side
+from abplib.threads import ahead, at_once, side_by_side
 from abplib.training import Configuration, SweepSettings
 
 _CODE = (banks, encoders, proxies, training)
@@ -117,10 +117,10 @@ def sweep(
     )
 
 
-class _Read(NamedTuple):
-    """A micro-batch, ready for the VLM."""
+class _Pass(NamedTuple):
+    """A micro-batch that went through the VLM."""
 
-    prepared: Prepared
+    encoding: Encoding
     ids: list[str]
     exact: Tensor
     """The samples' exact boxes, [B, 4]."""
@@ -168,14 +168,14 @@ class _Run:
         order = _order(len(self.rows), needed, settings.seed)
         batches = order.reshape(settings.n_batches, settings.batch_size)[bank.n_steps :]
         parts = [self._parts(batch) for batch in batches]
-        stream = self._read(self.train_set, [self.rows[part] for some in parts for part in some])
+        passes = self._passes(self.train_set, [self.rows[part] for some in parts for part in some])
         shown = progress and processes.is_first()
         bar = tqdm(
             total=settings.n_batches, initial=bank.n_steps, desc="proxies", disable=not shown
         )
         with bar:
             for some in parts:
-                learned = self._learn(islice(stream, len(some)), some)
+                learned = self._learn(passes, some)
                 bank.step(learned)
                 self.recent.append(learned.losses.tolist())
                 bar.update()
@@ -199,36 +199,29 @@ class _Run:
         starts = range(0, len(rows), size)
         return list(processes.share().take([rows[start : start + size] for start in starts]))
 
-    def _read(self, samples: SampleSet, parts: Sequence[np.ndarray]) -> Iterator[_Read]:
-        """Micro-batches of samples, ready for the VLM; some are prepared ahead of their use."""
+    def _passes(self, samples: SampleSet, parts: Sequence[np.ndarray]) -> Iterator[_Pass]:
+        """Each micro-batch through the VLM, in order; the next ones are prepared meanwhile."""
 
-        def prepare(rows: np.ndarray) -> _Read:
+        def prepare(rows: np.ndarray) -> tuple[Prepared, list[str], Tensor]:
             read = [samples[int(row)] for row in rows]
             prepared = self.encoder.prepare(
                 [sample.image for sample in read], [sample.instruction for sample in read]
             )
-            return _Read(
-                prepared,
-                [sample.id for sample in read],
-                torch.tensor([sample.box for sample in read]),
-            )
+            return prepared, [s.id for s in read], torch.tensor([s.box for s in read])
 
-        return ahead(prepare, parts, self.device)
+        def encode(part: tuple[Prepared, list[str], Tensor]) -> _Pass:
+            layers, final = self.bank.layers, self.bank.final
+            return _Pass(self.encoder.encode(part[0], layers=layers, final=final), *part[1:])
 
-    def _encode(self, prepared: Prepared) -> Encoding:
-        return self.encoder.encode(prepared, layers=self.bank.layers, final=self.bank.final)
+        stream = ahead(prepare, parts, self.device)
+        while some := list(islice(stream, at_once(self.device))):
+            yield from list(side_by_side(encode, some, self.device))
 
-    def _learn(self, stream: Iterator[_Read], parts: Sequence[np.ndarray]) -> Learned:
+    def _learn(self, passes: Iterator[_Pass], parts: Sequence[np.ndarray]) -> Learned:
         """What the bank learns from a batch, of which `parts` are this process's."""
-
-        def learn(part: tuple[_Read, np.ndarray]) -> Learned:
-            read, rows = part
-            boxes = self.boxes[torch.from_numpy(rows).to(self.device)]
-            return self.bank.learn(self._encode(read.prepared), boxes)
-
         total = self.bank.nothing()
-        for learned in side_by_side(learn, list(zip(stream, parts, strict=True)), self.device):
-            total += learned
+        for rows in parts:
+            total += self.bank.learn(next(passes).encoding, self.boxes[torch.from_numpy(rows)])
         processes.add_up([total.losses, *total.gradients])
         return total
 
@@ -237,23 +230,14 @@ class _Run:
 
         One VLM pass serves all proxies.
         """
-
-        def predict(read: _Read) -> tuple[_Read, dict[str, Tensor]]:
-            found = self.bank.predict(self._encode(read.prepared))
-            return read, {name: boxes.cpu() for name, boxes in found.items()}
-
-        size = self.settings.batch_size
-        parts = [self._parts(np.arange(start, min(start + size, n))) for start in range(0, n, size)]
-        stream = self._read(self.eval_set, [part for some in parts for part in some])
-        mine = [
-            (int(rows[0]), read.ids, read.exact, boxes)
-            for some in parts
-            for rows, (read, boxes) in zip(
-                some,
-                side_by_side(predict, list(islice(stream, len(some))), self.device),
-                strict=True,
-            )
-        ]
+        parts = self._parts(np.arange(n))
+        mine = []
+        for rows, (encoding, ids, exact) in zip(
+            parts, self._passes(self.eval_set, parts), strict=True
+        ):
+            found = self.bank.predict(encoding)
+            boxes = {name: predicted.cpu() for name, predicted in found.items()}
+            mine.append((int(rows[0]), ids, exact, boxes))
         whole = sorted(processes.gathered(mine), key=lambda part: part[0])
         ids = [name for _, some, _, _ in whole for name in some]
         exact = torch.cat([some for _, _, some, _ in whole])
