@@ -12,6 +12,7 @@ from papermill.cli import _resolve_type as papermill_type
 from abplib import results, steps
 from abplib.data.commands import omniedit, spatial
 from abplib.errors import AbpError
+from abplib.lora.command import train_lora
 from abplib.mini.commands import train_conditions, train_editor, train_vlm, write_manifest
 from abplib.plan.command import plan
 from abplib.profiles import Profile, known_profiles
@@ -205,6 +206,7 @@ def profiles() -> None:
 main.add_command(train_vlm)
 main.add_command(train_editor)
 main.add_command(train_conditions)
+main.add_command(train_lora)
 main.add_command(write_manifest)
 main.add_command(plan)
 main.add_command(omniedit)

@@ -19,33 +19,43 @@ from abplib import results
 from abplib.shards import Shard
 
 
+def _state() -> PartialState:
+    """Accelerate's, which without GPUs makes a group only where it is told to use the CPU."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def share() -> Shard:
     """The part of the group's work that falls to this process."""
-    state = PartialState()
+    state = _state()
     return Shard(state.process_index + 1, state.num_processes)
 
 
 def is_first() -> bool:
     """Whether this is the process that writes files and shows progress."""
-    return bool(PartialState().is_main_process)
+    return bool(_state().is_main_process)
 
 
 def device() -> torch.device | str:
     """Where this process is to put a model: on its own GPU in a group, else on all there are."""
-    state = PartialState()
-    if state.num_processes > 1:
-        return state.device
+    if _state().num_processes > 1:
+        return own_device()
     return "auto" if torch.cuda.is_available() else "cpu"
+
+
+def own_device() -> torch.device:
+    """The one GPU that is this process's own, or the CPU."""
+    found: torch.device = _state().device
+    return found
 
 
 def wait() -> None:
     """Go on when every process of the group has come here."""
-    PartialState().wait_for_everyone()
+    _state().wait_for_everyone()
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Put the sum over the group in the place of each tensor; all of one device and dtype."""
-    if PartialState().num_processes == 1:
+    if _state().num_processes == 1:
         return
     together = torch.cat([tensor.flatten() for tensor in tensors])
     distributed.all_reduce(together)

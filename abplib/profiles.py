@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from abplib import paths
 from abplib.errors import AbpError
+from abplib.lora.settings import Count, LoraTraining
 from abplib.results import digest, digest_files
 from abplib.samples import SampleSet
 
@@ -28,7 +29,6 @@ _SHIPPED = Path(__file__).with_name("profiles")
 LABELS_FILE = "labels.parquet"
 """Name of the file of shipped labels in a VLM's folder."""
 
-Count = Annotated[int, Field(ge=1)]
 Reference = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 """`module:function`, a function without arguments."""
 
@@ -81,6 +81,8 @@ class Profile(BaseModel):
     """Scale of classifier-free guidance (model card: 4)."""
     lora: str | None = None
     """Folder of the LoRA that reads boxes, inside the editor's folder or on its own."""
+    lora_training: LoraTraining = LoraTraining()
+    """Budget of `abp train-lora`; what is left out is the paper's."""
     proxy: str | None = None
     """Folder of the trained proxy that tells the editor where; without one, chapter 2's is used."""
     comparison: str | None = None
@@ -171,19 +173,30 @@ class Profile(BaseModel):
         return _source(f"other_editors.{name}.source", source, "black-forest-labs/FLUX.2-dev")
 
     @property
+    def lora_place(self) -> Path:
+        """Where the LoRA lies, or goes when it is trained.
+
+        Raises:
+            AbpError: the profile names none.
+        """
+        if self.lora is None:
+            raise AbpError(f"Profile {self.name!r} has no LoRA: set lora to the folder of one.")
+        inside = Path(self.editor_source) / self.lora
+        return inside if inside.parent.is_dir() else paths.root() / self.lora
+
+    @property
     def lora_folder(self) -> Path:
         """Where the LoRA lies.
 
         Raises:
             AbpError: the profile names none, or its folder is not there.
         """
-        if self.lora is None:
-            raise AbpError(f"Profile {self.name!r} has no LoRA: set lora to the folder of one.")
-        folder = Path(self.editor_source) / self.lora
+        folder = self.lora_place
         if not folder.is_dir():
-            folder = paths.root() / self.lora
-        if not folder.is_dir():
-            raise AbpError(f"There is no LoRA in {folder}: restore it, or train one.")
+            raise AbpError(
+                f"There is no LoRA in {folder}: restore it, or train one by `abp train-lora "
+                f"--profile {self.name}`."
+            )
         return folder
 
     @property
@@ -235,12 +248,14 @@ class Profile(BaseModel):
 
     @property
     def model_fingerprint(self) -> str:
-        """Hash of the files of VLM, editors, proxy and comparison, or of hub ids and revisions."""
+        """Hash of the files of VLM, editors, LoRA, proxy and comparison, or of hub ids."""
         parts = [_content(self.vlm_source, self.revision)]
         if self.editor is not None:
             parts.append(_content(self.editor_source, self.editor_revision))
         for name, other in self.other_editors.items():
             parts.append(_content(self.other_source(name), other.revision))
+            if self.lora is not None and self.lora_place.is_dir():
+                parts.append(_content(str(self.lora_place)))
         if (proxy := self.proxy_folder) is not None and proxy.is_dir():
             parts.append(_content(str(proxy)))
         if (table := self.comparison_file) is not None:

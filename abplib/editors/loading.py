@@ -84,6 +84,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     unused: Collection[str] = (),
+    without: Collection[str] = (),
 ) -> P:
     """The pipeline, frozen and in eval mode, placed as `place` does.
 
@@ -93,6 +94,7 @@ def load(
         dtype: of all weights.
         device: where edits are made.
         unused: modules, such as `lm_head`, that no edit needs; they may lack their weights.
+        without: parts that are not loaded; the pipeline has None in their place.
 
     Raises:
         AbpError: files are missing or corrupt, or the weights are not exactly the models': the
@@ -101,9 +103,12 @@ def load(
     if not sys.stderr.isatty():
         diffusers_logging.disable_progress_bar()  # of the weights' loading
         transformers_logging.disable_progress_bar()
-    models, reports = {}, {}
+    models: dict[str, Any] = dict.fromkeys(without)
+    reports = {}
     try:
         for name, (library, class_name) in _parts(folder).items():
+            if name in without:
+                continue
             part = getattr(importlib.import_module(library), class_name)
             if issubclass(part, nn.Module):
                 models[name], reports[name] = part.from_pretrained(

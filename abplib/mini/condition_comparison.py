@@ -25,6 +25,7 @@ from abplib.editors import qwen_pipeline
 from abplib.editors.stills import for_stills
 from abplib.encoder import NOTHING, ConditionEncoder
 from abplib.errors import AbpError
+from abplib.fitting import Schedule
 from abplib.judges.oracle import SceneOracle
 from abplib.judges.reading import read
 from abplib.mini.condition_states import (
@@ -38,7 +39,6 @@ from abplib.mini.editor_data import Pairs, encode_pairs
 from abplib.mini.editor_making import VAE_FILE, pairs_folder
 from abplib.mini.editor_training import EditorTraining, draw, flow_loss, train_dit
 from abplib.mini.editor_twin import EditorShape, build_dit, build_scheduler
-from abplib.mini.fitting import Schedule
 from abplib.mini.sets import SceneSamples, evaluation
 from abplib.samples import check_number
 

@@ -13,8 +13,8 @@ import torch
 from diffusers import QwenImageEditPipeline
 
 from abplib import results
+from abplib.fitting import Fitted
 from abplib.mini.editor_training import SHIFT
-from abplib.mini.fitting import Fitted
 
 if TYPE_CHECKING:
     from abplib.mini.editor_making import EditorPlan
@@ -80,7 +80,8 @@ def write_card(
         device: where it was trained.
     """
     minutes = {name: round(run.seconds / 60, 1) for name, run in runs.items()}
-    facts = {"plan": asdict(plan), "minutes": minutes, "device": device, "torch": torch.__version__}
+    settings = asdict(plan) | {"lora": plan.lora.model_dump()}
+    facts = {"plan": settings, "minutes": minutes, "device": device, "torch": torch.__version__}
     results.write_json(folder / "training.json", facts)
     lines = [json.dumps({"part": name} | row) for name, run in runs.items() for row in run.curves]
     results.write_text(folder / "curves.jsonl", "\n".join(lines) + "\n")
@@ -117,7 +118,7 @@ def write_card(
             rank=plan.lora.rank,
             lora_samples=lora_samples,
             held_out=plan.lora.held_out,
-            lora_steps=plan.lora.schedule.steps,
+            lora_steps=plan.lora.steps,
             lora_batch=plan.lora.batch,
             looks=plan.lora.looks,
             device=device,

@@ -8,17 +8,21 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
 
-from abplib import results
+from abplib import processes, results
 from abplib.editors.stills import for_stills
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
+from abplib.fitting import Fitted
+from abplib.lora.pairs import Editor
+from abplib.lora.settings import LoraTraining
+from abplib.lora.training import train_lora
 from abplib.mini.editor_card import write_card
 from abplib.mini.editor_data import encode_pairs
 from abplib.mini.editor_training import EditorTraining, train_dit
 from abplib.mini.editor_twin import EditorShape, assemble, build_dit, save_editor
-from abplib.mini.fitting import Fitted
-from abplib.mini.lora_training import LoraTraining, boxed_pairs, train_lora
+from abplib.mini.sets import multi_entity
 from abplib.mini.vae_training import VAETraining, train_vae
+from abplib.profiles import Profile
 
 VAE_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -30,7 +34,7 @@ class EditorPlan:
     shape: EditorShape = field(default_factory=EditorShape)
     vae: VAETraining = field(default_factory=VAETraining)
     dit: EditorTraining = field(default_factory=EditorTraining)
-    lora: LoraTraining = field(default_factory=LoraTraining)
+    lora: LoraTraining = field(default_factory=lambda: Profile.load("mini").lora_training)
     seed: int = 0
 
 
@@ -48,6 +52,8 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise AbpError("No CUDA device is visible here: train with --device cpu.")
+    if processes.share().of > 1:
+        raise AbpError("One process trains the miniature editor: start it without a launcher.")
     vae, vae_run = _trained_vae(work, plan, device)
     area = plan.shape.side**2
     encoder = ConditionEncoder.from_pretrained(vlm, image_area=area, device=device)
@@ -59,11 +65,12 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
     save_editor(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
-    pipeline = QwenImageEditPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
-    boxed = boxed_pairs(pipeline, area)
-    lora_run = train_lora(pipeline, boxed, folder / "lora", work, plan.lora, device)
+    editor = Editor.of(folder, image_area=area, dtype=torch.float32)
+    boxed = multi_entity("training")
+    lora_run = train_lora(editor, boxed, plan.lora, folder / "lora", base=work, device=device)
+    pipeline = QwenImageEditPipeline.from_pretrained(folder)
     runs = {"vae": vae_run, "dit": dit_run, "lora": lora_run}
-    write_card(folder, plan, pipeline, runs, len(boxed.targets), device)
+    write_card(folder, plan, pipeline, runs, len(boxed), device)
     return folder
 
 

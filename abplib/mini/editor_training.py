@@ -1,8 +1,7 @@
-"""Training of the miniature editor's diffusion transformer by flow matching, and of its LoRA.
+"""Training of the miniature editor's diffusion transformer by flow matching.
 
-As in Qwen-Image-Edit: x_t = (1 - s) x + s noise, the transformer sees the noisy target and the
-clean source as one sequence, reads the final-layer states of the edit template, and predicts
-noise - x. What an edit changes is a small part of a picture, so it weighs more in the loss, and
+As in Qwen-Image-Edit (`abplib.editors.flow_matching`), on the final-layer states of the edit
+template. What an edit changes is a small part of a picture, so it weighs more in the loss, and
 noise is drawn high more often than low, as the place of an edit is settled there.
 
 Flow matching alone leaves where and what to be found out from pixels. So linear heads tell both
@@ -23,16 +22,14 @@ import torch.nn.functional as F
 from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
+from abplib.editors.flow_matching import cell_weights, changed_cells, shifted, velocity_errors
+from abplib.fitting import Batch, Fitted, Schedule, fit
 from abplib.mini.editor_data import EDITS, Pairs
 from abplib.mini.editor_twin import EditorShape
-from abplib.mini.fitting import Batch, Fitted, Schedule, fit
 from abplib.mini.things import COLOURS, KINDS
 
-CHANGED = 0.1
-"""Difference of standardised latents from which on a cell counts as changed."""
-
 SHIFT = 3.0
-"""Noise levels are drawn as s = SHIFT u / (1 + (SHIFT - 1) u), u uniform."""
+"""Of the noise levels; see `flow_matching.shifted`."""
 
 _RARE = 5.0
 """Weight of a changed cell against a kept one, for the head that tells them apart."""
@@ -79,9 +76,9 @@ def train_dit(
         flow = flow_loss(dit, batch, plan.changed)
         return {"flow": flow} | {k: plan.told * v for k, v in taught.losses(batch).items()}
 
-    def batches(step: int) -> Iterator[Batch]:
+    def batches(step: int) -> Iterator[list[Batch]]:
         while True:
-            yield draw(pairs, plan, step)
+            yield [draw(pairs, plan, step)]
             step += 1
 
     settings = {**asdict(plan), "schedule": None, **asdict(shape)}
@@ -110,7 +107,7 @@ class _Taught(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """How badly the last pass's tokens tell which cells change, and into what."""
-        changes = F.max_pool2d(_changed(batch).float(), 2).flatten(1)
+        changes = changed_cells(pack(batch["source"]), pack(batch["target"])).any(-1).float()
         tokens = self.tokens[:, : changes.shape[1]]
         told = {name: head(tokens).float() for name, head in self.heads.items()}
         rare = changes.new_tensor(_RARE)
@@ -156,30 +153,16 @@ def _order(n: int, lap: int) -> np.ndarray:
 
 
 def flow_loss(dit: QwenImageTransformer2DModel, batch: Batch, changed: float) -> Tensor:
-    """Weighted mean square error of the predicted velocity (B.2's standard flow matching)."""
-    source, target = batch["source"], batch["target"]
-    size, _, height, width = target.shape
-    noise = torch.randn_like(target)
-    u = torch.rand(size, device=target.device)
-    s = SHIFT * u / (1 + (SHIFT - 1) * u)
-    noisy = torch.lerp(target, noise, s[:, None, None, None])
-    grid = (1, height // 2, width // 2)
-    predicted = dit(
-        hidden_states=torch.cat([pack(noisy), pack(source)], 1),
-        timestep=s,
-        encoder_hidden_states=batch["states"],
-        encoder_hidden_states_mask=batch["mask"],
-        img_shapes=[[grid, grid]] * size,
-        return_dict=False,
-    )[0][:, : grid[1] * grid[2]]
-    weight = pack((1 + changed * _changed(batch).float()).expand_as(target))
-    error = (predicted.float() - pack(noise - target)).square()
-    return (error * weight).sum() / weight.sum()
-
-
-def _changed(batch: Batch) -> Tensor:
-    """Which cells of the latents the edit changes, bool [B, 1, h, w]."""
-    return (batch["target"] - batch["source"]).abs().amax(1, keepdim=True) > CHANGED
+    """Weighted mean square error of the predicted velocity."""
+    size, _, height, width = batch["target"].shape
+    source, target = pack(batch["source"]), pack(batch["target"])
+    noise = pack(torch.randn_like(batch["target"]))
+    s = shifted(torch.rand(size, device=target.device), SHIFT)
+    errors = velocity_errors(
+        dit, source, target, noise, s, batch["states"], batch["mask"], (height // 2, width // 2)
+    )
+    weights = cell_weights(source, target, changed)
+    return (errors * weights).sum() / weights.sum()
 
 
 def pack(latents: Tensor) -> Tensor:

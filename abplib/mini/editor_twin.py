@@ -13,12 +13,10 @@ from diffusers import (
     QwenImageEditPipeline,
     QwenImageTransformer2DModel,
 )
-from diffusers.training_utils import _collate_lora_metadata
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 
 from abplib import paths, results
 from abplib.errors import AbpError
+from abplib.lora import adapter
 from abplib.mini import answers, twin
 from abplib.vlm import load_vlm
 
@@ -130,31 +128,6 @@ def save_editor(pipeline: QwenImageEditPipeline, folder: Path) -> Path:
     return folder
 
 
-def add_lora(dit: QwenImageTransformer2DModel, rank: int, seed: int, *, trained: bool) -> None:
-    """Attach a new LoRA as in appendix B.2: rank = alpha, Gaussian, on the attention projections.
-
-    `trained` gives both factors random values, as if it had been; a new one changes nothing yet.
-    """
-    torch.manual_seed(seed)
-    dit.add_adapter(
-        LoraConfig(
-            r=rank,
-            lora_alpha=rank,
-            init_lora_weights=False if trained else "gaussian",
-            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
-        )
-    )
-
-
-def save_lora(dit: QwenImageTransformer2DModel, folder: Path) -> None:
-    """Write the attached LoRA in diffusers' format."""
-    QwenImageEditPipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers=get_peft_model_state_dict(dit),
-        **_collate_lora_metadata({"transformer": dit}),
-    )
-
-
 SMOKE = EditorShape(
     side=twin.SMOKE.side, channels=4, vae_width=8, vae_mult=(1, 1, 2, 2), layers=2, heads=2,
     head_dim=16, rope=(4, 6, 6),
@@ -163,12 +136,13 @@ SMOKE = EditorShape(
 
 def smoke_editor() -> Path:
     """Folder of a tiny Qwen-Image-Edit and its LoRA, of random weights, made when absent."""
-    made_by = results.digest_files(__file__, twin.__file__, answers.__file__)
+    made_by = results.digest_files(__file__, adapter.__file__, twin.__file__, answers.__file__)
     folder = paths.results() / "twins" / f"smoke_editor-{made_by}"
-    if not (folder / "model_index.json").exists():
-        vae, dit = build_vae(SMOKE, seed=1), build_dit(SMOKE, twin.SMOKE.width, seed=2)
-        whole = save_editor(assemble(twin.smoke_vlm(), vae, dit), folder.with_suffix(".making"))
-        add_lora(dit, rank=4, seed=3, trained=True)
-        save_lora(dit, whole / "lora")
-        whole.rename(folder)
+    with results.alone(folder):
+        if not (folder / "model_index.json").exists():
+            vae, dit = build_vae(SMOKE, seed=1), build_dit(SMOKE, twin.SMOKE.width, seed=2)
+            whole = save_editor(assemble(twin.smoke_vlm(), vae, dit), folder.with_suffix(".making"))
+            adapter.add_lora(dit, rank=4, seed=3, trained=True)
+            adapter.save_lora(dit, whole / "lora")
+            whole.rename(folder)
     return folder

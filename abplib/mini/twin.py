@@ -202,8 +202,8 @@ def smoke_vlm() -> Path:
     """Folder of a tiny Qwen2.5-VL with random weights, made when absent (profile `smoke`)."""
     made_by = results.digest_files(__file__, answers.__file__)
     folder = paths.results() / "twins" / f"smoke_vlm-{made_by}"
-    if not (folder / "config.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer = build_tokenizer(answers.corpus(60, SMOKE.side), SMOKE)
-        save(build_vlm(tokenizer, SMOKE, seed=0), build_processor(tokenizer, SMOKE), folder)
+    with results.alone(folder):
+        if not (folder / "config.json").exists():
+            tokenizer = build_tokenizer(answers.corpus(60, SMOKE.side), SMOKE)
+            save(build_vlm(tokenizer, SMOKE, seed=0), build_processor(tokenizer, SMOKE), folder)
     return folder

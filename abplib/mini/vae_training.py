@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from abplib import results
 from abplib.editors.stills import for_stills
+from abplib.fitting import Batch, Fitted, Schedule, fit
 from abplib.mini.answers import training_scene
 from abplib.mini.editor_twin import EditorShape, build_vae
-from abplib.mini.fitting import Batch, Fitted, Schedule, fit
 from abplib.mini.render import masks, render
 from abplib.mini.scenes import generator
 from abplib.mini.tasks import general_edits
@@ -84,9 +84,9 @@ def train_vae(
         }
 
     def stage(name: str, schedule: Schedule, batch: int, side: int, after: list[Any]) -> Fitted:
-        def batches(step: int) -> Iterator[Batch]:
+        def batches(step: int) -> Iterator[list[Batch]]:
             while True:
-                yield {"picture": _crops(pictures, side, batch, step)}
+                yield [{"picture": _crops(pictures, side, batch, step)}]
                 step += 1
 
         weights = [plan.things, plan.edges, plan.kl, plan.pictures]

@@ -23,8 +23,6 @@ _ANSWER = 60
 """Tokens of an answer with a box."""
 _MOST_WRITTEN = 256
 """Tokens of an instruction at most (A.2)."""
-_LORA_STEPS, _LORA_BATCH = 3000, 2
-"""Appendix B.2."""
 _SPATIAL, _OMNIEDIT = "abplib.data.spatial_set:", "abplib.data.omniedit_rows:"
 _GEMINI = "gemini-2.5-pro"
 _WRITING = 10
@@ -129,12 +127,14 @@ def _editing(profile: Profile) -> Iterator[Stage]:
     except AbpError as error:
         yield Stage("edits (ch. 1, 5)", "editing", (), None, lacks=(str(error),))
         return
-    if profile.lora is not None and not _has_lora(profile):
+    if profile.lora is not None and not profile.lora_place.is_dir():
+        budget = profile.lora_training
+        cost = 4 if budget.gradient_checkpointing else 3
         yield Stage(
             "LoRA (B.2)",
-            f"{_LORA_STEPS:,} steps of {_LORA_BATCH} samples through the editor",
+            f"{budget.steps:,} steps of {budget.batch} samples through the editor: abp train-lora",
             (editor,),
-            _denoising(editor, profile, 4 * _LORA_STEPS * _LORA_BATCH),
+            _denoising(editor, profile, cost * budget.steps * budget.batch),
             reported="lora",
         )
     n_edits = profile.n_eval * (len(METHODS) - len(CONTROLS))
@@ -152,13 +152,6 @@ def _editing(profile: Profile) -> Iterator[Stage]:
             yield Stage(f"{name} (ch. 5)", "", (), None, lacks=(str(error),))
         else:
             yield _by_card(f"{name} (ch. 5)", source, profile, profile.n_eval)
-
-
-def _has_lora(profile: Profile) -> bool:
-    try:
-        return profile.lora_folder.is_dir()
-    except AbpError:
-        return False
 
 
 def _judging(profile: Profile) -> Iterator[Stage]:

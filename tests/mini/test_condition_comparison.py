@@ -16,6 +16,7 @@ from abplib import results, trained_conditions
 from abplib.editors.qwen_image_edit import QwenImageEditor
 from abplib.encoder import NOTHING, ConditionEncoder
 from abplib.errors import AbpError
+from abplib.fitting import Schedule
 from abplib.mini import condition_comparison, condition_states, editor_data, fitting
 from abplib.mini.condition_comparison import RUNS, ComparisonPlan, build, compare, edit_all
 from abplib.mini.condition_states import (
@@ -27,7 +28,6 @@ from abplib.mini.condition_states import (
 from abplib.mini.editor_data import Pairs, encode_pairs
 from abplib.mini.editor_training import EditorTraining
 from abplib.mini.editor_twin import SMOKE, build_vae
-from abplib.mini.fitting import Schedule
 from abplib.mini.render import render
 from abplib.mini.sets import evaluation
 from abplib.mini.twin import smoke_vlm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,13 @@ from safetensors.torch import load_file
 
 from abplib.editors.stills import for_stills
 from abplib.encoder import ConditionEncoder
+from abplib.fitting import Schedule
+from abplib.lora.settings import LoraTraining
 from abplib.mini import editor_data, vae_training
 from abplib.mini.editor_data import EDITS, Pairs, encode_pairs, scene_edits, to_latents
 from abplib.mini.editor_making import EditorPlan, make_editor
 from abplib.mini.editor_training import EditorTraining, draw, flow_loss, pack
 from abplib.mini.editor_twin import SMOKE, build_dit, build_vae
-from abplib.mini.fitting import Schedule
-from abplib.mini.lora_training import LoraTraining
 from abplib.mini.sets import evaluation, multi_entity
 from abplib.mini.twin import smoke_vlm
 from abplib.mini.vae_training import VAETraining
@@ -29,7 +28,7 @@ PLAN = EditorPlan(
     shape=SMOKE,
     vae=VAETraining(SHORT, SHORT, crop=32, crops_batch=2, whole_batch=2, pictures=8, compile=False),
     dit=EditorTraining(SHORT, batch=4, scenes=2, compile=False),
-    lora=LoraTraining(replace(SHORT, muon="$^", average=0.0), batch=2, held_out=2, looks=2),
+    lora=LoraTraining(steps=2, lr=1e-3, batch=2, held_out=2, looks=2),
 )
 
 

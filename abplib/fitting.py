@@ -1,14 +1,15 @@
 """One training loop for the editor's parts: seeded, resumable, with curves and an average.
 
 A run is its steps: batches come from their number, random numbers are seeded with it, and a
-checkpoint holds the rest, so a killed run goes on as if it had not been.
+checkpoint holds the rest, so a killed run goes on as if it had not been. Several processes may
+train one model together, each on its share of every batch: they add up losses and gradients.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from abplib import results
+from abplib import processes, results
 from abplib.errors import AbpError
 
 Batch = dict[str, Tensor]
@@ -60,27 +61,31 @@ class Fitted:
 def fit(
     model: nn.Module,
     losses: Callable[[Batch], dict[str, Tensor]],
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int], Iterator[Sequence[Batch]]],
     schedule: Schedule,
     work: Path,
     *,
     name: str,
     settings: dict[str, Any],
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     watch: Callable[[int], None] | None = None,
+    mixed_precision: bool = True,
 ) -> Fitted:
     """Train the parameters of `model` that ask for gradients, or go on training them.
 
+    The processes of a group (`abplib.processes`) call it alike, each with its parts of the batches.
+
     Args:
         model: in whose place the (averaged) trained weights are left.
-        losses: named losses of a batch; their sum is minimised. Run under bf16 autocast.
-        batches: the batches from a step on.
+        losses: named losses of a part of a batch; their sum over all parts is minimised.
+        batches: from a step on, the parts of each batch that this process takes, one after another.
         schedule: how long and how fast.
         work: folder of the checkpoint; remove it to start anew.
         name: of the progress bar and of the checkpoint.
         settings: what else the run depends on; a checkpoint made with others is refused.
         device: "cpu" or "cuda".
         watch: called with the number of steps done after each of them.
+        mixed_precision: whether losses run under bf16 autocast.
 
     Raises:
         AbpError: the checkpoint is of other settings, or a loss is not finite.
@@ -88,21 +93,26 @@ def fit(
     run = _Run(model, schedule, work / f"{name}.pt", settings)
     stream = batches(run.step)
     bar = tqdm(
-        total=schedule.steps, initial=run.step, desc=name, mininterval=10, dynamic_ncols=True
-    )
+        total=schedule.steps, initial=run.step, desc=name, mininterval=10, dynamic_ncols=True,
+        disable=not processes.is_first(),
+    )  # fmt: skip
     began = time.perf_counter() - run.seconds
     while run.step < schedule.steps:
-        batch = {key: value.to(device) for key, value in next(stream).items()}
         torch.manual_seed(schedule.seed * 1_000_003 + run.step)
-        with torch.autocast(device, torch.bfloat16):
-            named = losses(batch)
-        total = torch.stack(list(named.values())).sum()
-        if not total.isfinite():
+        found: dict[str, Tensor] = {}
+        for part in next(stream):
+            moved = {key: value.to(device) for key, value in part.items()}
+            with torch.autocast(torch.device(device).type, torch.bfloat16, mixed_precision):
+                named = losses(moved)
+            torch.stack(list(named.values())).sum().backward()
+            found = {key: loss.detach() + found.get(key, 0) for key, loss in named.items()}
+        values = torch.stack(list(found.values()))
+        processes.add_up([values])
+        if not values.sum().isfinite():
             raise AbpError(f"A loss of {name} is not finite at step {run.step}: lower its rate.")
-        total.backward()
         run.update()
         if run.step % 20 == 0 or run.step == schedule.steps:
-            row = {key: round(value.item(), 5) for key, value in named.items()}
+            row = dict(zip(found, (round(value, 5) for value in values.tolist()), strict=True))
             run.curves.append({"step": run.step, **row})
             bar.set_postfix(row, refresh=False)
         if watch:
@@ -120,7 +130,11 @@ class _Run:
     """Optimisers, averaged weights and the checkpoint of one run."""
 
     def __init__(
-        self, model: nn.Module, schedule: Schedule, path: Path, settings: dict[str, Any]
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        path: Path,
+        settings: dict[str, Any],
     ) -> None:
         self.schedule, self.path = schedule, path
         self.settings = results.digest([asdict(schedule), settings])
@@ -141,10 +155,12 @@ class _Run:
         self.curves: list[dict[str, float]] = []
         if path.exists():
             self._restore()
+        processes.wait()  # before any of them writes the next checkpoint
 
     def update(self) -> None:
         """One step of the optimisers on the gradients that lie ready."""
         share = self.schedule.share(self.step)
+        processes.add_up([w.grad for w in self.weights.values() if w.grad is not None])
         nn.utils.clip_grad_norm_(self.weights.values(), self.schedule.clip)
         for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
             optimiser.param_groups[0]["lr"] = rate * share
@@ -158,6 +174,8 @@ class _Run:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
+        if not processes.is_first():
+            return
         state = {
             "settings": self.settings,
             "step": self.step,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from abplib.errors import AbpError
-from abplib.mini.fitting import Batch, Fitted, Schedule, fit
+from abplib.fitting import Batch, Fitted, Schedule, fit
 
 
 class Killed(Exception):
@@ -32,11 +32,11 @@ def run(net: nn.ModuleDict, work: Path, plan: Schedule, die_at: int | None = Non
         x = batch["x"] + 0.1 * torch.randn_like(batch["x"])
         return {"square": (net["head"](net["blocks"](x).tanh()) - 1).square().mean()}
 
-    def batches(step: int) -> Iterator[Batch]:
+    def batches(step: int) -> Iterator[list[Batch]]:
         while True:
             if step == die_at:
                 raise Killed
-            yield {"x": torch.randn(5, 6, generator=torch.Generator().manual_seed(step))}
+            yield [{"x": torch.randn(5, 6, generator=torch.Generator().manual_seed(step))}]
             step += 1
 
     return fit(net, losses, batches, plan, work, name="toy", settings={"a": 1})
@@ -88,3 +88,27 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(AbpError, match="not finite at step 0"):
         run(net, tmp_path, schedule())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_in_parts_teaches_what_the_whole_does(tmp_path: Path) -> None:
+    x = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+
+    def trained(*parts: slice) -> nn.ModuleDict:
+        net = model()
+
+        def losses(batch: Batch) -> dict[str, torch.Tensor]:
+            return {"square": (net["head"](net["blocks"](batch["x"])) - 1).square().sum() / len(x)}
+
+        def batches(step: int) -> Iterator[list[Batch]]:
+            while True:
+                yield [{"x": x[part]} for part in parts]
+
+        fit(
+            net, losses, batches, schedule(), tmp_path / str(len(parts)), name="toy", settings={},
+            mixed_precision=False,
+        )  # fmt: skip
+        return net
+
+    whole, parted = trained(slice(6)), trained(slice(2), slice(2, 6))
+    for one, other in zip(whole.parameters(), parted.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
