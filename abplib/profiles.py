@@ -7,7 +7,6 @@ analysis itself has no branch on it. A profile is a YAML file, one of those ship
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from abplib import paths
 from abplib.errors import AbpError
 from abplib.lora.settings import Count, LoraTraining
-from abplib.results import digest, digest_files
+from abplib.results import digest, digest_files, digest_folder
 from abplib.samples import SampleSet
 
 _SHIPPED = Path(__file__).with_name("profiles")
@@ -367,14 +366,5 @@ def _read(path: Path) -> object:
 
 
 def _content(source: str, revision: str | None = None) -> str:
-    """Hash of the names and contents of a folder's files, subfolders included, or of a hub id."""
-    folder, contents = Path(source), {}
-    if not folder.is_dir():
-        return digest([source, revision])
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                contents[path.relative_to(folder).as_posix()] = hashlib.file_digest(
-                    file, "sha256"
-                ).hexdigest()
-    return digest(contents)
+    """Hash of a folder's files, or of a hub id."""
+    return digest_folder(source) if Path(source).is_dir() else digest([source, revision])

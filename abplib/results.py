@@ -146,6 +146,17 @@ def digest_files(*files: str | Path) -> str:
     return hashlib.sha256(b"\0".join(Path(f).read_bytes() for f in files)).hexdigest()[:16]
 
 
+def digest_folder(folder: str | Path) -> str:
+    """Sixteen hex digits that identify the names and contents of all files in a folder."""
+    contents = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                name = path.relative_to(folder).as_posix()
+                contents[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(contents)
+
+
 def folder(step: str, *, base: Path | None = None, **inputs: Any) -> Path:
     """The folder of one computation: `<base or results>/<step>/<digest of inputs>/`.
 

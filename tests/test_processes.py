@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from abplib import processes
 from abplib.shards import Shard
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--module"]
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
 def swept(results: Path, *how: str) -> Path:

@@ -21,10 +21,10 @@ def train_lora(profile: str, out: Path | None) -> None:
 
     from abplib import processes
     from abplib.lora import training
-    from abplib.lora.pairs import Editor
+    from abplib.lora.pairs import EditorSource
 
     chosen = Profile.load(profile)
-    editor = Editor.of(
+    editor = EditorSource.of(
         chosen.editor_source,
         image_area=chosen.image_area,
         dtype=getattr(torch, chosen.dtype),

@@ -31,7 +31,7 @@ from abplib.errors import AbpError
 
 
 @dataclass(frozen=True)
-class Editor:
+class EditorSource:
     """Which Qwen-Image-Edit is to read boxes."""
 
     folder: Path
@@ -45,7 +45,7 @@ class Editor:
     @classmethod
     def of(
         cls, source: str | Path, *, image_area: int, dtype: torch.dtype, revision: str | None = None
-    ) -> Editor:
+    ) -> EditorSource:
         """From a folder or a hub id; AbpError where there is none."""
         folder = loading.locate(QwenImageEditPipeline, source, revision)
         return cls(folder, loading.fingerprint(source, folder), image_area, dtype)
@@ -71,7 +71,7 @@ class BoxedPairs:
 
 
 def encode_pairs(
-    editor: Editor, samples: EditedSamples, base: Path, device: torch.device
+    editor: EditorSource, samples: EditedSamples, base: Path, device: torch.device
 ) -> BoxedPairs:
     """Encode the pairs that are not yet in a folder of `base`, each process its share.
 
@@ -110,7 +110,7 @@ def batched(pairs: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 @torch.inference_mode()
 def _encoded(
-    pipeline: QwenImageEditPipeline, editor: Editor, samples: EditedSamples, row: int
+    pipeline: QwenImageEditPipeline, editor: EditorSource, samples: EditedSamples, row: int
 ) -> dict[str, Tensor]:
     sample = samples[row]
     if not np.isfinite(sample.box).all():

@@ -23,7 +23,7 @@ from abplib.editors.qwen_pipeline import LORA_FILE
 from abplib.errors import AbpError
 from abplib.fitting import Batch, Fitted, Schedule, fit
 from abplib.lora.adapter import add_lora, save_lora
-from abplib.lora.pairs import BoxedPairs, Editor, batched, encode_pairs
+from abplib.lora.pairs import BoxedPairs, EditorSource, batched, encode_pairs
 from abplib.lora.settings import LoraTraining
 from abplib.samples import SampleSet
 
@@ -32,7 +32,7 @@ _LEVELS = 8
 
 
 def train_lora(
-    editor: Editor,
+    editor: EditorSource,
     samples: SampleSet,
     settings: LoraTraining,
     folder: Path,

@@ -13,7 +13,7 @@ from abplib.editors.stills import for_stills
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.fitting import Fitted
-from abplib.lora.pairs import Editor
+from abplib.lora.pairs import EditorSource
 from abplib.lora.settings import LoraTraining
 from abplib.lora.training import train_lora
 from abplib.mini.editor_card import write_card
@@ -65,7 +65,7 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
     save_editor(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
-    editor = Editor.of(folder, image_area=area, dtype=torch.float32)
+    editor = EditorSource.of(folder, image_area=area, dtype=torch.float32)
     boxed = multi_entity("training")
     lora_run = train_lora(editor, boxed, plan.lora, folder / "lora", base=work, device=device)
     pipeline = QwenImageEditPipeline.from_pretrained(folder)

@@ -26,7 +26,7 @@ from abplib.editors.qwen_image_edit import QwenImageEditor
 from abplib.editors.qwen_pipeline import LORA_FILE
 from abplib.errors import AbpError
 from abplib.lora import pairs, training
-from abplib.lora.pairs import Editor
+from abplib.lora.pairs import EditorSource
 from abplib.lora.settings import LoraTraining
 from abplib.lora.training import train_lora
 from abplib.mini.editor_twin import smoke_editor
@@ -42,8 +42,8 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def editor() -> Editor:
-    return Editor.of(smoke_editor(), image_area=SMOKE_AREA, dtype=torch.float32)
+def editor() -> EditorSource:
+    return EditorSource.of(smoke_editor(), image_area=SMOKE_AREA, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(editor: Editor, base: Path) -> Path:
+def trained(editor: EditorSource, base: Path) -> Path:
     """The folder of a LoRA that one process trained without a break."""
     train_lora(editor, Toys(), SHORT, base / "lora-out", base=base)
     return base / "lora-out"
@@ -105,7 +105,7 @@ def test_two_processes_learn_what_one_does(trained: Path, tmp_path: Path) -> Non
 
 
 def test_a_run_that_the_system_killed_goes_on_as_well(
-    trained: Path, editor: Editor, tmp_path: Path
+    trained: Path, editor: EditorSource, tmp_path: Path
 ) -> None:
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(**command(tmp_path, SHORT), stdout=log, stderr=log)
@@ -121,7 +121,7 @@ def test_a_run_that_the_system_killed_goes_on_as_well(
 
 
 def test_the_global_batch_is_what_is_learned_from(
-    trained: Path, editor: Editor, base: Path, tmp_path: Path
+    trained: Path, editor: EditorSource, base: Path, tmp_path: Path
 ) -> None:
     train_lora(editor, Toys(), SHORT.model_copy(update={"batch": 1}), tmp_path / "out", base=base)
     assert far(tmp_path / "out", trained) > 10 * TOLERANCE
@@ -132,7 +132,7 @@ class Killed(Exception):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(
-    trained: Path, editor: Editor, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, editor: EditorSource, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = 0
     whole = pairs._encoded
@@ -169,15 +169,15 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
 
 def test_what_is_trained_is_trained_no_second_time(
-    trained: Path, editor: Editor, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, editor: EditorSource, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Editor, "load", None)
+    monkeypatch.setattr(EditorSource, "load", None)
     train_lora(editor, Toys(), SHORT, tmp_path / "again", base=base)
     assert far(tmp_path / "again", trained) == 0
 
 
 def test_the_best_checkpoint_is_kept(
-    editor: Editor, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    editor: EditorSource, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[float] = [3.0, 1.0, 2.0]
     looked: list[dict[str, Tensor]] = []
@@ -196,14 +196,16 @@ def test_the_best_checkpoint_is_kept(
 
 
 def test_recomputed_activations_change_nothing(
-    trained: Path, editor: Editor, base: Path, tmp_path: Path
+    trained: Path, editor: EditorSource, base: Path, tmp_path: Path
 ) -> None:
     settings = SHORT.model_copy(update={"gradient_checkpointing": False})
     train_lora(editor, Toys(), settings, tmp_path, base=base)
     assert far(tmp_path, trained) < 1e-6
 
 
-def test_it_learns_and_an_editor_edits_by_it(editor: Editor, base: Path, tmp_path: Path) -> None:
+def test_it_learns_and_an_editor_edits_by_it(
+    editor: EditorSource, base: Path, tmp_path: Path
+) -> None:
     settings = LoraTraining(
         rank=16, steps=25, batch=6, lr=1e-2, warmup=5, held_out=3, looks=5,
         gradient_checkpointing=False,
@@ -219,7 +221,15 @@ def test_it_learns_and_an_editor_edits_by_it(editor: Editor, base: Path, tmp_pat
     assert ours.edit_many(*given, boxes=[(0.1, 0.2, 0.5, 0.7)]) != plain.edit_many(*given)
 
 
-def test_a_pair_is_what_the_editor_sees_and_is_to_make(editor: Editor, trained: Path) -> None:
+def test_weights_in_bf16_have_a_lora_in_float32(tmp_path: Path) -> None:
+    editor = EditorSource.of(smoke_editor(), image_area=SMOKE_AREA, dtype=torch.bfloat16)
+    settings = LoraTraining(steps=2, held_out=3, looks=2)
+    fitted = train_lora(editor, Toys(), settings, tmp_path / "out", base=tmp_path)
+    assert 0 < fitted.curves[-1]["flow"] < 10
+    assert {value.dtype for value in weights(tmp_path / "out").values()} == {torch.float32}
+
+
+def test_a_pair_is_what_the_editor_sees_and_is_to_make(editor: EditorSource, trained: Path) -> None:
     place = next((trained.parent / "lora_pairs").glob("*"))
     whole = QwenImageEditor.from_pretrained(
         smoke_editor(), image_area=SMOKE_AREA, n_steps=2, guidance=1.0
@@ -235,7 +245,9 @@ def test_a_pair_is_what_the_editor_sees_and_is_to_make(editor: Editor, trained: 
     assert found["grid"].tolist() == [picture.height // 16, picture.width // 16]
 
 
-def test_batches_hold_one_shape_each_and_mask_their_padding(editor: Editor, trained: Path) -> None:
+def test_batches_hold_one_shape_each_and_mask_their_padding(
+    editor: EditorSource, trained: Path
+) -> None:
     place = next((trained.parent / "lora_pairs").glob("*"))
     single = [pairs.BoxedPairs(place)[row] for row in range(5)]
     batches = pairs.batched(single)
@@ -280,7 +292,7 @@ class Untold:
         return Toys()[index]
 
 
-def test_samples_that_cannot_teach_are_refused(editor: Editor, tmp_path: Path) -> None:
+def test_samples_that_cannot_teach_are_refused(editor: EditorSource, tmp_path: Path) -> None:
     with pytest.raises(AbpError, match="edits of photographs are not known"):
         train_lora(editor, Untold(), SHORT, tmp_path / "out", base=tmp_path)
     with pytest.raises(AbpError, match="Sample 0 of toys has no box"):
@@ -298,6 +310,15 @@ def test_the_shipped_lora_was_trained_by_the_profiles_settings() -> None:
     shared = told.keys() & settings.keys() - {"checkpoint_every"}
     assert len(shared) == 11
     assert {name: settings[name] for name in shared} == {name: told[name] for name in shared}
+
+
+def test_what_a_profile_leaves_out_is_the_papers() -> None:
+    paper = Profile.load("paper").lora_training.model_dump()
+    names = {"batch": "batch_size", "warmup": "warmup_steps"}
+    asked = ("rank", "steps", "batch", "lr", "warmup", "weight_decay", "clip")
+    reported = results.read_json(paths.root() / "data/paper/reported.json")["numbers"]
+    for name in asked:
+        assert paper[name] == reported[f"lora_{names.get(name, name)}"]["value"], name
 
 
 def test_a_profile_without_lora_or_with_a_strange_budget_is_refused(tmp_path: Path) -> None:
