@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from abplib import results, trained_conditions
+from abplib import fitting, results, trained_conditions
 from abplib.editors.qwen_image_edit import QwenImageEditor
 from abplib.encoder import NOTHING, ConditionEncoder
 from abplib.errors import AbpError
 from abplib.fitting import Schedule
-from abplib.mini import condition_comparison, condition_states, editor_data, fitting
+from abplib.mini import condition_comparison, condition_states, editor_data
 from abplib.mini.condition_comparison import RUNS, ComparisonPlan, build, compare, edit_all
 from abplib.mini.condition_states import (
     conditioned,
