@@ -15,7 +15,7 @@ from abplib.profiles import Profile
 def train_lora(profile: str, out: Path | None) -> None:
     """Train the LoRA that reads boxes on the profile's tuning samples; resumable.
 
-    On several GPUs: `accelerate launch -m abplib train-lora --profile PROFILE`.
+    On several GPUs: `accelerate launch --num_processes 4 -m abplib train-lora`.
     """
     import torch
 

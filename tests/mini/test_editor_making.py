@@ -10,8 +10,10 @@ import torch
 from diffusers import QwenImageEditPipeline
 from safetensors.torch import load_file
 
+from abplib import processes
 from abplib.editors.stills import for_stills
 from abplib.encoder import ConditionEncoder
+from abplib.errors import AbpError
 from abplib.fitting import Schedule
 from abplib.lora.settings import LoraTraining
 from abplib.mini import editor_data, vae_training
@@ -22,6 +24,7 @@ from abplib.mini.editor_twin import SMOKE, build_dit, build_vae
 from abplib.mini.sets import evaluation, multi_entity
 from abplib.mini.twin import smoke_vlm
 from abplib.mini.vae_training import VAETraining
+from abplib.shards import Shard
 
 SHORT = Schedule(steps=2, lr=1e-3, warmup=1, muon="taps|blocks", average=0.5)
 PLAN = EditorPlan(
@@ -66,6 +69,13 @@ def test_an_editor_is_made_saved_and_made_no_second_time(
         make_editor(tmp_path / "editor", smoke_vlm(), tmp_path / "work", PLAN, "cpu") / weights
     )
     assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_one_process_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "share", lambda: Shard(1, 2))
+    with pytest.raises(AbpError, match="One process trains the miniature editor"):
+        make_editor(tmp_path / "editor", smoke_vlm(), tmp_path / "work", PLAN, "cpu")
+    assert not list(tmp_path.iterdir())
 
 
 def test_trained_taps_are_what_the_saved_vae_sees(tmp_path: Path) -> None:
