@@ -1,12 +1,14 @@
 """Edits on disk: Table 1's methods on the evaluation samples, made and judged once.
 
 An edit is a PNG in its method's folder, written as its batch is done; a killed run makes only the
-missing ones. Verdicts and distances are kept per method, one row a sample.
+missing ones. Verdicts and distances are kept per method, one row a sample, and written batch by
+batch likewise.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +39,7 @@ _CODE = (
     boxes, conditions, controls, encoder, prompts, qwen_image_edit, qwen_pipeline, stills, vlm,
 )  # fmt: skip
 _BATCH = 32
-"""Samples edited together: what a killed run loses at most, and the least part of a shard."""
+"""Samples edited or judged together: what a killed run loses at most; the least part of a shard."""
 
 
 def make_edits(
@@ -120,7 +122,7 @@ def _made(
     batches = shard.take([files[start : start + _BATCH] for start in range(0, len(files), _BATCH)])
     todo = [batch for batch in batches if not all(file.exists() for file in batch)]
     for batch in tqdm(todo, desc=method.label, disable=not todo, mininterval=5):
-        with results.alone(batch[0]):
+        with results.alone(*batch):
             part = [int(file.stem) for file in batch if not file.exists()]
             if not part:  # another process made them meanwhile
                 continue
@@ -151,7 +153,7 @@ def judged(
     most of its work. Columns: method, index, sample_id, those of `VERDICTS`, those of
     `Preservation.rows`.
     """
-    verdicts = {
+    places = {
         name: results.folder(
             "verdicts",
             base=base,
@@ -160,43 +162,77 @@ def judged(
             preservation=preservation.fingerprint,
             samples=samples.fingerprint,
         )
-        / "rows.parquet"
         for name, made in files.items()
     }
+    verdicts = {name: place / "rows.parquet" for name, place in places.items()}
+    parts = {name: _parts(places[name], len(made)) for name, made in files.items()}
     with results.alone((base or paths.results()) / "verdicts"):  # chapters judge the same edits
         missing = {name: made for name, made in files.items() if not verdicts[name].exists()}
-        if missing:
-            judged_now = _judge(missing, samples, judge, preservation)
-            for name in missing:
-                rows = judged_now[judged_now["method"] == name].drop(columns="method")
-                results.write_parquet(verdicts[name], rows)
+        _judge(missing, parts, samples, judge, preservation)
+        for name in missing:
+            whole = pd.concat([results.read_parquet(part)[0] for part in parts[name]])
+            results.write_parquet(verdicts[name], whole)
+        for part in itertools.chain(*parts.values()):
+            part.unlink(missing_ok=True)
     found = [results.read_parquet(path)[0].assign(method=name) for name, path in verdicts.items()]
     rows = pd.concat(found, ignore_index=True)
     rows["failure"] = rows["failure"].astype(object).where(rows["failure"].notna(), None)
     return rows[["method", *rows.columns.drop("method")]]
 
 
+def _parts(place: Path, n: int) -> list[Path]:
+    """Files that hold the verdicts on `n` edits until all are there, one for `_BATCH` samples."""
+    starts = range(0, n, _BATCH)
+    return [place / f"{start:04d}-{min(start + _BATCH, n):04d}.parquet" for start in starts]
+
+
 def _judge(
     files: Mapping[str, Sequence[Path]],
+    parts: Mapping[str, Sequence[Path]],
+    samples: SampleSet,
+    judge: Judge,
+    preservation: Preservation,
+) -> None:
+    """Write the missing parts of some methods.
+
+    Where one method lacks a part, all of them are judged: who is judged together decides the last
+    bit of a distance.
+    """
+    longest = max(map(len, files.values()), default=0)
+    with tqdm(total=longest, desc="judging edits", mininterval=5, disable=None) as progress:
+        for number, start in enumerate(range(0, longest, _BATCH)):
+            batch = range(start, min(start + _BATCH, longest))
+            made = {name: parts[name][number] for name in files if number < len(parts[name])}
+            if all(part.exists() for part in made.values()):
+                progress.update(len(batch))
+                continue
+            rows = []
+            for index in batch:
+                there = {name: edits[index] for name, edits in files.items() if index < len(edits)}
+                rows.append(_rows(there, index, samples, judge, preservation))
+                progress.update()
+            found = pd.concat(rows)
+            for name, part in made.items():
+                results.write_parquet(part, found[found["method"] == name].drop(columns="method"))
+
+
+def _rows(
+    files: Mapping[str, Path],
+    index: int,
     samples: SampleSet,
     judge: Judge,
     preservation: Preservation,
 ) -> pd.DataFrame:
-    parts = []
-    for index in tqdm(
-        range(max(map(len, files.values()))), desc="judging edits", mininterval=5, disable=None
-    ):
-        there = {name: made[index] for name, made in files.items() if index < len(made)}
-        sample, edits = samples[index], [_read(path) for path in there.values()]
-        verdicts = judge.judge(samples, index, edits)
-        facts = [
-            {"method": name, "index": index, "sample_id": sample.id, **asdict(verdict)}
-            for name, verdict in zip(there, verdicts, strict=True)
-        ]
-        n = len(edits)
-        kept = preservation.rows([sample.image] * n, edits, [sample.box] * n)
-        parts.append(pd.concat([pd.DataFrame(facts), kept], axis=1))
-    return pd.concat(parts, ignore_index=True)
+    """Verdicts and distances of the methods' edits of one sample."""
+    sample, edits = samples[index], [_read(path) for path in files.values()]
+    verdicts = judge.judge(samples, index, edits)
+    facts = [
+        {"method": name, "index": index, "sample_id": sample.id, **asdict(verdict)}
+        for name, verdict in zip(files, verdicts, strict=True)
+    ]
+    n = len(edits)
+    kept = preservation.rows([sample.image] * n, edits, [sample.box] * n)
+    return pd.concat([pd.DataFrame(facts), kept], axis=1)
 
 
 def succeeded(rows: pd.DataFrame) -> pd.Series:

@@ -106,7 +106,7 @@ def execute(name: str, values: Mapping[str, Any]) -> Path:
     """
     place = chapters.folder(name, parse(name, values))
     executed = place / EXECUTED
-    with results.alone(place):
+    with results.alone(executed):  # its kernel, another process, writes the rest of the folder
         if not _ran(place):
             _run(name, convert(source_of(name)), values, executed)
         summary = results.summary_of(place)

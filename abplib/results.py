@@ -8,6 +8,7 @@ hash of the inputs, so the same inputs find the same folder and other inputs nev
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -54,14 +55,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Keep other processes from making the file or folder `place` meanwhile: they wait.
+def alone(*places: Path) -> Iterator[None]:
+    """Keep other processes from making these files or folders meanwhile: they wait.
 
-    Look for what is to be made once inside. A killed process holds nobody up.
+    The first place names the lock. Look for what is to be made once inside, and write it there
+    only: scratch files that lie about are a killed process's, which holds nobody up, and go.
 
     Raises:
         AbpError: the file system has no locks, or cannot be written.
     """
+    place = places[0]
     lock = FileLock(place.with_name(f".{place.name}.lock"))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +74,19 @@ def alone(place: Path) -> Iterator[None]:
             f"Cannot lock {place} ({error}): point ABP_RESULTS at a folder on another file system."
         ) from error
     try:
+        for place in places:
+            _clear(place)
         yield
     finally:
         lock.release()
+
+
+def _clear(place: Path) -> None:
+    """Remove the scratch files of a file, or those in a folder; `folder` sees to its inputs."""
+    inside = [path for path in place.rglob(".*.tmp") if not path.name.startswith(f".{_INPUTS}.")]
+    for scratch in (*place.parent.glob(f".{glob.escape(place.name)}.*.tmp"), *inside):
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -164,7 +177,8 @@ def folder(step: str, *, base: Path | None = None, **inputs: Any) -> Path:
     """
     place = (base or paths.results()) / step / digest(inputs)
     if not (place / _INPUTS).exists():
-        write_json(place / _INPUTS, inputs)
+        with alone(place / _INPUTS):
+            write_json(place / _INPUTS, inputs)
     return place
 
 

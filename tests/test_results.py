@@ -54,6 +54,29 @@ def test_one_process_computes_and_a_killed_one_holds_nobody_up(tmp_path: Path) -
         assert not place.exists()
 
 
+def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    place = tmp_path / "sweep" / "key"
+    left = [
+        place.with_name(".key.7.tmp"),
+        place / ".checkpoint.safetensors.7.tmp",
+        place / "proxies" / "final" / ".config.json.7.tmp",
+    ]
+    kept = [
+        place.with_name(".key2.7.tmp"),  # another place
+        place / "checkpoint.safetensors",
+        place / ".inputs.json.7.tmp",  # which `folder` may be writing
+    ]
+    for path in (*left, *kept):
+        results.write_text(path, "ha")
+    with results.alone(place):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in kept)
+    inputs = results.folder("sweep", base=tmp_path, lr=1) / "inputs.json"
+    inputs.rename(inputs.with_name(".inputs.json.7.tmp"))
+    results.folder("sweep", base=tmp_path, lr=1)
+    assert not inputs.with_name(".inputs.json.7.tmp").exists()
+
+
 def test_a_place_that_cannot_be_locked_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AbpError, match=r"Cannot lock .*ABP_RESULTS"):

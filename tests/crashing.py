@@ -1,0 +1,156 @@
+"""A sweep and an evaluation that ask a test, at every moment that matters, whether to go on.
+
+Each runs in a process of its own, which the test kills.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from abplib import analysis, edits, results
+from abplib.editors.qwen_image_edit import QwenImageEditor
+from abplib.encoder import ConditionEncoder
+from abplib.judges.oracle import SceneOracle
+from abplib.labels import exact_labels
+from abplib.preservation import Preservation
+from abplib.profiles import Profile
+from abplib.samples import Sample
+from abplib.sweep import sweep
+from abplib.training import Configuration, SweepSettings
+
+BATCH = 2
+N_TRAIN, N_EVAL, N_EDITS = 12, 4, 3
+METHODS = ("baseline", "gt_box")
+
+SETTINGS = SweepSettings(
+    n_batches=N_TRAIN // BATCH,
+    batch_size=BATCH,
+    lr=1e-3,
+    width=8,
+    n_queries=2,
+    n_heads=2,
+    n_blocks=2,
+    eval_every=2,
+    n_curve_eval=2,
+    l1_steps=3,
+    checkpoint_every=1,
+)
+CHOSEN = (
+    Configuration("layer_1", (1,)),
+    Configuration("final", ("final",)),
+    Configuration("middle_prompt", (2, 3), "prompt"),
+)
+
+
+class Moment(NamedTuple):
+    """What a process is about to do."""
+
+    phase: str
+    """`train`, `evaluate`, `edit`, `judge`, or what is written: `half`, `whole` (but under its
+    scratch name still) or `there`, and the file's name."""
+    batch: str = ""
+    """Which batch of the work, the same in every process; none of what is written."""
+
+
+Ask = Callable[[Moment], None]
+
+
+class Noise:
+    """Noise images whose instructions tell which they are."""
+
+    def __init__(self, name: str) -> None:
+        self.name = self.fingerprint = name
+
+    def __len__(self) -> int:
+        return N_TRAIN
+
+    def __getitem__(self, index: int) -> Sample:
+        dice, words = np.random.default_rng(index), f"{self.name} {index}"
+        x1, y1, w, h = dice.uniform(0.1, 0.5, 4).tolist()
+        pixels = dice.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        return Sample(words, Image.fromarray(pixels), words, (x1, y1, x1 + w, y1 + h))
+
+
+class AskingOracle(SceneOracle):
+    """The scene oracle, which asks first."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+
+    def judge(self, samples: Any, index: int, edited_images: Any) -> Any:
+        self.ask(Moment("judge", f"judge {index // BATCH}"))
+        return super().judge(samples, index, edited_images)
+
+
+def sweeping(test: Connection, base: Path) -> None:
+    """Sweep on the smoke twin, with a checkpoint after every batch."""
+    ask = _asking(test)
+    encoder = analysis.load_encoder(Profile.load("smoke"))
+    encode = ConditionEncoder.encode
+
+    def asking_encode(self: ConditionEncoder, prepared: Any, *rest: Any, **named: Any) -> Any:
+        texts = map(self.processor.tokenizer.decode, prepared.inputs["input_ids"])
+        read = re.findall(r"(train|evaluate) (\d+)", " ".join(texts))
+        ask(Moment(read[0][0], " ".join(index for _, index in read)))
+        return encode(self, prepared, *rest, **named)
+
+    ConditionEncoder.encode = asking_encode  # type: ignore[method-assign]
+    train_set, eval_set = Noise("train"), Noise("evaluate")
+    labels = exact_labels(encoder, train_set, N_TRAIN)
+    sweep(encoder, train_set, labels, eval_set, CHOSEN, SETTINGS, n_eval=N_EVAL, base=base,
+          progress=False)  # fmt: skip
+
+
+def evaluating(test: Connection, base: Path) -> None:
+    """Edit with the smoke editor by two methods and judge the edits."""
+    ask = _asking(test)
+    profile = Profile.load("smoke")
+    samples, editor = profile.evaluation, analysis.load_editor(profile)
+    edit_many = QwenImageEditor._edit_many
+
+    def asking_edit(self: Any, images: Any, instructions: Any, seeds: Any, *rest: Any) -> Any:
+        ask(Moment("edit", f"{self.name} {seeds[0] // BATCH}"))
+        return edit_many(self, images, instructions, seeds, *rest)
+
+    QwenImageEditor._edit_many = asking_edit  # type: ignore[method-assign]
+    edits._BATCH = BATCH
+    boxes = {"exact": [samples[index].box for index in range(N_EDITS)]}
+    files = {
+        name: edits.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
+        for name in METHODS
+    }
+    edits.judged(files, samples, AskingOracle(ask), Preservation("untrained", side=32), base=base)
+
+
+def _asking(test: Connection) -> Ask:
+    """Ask the test and wait for its answer, from here on also at each file that is written."""
+
+    def ask(moment: Moment) -> None:
+        test.send(moment)
+        test.recv()
+
+    replacing = results.replacing
+
+    @contextmanager
+    def asking_replacing(path: Path) -> Iterator[Path]:
+        with replacing(path) as scratch:
+            yield scratch
+            content = scratch.read_bytes()
+            scratch.write_bytes(content[: len(content) // 2])
+            ask(Moment(f"half {path.name}"))
+            scratch.write_bytes(content)
+            ask(Moment(f"whole {path.name}"))
+        ask(Moment(f"there {path.name}"))
+
+    results.replacing = asking_replacing
+    torch.set_num_threads(1)
+    return ask
