@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from pydantic import ValidationError
+
 
 class AbpError(ValueError):
     """A failure that its message explains in one sentence, remedy included."""
@@ -9,3 +13,20 @@ class AbpError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback."""
         return [f"AbpError: {self}"]
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's findings as part of one sentence: names, values and what was expected."""
+    findings = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        expected = item["msg"].removeprefix("Value error, ").rstrip(".")
+        expected = re.sub(r"^(Input|String) should", "it should", expected)
+        match item["type"]:
+            case "extra_forbidden":
+                findings.append(f"{place} is not a known name")
+            case "missing":
+                findings.append(f"{place} is missing")
+            case _:
+                findings.append(f"{place} = {item['input']!r} is refused, {expected}")
+    return "; ".join(findings)

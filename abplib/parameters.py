@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from abplib.errors import AbpError
-from abplib.profiles import Count, Profile, explain, require_known
+from abplib.errors import AbpError, explain
+from abplib.profiles import Count, Profile, require_known
 
 
 class ChapterParameters(BaseModel):

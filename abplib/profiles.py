@@ -8,7 +8,6 @@ analysis itself has no branch on it. A profile is a YAML file, one of those ship
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from abplib import paths
-from abplib.errors import AbpError
+from abplib.errors import AbpError, explain
 from abplib.lora.settings import Count, LoraTraining
 from abplib.results import digest, digest_files, digest_folder
 from abplib.samples import SampleSet
@@ -300,23 +299,6 @@ def require_known(name: str) -> str:
     """
     _locate(name)
     return name
-
-
-def explain(error: ValidationError) -> str:
-    """Pydantic's findings as part of one sentence: names, values and what was expected."""
-    findings = []
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
-        expected = item["msg"].removeprefix("Value error, ").rstrip(".")
-        expected = re.sub(r"^(Input|String) should", "it should", expected)
-        match item["type"]:
-            case "extra_forbidden":
-                findings.append(f"{place} is not a known name")
-            case "missing":
-                findings.append(f"{place} is missing")
-            case _:
-                findings.append(f"{place} = {item['input']!r} is refused, {expected}")
-    return "; ".join(findings)
 
 
 @cache

@@ -132,3 +132,15 @@ def test_a_folder_is_found_by_its_inputs(tmp_path: Path, monkeypatch: pytest.Mon
     assert results.summary_of(place) is None
     results.mark_done(place, seconds=2.5)
     assert results.summary_of(place) == {"seconds": 2.5}
+
+
+def test_a_folder_is_known_by_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "one").write_text("1")
+    first = results.digest_folder(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    assert results.digest_folder(tmp_path / "elsewhere") == first
+    (tmp_path / "elsewhere" / "b" / "one").rename(tmp_path / "elsewhere" / "one")
+    moved = results.digest_folder(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "one").write_text("2")
+    assert len({first, moved, results.digest_folder(tmp_path / "elsewhere")}) == 3

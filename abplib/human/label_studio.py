@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from abplib import images
 from abplib.boxes import Box
-from abplib.errors import AbpError
+from abplib.errors import AbpError, explain
 from abplib.human.labels import (
     DRAW_BOX,
     JUDGE_EDIT,
@@ -29,7 +29,6 @@ from abplib.human.labels import (
     latest,
 )
 from abplib.human.tasks import QUESTIONS, Task
-from abplib.profiles import explain
 
 
 def config(step: Step) -> str:

@@ -15,10 +15,9 @@ from pydantic import ValidationError
 
 from abplib import images, jsonl
 from abplib.boxes import Box, from_pixels, to_pixels
-from abplib.errors import AbpError
+from abplib.errors import AbpError, explain
 from abplib.human.labels import DRAW_BOX, KINDS, NO, TARGET, YES, read_labels
 from abplib.human.tasks import QUESTIONS, Task, remaining, shuffled
-from abplib.profiles import explain
 
 
 class Session(VBox):
