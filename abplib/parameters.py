@@ -105,6 +105,7 @@ CHAPTERS: dict[str, type[ChapterParameters]] = {
     "04_information_flow": Decomposition,
     "05_editing_validation": EditingValidation,
     "06_adapting": Adapting,
+    "07_cost": ChapterParameters,
 }
 
 

@@ -7,6 +7,7 @@ Imports are read off the source text, those inside functions too; nothing runs t
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from abplib.parameters import ChapterParameters
 from abplib.profiles import Profile
 
 _PACKAGE = Path(__file__).parent
+_PATH = re.compile(r"[\w.-]+(/[\w.-]+)+")
 
 
 def code_cells(name: str) -> list[str]:
@@ -37,8 +39,8 @@ def code_cells(name: str) -> list[str]:
 def of_chapter(name: str, parameters: ChapterParameters) -> dict[str, Any]:
     """All that determines a chapter's outputs, as JSON values: its prose is no part of it.
 
-    Its code cells, the parameters, what the paper reports, and `inputs` of the profile that the
-    parameters resolve to.
+    Its code cells and the files that they name, the parameters, what the paper reports, and
+    `inputs` of the profile that the parameters resolve to.
 
     Raises:
         AbpError: the chapter has no source, or as `inputs` does.
@@ -46,6 +48,7 @@ def of_chapter(name: str, parameters: ChapterParameters) -> dict[str, Any]:
     cells = code_cells(name)
     return {
         "cells": results.digest(cells),
+        "files": results.digest_files(*named_files(*cells)),
         "parameters": parameters.model_dump(exclude={"profile"}),
         "reported": results.digest_files(*sorted((paths.root() / "data" / "paper").glob("*.json"))),
         **inputs(parameters.resolve(), *cells),
@@ -68,6 +71,16 @@ def inputs(profile: Profile, *code: str) -> dict[str, Any]:
         "model": profile.model_fingerprint,
         "data": profile.data_fingerprint,
     }
+
+
+def named_files(*code: str) -> list[Path]:
+    """Files of the checkout that pieces of Python name in a string, by the path from its root.
+
+    Raises:
+        AbpError: a piece is not plain Python.
+    """
+    texts = {text for piece in code for text in _strings(_tree(piece)) if _PATH.fullmatch(text)}
+    return sorted(path for text in texts if (path := paths.root() / text).is_file())
 
 
 def reached(*code: str) -> list[Path]:
@@ -94,22 +107,30 @@ def _named_in(file: Path) -> frozenset[Path]:
 
 def _named(code: str) -> frozenset[Path]:
     """Files of the library that a piece of Python itself names."""
-    try:
-        tree = ast.parse(code)
-    except SyntaxError as error:
-        raise AbpError(
-            f"This is not plain Python: {(error.text or code).strip()!r} ({error.msg})."
-        ) from error
-    names: set[str] = set()
+    tree = _tree(code)
+    names = {text.partition(":")[0] for text in _strings(tree)}
     for node in ast.walk(tree):
         match node:
             case ast.Import():
                 names |= {alias.name for alias in node.names}
             case ast.ImportFrom(module=str(module)):
                 names |= {f"{module}.{alias.name}" for alias in node.names}
-            case ast.Constant(value=str(text)):
-                names.add(text.partition(":")[0])
     return frozenset(file for name in names for file in _files(name))
+
+
+def _tree(code: str) -> ast.Module:
+    try:
+        return ast.parse(code)
+    except SyntaxError as error:
+        raise AbpError(
+            f"This is not plain Python: {(error.text or code).strip()!r} ({error.msg})."
+        ) from error
+
+
+def _strings(tree: ast.Module) -> set[str]:
+    """What stands between quotes."""
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {value for value in constants if isinstance(value, str)}
 
 
 def _files(name: str) -> list[Path]:

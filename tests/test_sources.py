@@ -76,6 +76,23 @@ def test_a_step_follows_its_profile_and_says_what_is_missing(
         steps.key(steps.sweep.callback, "absent")
 
 
+def test_a_chapter_follows_the_files_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = str(toybook.make(tmp_path, monkeypatch))
+    assert sources.named_files(
+        "x = 'toy.yaml', 'model/config.json', 'no/such.json', '/etc/passwd'"
+    ) == [tmp_path / "model" / "config.json"]
+    chapter = tmp_path / "book" / "chapters" / "02_proxies.md"
+    chapter.write_text(chapter.read_text().replace('Path("ran.txt")', 'Path("found/it.json")'))
+    keys = [steps.key("02_proxies", profile)]
+    (tmp_path / "found").mkdir()
+    for text in ("1", "2"):
+        (tmp_path / "found" / "it.json").write_text(text)
+        keys.append(steps.key("02_proxies", profile))
+    assert len(set(keys)) == 3
+
+
 def test_cells_that_are_no_python_are_named() -> None:
     with pytest.raises(AbpError, match=r"not plain Python: '%matplotlib inline'"):
         sources.reached("import os\n%matplotlib inline\n")

@@ -1,0 +1,179 @@
+"""The work of a sweep, to be measured: batches, the VLM's pass over them, proxies that learn."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from abplib import paths
+from abplib.bank import Bank, Learned
+from abplib.decodability import sweep_settings
+from abplib.encoder import ConditionEncoder, Encoding, Prepared
+from abplib.flops import Lengths, lengths_of
+from abplib.mini.sets import general
+from abplib.mini.twin import VLMShape, build_processor
+from abplib.profiles import Profile
+from abplib.threads import ahead, at_once, side_by_side
+from abplib.training import Configuration, SweepSettings, configurations
+from benchmarks.measuring import spent
+
+T = TypeVar("T")
+Read = tuple[Prepared, Tensor]
+"""A micro-batch, ready for the VLM, and its boxes [B, 4]."""
+Encoded = tuple[Encoding, Tensor]
+"""The same behind the VLM."""
+
+MINIATURE = "data/mini/vlm"
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Batches of the miniature's training samples and a VLM; proxies with a profile's settings.
+
+    What is in the pictures does not matter to the cost, so a VLM of any shape is shown these.
+    """
+
+    encoder: ConditionEncoder
+    settings: SweepSettings
+    n_batches: int
+
+    @classmethod
+    def of(cls, encoder: ConditionEncoder, profile: Profile, n_batches: int) -> Workload:
+        """Both terms of the loss are there from the first batch on, as in most of a sweep."""
+        return cls(encoder, replace(sweep_settings(profile, seed=0), l1_steps=0), n_batches)
+
+    @property
+    def device(self) -> torch.device:
+        """Where VLM and proxies are."""
+        return self.encoder.model.device
+
+    @property
+    def chosen(self) -> tuple[Configuration, ...]:
+        """All configurations of Figure 4."""
+        return configurations(self.encoder)
+
+    def bank(self, chosen: Sequence[Configuration] | None = None) -> Bank:
+        """New proxies on the chosen configurations, or on all."""
+        return Bank(chosen or self.chosen, self.encoder.width, self.settings, self.device)
+
+    def starts(self, batch: int) -> list[int]:
+        """The first sample of each micro-batch of a batch."""
+        size = self.settings.batch_size
+        return list(range(batch * size, (batch + 1) * size, self.settings.micro_batch))
+
+    def read(self, start: int) -> Read:
+        """The micro-batch from a sample on, drawn and tokenized, and its boxes [B, 4]."""
+        samples, last = general(), start + self.settings.micro_batch
+        batch = [samples[index] for index in range(start, last)]
+        boxes = torch.tensor([sample.box for sample in batch], device=self.device)
+        images, instructions = [s.image for s in batch], [s.instruction for s in batch]
+        return self.encoder.prepare(images, instructions), boxes
+
+    def encode(self, read: Read, bank: Bank | None = None) -> Encoded:
+        """The pass over a micro-batch that keeps what a bank reads, or no state."""
+        prepared, boxes = read
+        if bank is None:
+            return self.encoder.encode(prepared), boxes
+        return self.encoder.encode(prepared, layers=bank.layers, final=bank.final), boxes
+
+    def passes(self, bank: Bank | None = None) -> Iterator[Encoded]:
+        """All micro-batches through the VLM, prepared ahead and side by side as in a sweep."""
+        starts = [start for batch in range(self.n_batches) for start in self.starts(batch)]
+        stream = ahead(self.read, starts, self.device)
+        while some := list(islice(stream, at_once(self.device))):
+            yield from list(side_by_side(lambda read: self.encode(read, bank), some, self.device))
+
+    def bare(self) -> None:
+        """The VLM's pass alone, no state kept."""
+        deque(self.passes(), maxlen=0)
+
+    def sweep(self, bank: Bank) -> None:
+        """The pass over all batches, with proxies that learn from each."""
+        passes = self.passes(bank)
+        for batch in range(self.n_batches):
+            bank.step(learned(bank, islice(passes, len(self.starts(batch)))))
+
+    def stages(self, bank: Bank) -> dict[str, float]:
+        """Seconds of each stage of a sweep over the first batch, one after another.
+
+        As many micro-batches are under way at once as in a sweep.
+        """
+        seconds = {"preparation": 0.0, "pass": 0.0, "proxies": 0.0, "optimiser": 0.0}
+
+        def timed(stage: str, work: Callable[..., T], *given: Any) -> T:
+            made, took = spent(lambda: work(*given))
+            seconds[stage] += took["seconds"]
+            return made
+
+        def read(starts: Sequence[int]) -> list[Read]:
+            return list(map(self.read, starts))
+
+        def encode(reads: Sequence[Read]) -> list[Encoded]:
+            return list(side_by_side(lambda read: self.encode(read, bank), reads, self.device))
+
+        total, starts, n = bank.nothing(), self.starts(0), at_once(self.device)
+        for first in range(0, len(starts), n):
+            reads = timed("preparation", read, starts[first : first + n])
+            total += timed("proxies", learned, bank, timed("pass", encode, reads))
+        timed("optimiser", bank.step, total)
+        return seconds
+
+    def lengths(self) -> list[Lengths]:
+        """Tokens of a sample of each micro-batch of the first batch, padding counted."""
+        return [
+            lengths_of(read[0], self.encode(read)[0])[0] for read in map(self.read, self.starts(0))
+        ]
+
+
+def learned(bank: Bank, encoded: Iterable[Encoded]) -> Learned:
+    """What a bank learns from some micro-batches together."""
+    total = bank.nothing()
+    for encoding, boxes in encoded:
+        total += bank.learn(encoding, boxes)
+    return total
+
+
+def random_encoder(
+    shape: Mapping[str, Any],
+    *,
+    image_area: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> ConditionEncoder:
+    """A Qwen2.5-VL of a configuration's shape with random weights and the miniature's tokenizer.
+
+    Real weights would take the same time. `image_area` is in pixels.
+    """
+    small = Qwen2_5_VLConfig.from_pretrained(paths.root() / MINIATURE)
+    tokenizer = AutoProcessor.from_pretrained(paths.root() / MINIATURE).tokenizer
+    text = {**shape["text_config"], "bos_token_id": None, "eos_token_id": None}
+    eighth = text["hidden_size"] // text["num_attention_heads"] // 8
+    sections = [eighth, 3 * eighth // 2, 3 * eighth // 2]  # of time, row and column, as in Qwen's
+    text["rope_parameters"] = {
+        "rope_type": "default", "rope_theta": 1e6, "mrope_section": sections
+    }  # fmt: skip
+    names = ("image", "video", "vision_start", "vision_end")
+    ids = {f"{name}_token_id": getattr(small, f"{name}_token_id") for name in names}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=shape["vision_config"], **ids)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
+    shown = VLMShape(patch=config.vision_config.patch_size, side=round(image_area**0.5))
+    return ConditionEncoder(
+        model.eval().requires_grad_(False),
+        build_processor(tokenizer, shown),
+        image_area=image_area,
+        fingerprint="random",
+    )
