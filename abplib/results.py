@@ -58,8 +58,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def alone(*places: Path) -> Iterator[None]:
     """Keep other processes from making these files or folders meanwhile: they wait.
 
-    The first place names the lock. Look for what is to be made once inside, and write it there
-    only: scratch files that lie about are a killed process's, which holds nobody up, and go.
+    The first place names the lock. Look for what is to be made once inside, and write it only
+    there: scratch files found on entering are removed as a killed process's, which holds nobody up.
 
     Raises:
         AbpError: the file system has no locks, or cannot be written.

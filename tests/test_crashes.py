@@ -155,4 +155,5 @@ def test_a_killed_evaluation_is_the_unbroken_one(
 
 
 def test_that_is_thirty_kills() -> None:
+    """`live` sees to it that each of them was one."""
     assert len(STAGES) * (len(SWEEP) + len(EVALUATION)) == 30
