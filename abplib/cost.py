@@ -148,12 +148,13 @@ def ratios(found: Mapping[str, Result]) -> pd.DataFrame:
     Columns: compared (what over what), of (time or peak memory), ratio (the median), low and high
     (quartiles), n (of how many), target (with its sign), bound (the number), met (bool; None
     without a target).
+
+    Raises:
+        AbpError: a result is of another shape, as a former benchmark left it.
     """
     rows = []
     for wanted in _RATIOS:
-        place: Any = found[wanted.result]
-        for key in wanted.place:
-            place = place[max(place, key=int) if key == _LONGEST else key]
+        place = _place(found, wanted)
         bound, ratio = wanted.target, place["ratio"]["median"]
         sign = "≥" if wanted.at_least else "≤"
         rows.append(
@@ -170,6 +171,20 @@ def ratios(found: Mapping[str, Result]) -> pd.DataFrame:
         )
     names = pd.Index([wanted.name for wanted in _RATIOS], name="name")
     return pd.DataFrame(rows, index=names).astype({"bound": float, "met": object})
+
+
+def _place(found: Mapping[str, Result], wanted: _Ratio) -> Result:
+    """What a result says of one comparison."""
+    place: Any = found[wanted.result]
+    try:
+        for key in wanted.place:
+            place = place[max(place, key=int) if key == _LONGEST else key]
+        return {"n": place["n"], "ratio": place["ratio"]}
+    except (KeyError, ValueError) as error:
+        raise AbpError(
+            f"The result of {wanted.result} has no {error}: run `python -m "
+            f"benchmarks.{wanted.result}` again."
+        ) from error
 
 
 def breakdown(found: Result) -> pd.DataFrame:

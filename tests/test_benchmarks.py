@@ -99,6 +99,21 @@ def test_all_ratios_come_out_of_the_results(found: dict[str, Any]) -> None:
     assert plots.ratios(ratios).axes
 
 
+def test_the_results_that_are_shipped_have_them_all(found: dict[str, Any]) -> None:
+    shipped = {name: cost.measured(f"benchmarks/results/{name}.json") for name in found}
+    assert set(cost.ratios(shipped).index) == set(cost.ratios(found).index)
+    assert set(cost.breakdown(shipped["sweep_cost"]).index) == set(cost.STAGES.values())
+
+
+def test_a_result_of_another_shape_is_one_sentence(found: dict[str, Any]) -> None:
+    former = json.loads(json.dumps(found))
+    del former["bank"]["ways"]["plain_loop"]
+    with pytest.raises(
+        AbpError, match=r"bank has no 'plain_loop': run `python -m benchmarks\.bank"
+    ):
+        cost.ratios(former)
+
+
 def test_a_target_is_a_lower_or_an_upper_bound(found: dict[str, Any]) -> None:
     result = json.loads(json.dumps(found))
     runs = result["one_pass"]["ways"]["one_run_each"]["seconds"]["ratio"]
