@@ -47,7 +47,7 @@ def test_modules_that_a_profile_names_are_followed() -> None:
 
 def test_a_plot_concerns_its_chapters_and_no_step() -> None:
     users = {name for name in chapters() if "plots/gap.py" in reached(*sources.code_cells(name))}
-    assert users == {"01_localization_gap"}
+    assert users == {"01_localization_gap", "05_editing_validation"}
     for step in (steps.labels, steps.sweep, steps.answers, steps.edit):
         assert not any(file.startswith("plots/") for file in reached_by(step))
 
