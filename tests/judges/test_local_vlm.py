@@ -35,7 +35,9 @@ def judge(smoke_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("ABP_JUDGE_VLM", str(smoke_folder))
     monkeypatch.setenv("ABP_ROOT", str(tmp_path))
     monkeypatch.setattr("abplib.judges.local_vlm.MAX_NEW_TOKENS", 8)
-    return vqa.local_vlm()
+    judge = vqa.local_vlm().scores
+    assert isinstance(judge, VqaJudge)
+    return judge
 
 
 def test_noise_is_counted_and_never_scored(judge: VqaJudge) -> None:
