@@ -99,6 +99,9 @@ class ConditionEncoder:
         prefix, self._turn = self.adapter.texts(processor)
         self.n_dropped = len(self._tokens(prefix))
         """Tokens of the system prompt."""
+        # A tokenizer is not for two threads with other padding: a pass asks it for nothing.
+        self._image_end = self._tokens(self.adapter.image_end)
+        self._turn_end, *_ = self._tokens(self._turn.partition("{}")[2])
         if self.adapter.n_dropped not in (None, self.n_dropped):
             raise AbpError(
                 f"The tokenizer cuts the system prompt into {self.n_dropped} tokens where the "
@@ -252,11 +255,9 @@ class ConditionEncoder:
 
     def _prompt_tokens(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """From behind the last `image_end` to the last token that ends a turn: Bool [B, T]."""
-        image_end = self._tokens(self.adapter.image_end)
-        turn_end, *_ = self._tokens(self._turn.partition("{}")[2])
-        start = _last((input_ids == image_end[0]) & mask) + len(image_end)
+        start = _last((input_ids == self._image_end[0]) & mask) + len(self._image_end)
         index = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return (index >= start) & (index < _last((input_ids == turn_end) & mask))
+        return (index >= start) & (index < _last((input_ids == self._turn_end) & mask))
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False).input_ids

@@ -210,17 +210,17 @@ class Profile(BaseModel):
     @property
     def evaluation(self) -> SampleSet:
         """The samples that results are measured on; the first `n_eval` are used."""
-        return _sample_set(self.eval_set)
+        return _sample_set(self.eval_set, paths.root())
 
     @property
     def training(self) -> SampleSet:
         """The samples that proxies are trained on."""
-        return _sample_set(self.train_set)
+        return _sample_set(self.train_set, paths.root())
 
     @property
     def tuning(self) -> SampleSet:
         """The samples that choices are made on."""
-        return _sample_set(self.tuning_set)
+        return _sample_set(self.tuning_set, paths.root())
 
     @property
     def human_labels_file(self) -> Path | None:
@@ -321,7 +321,8 @@ def resolve(reference: str) -> Callable[[], Any]:
 
 
 @cache
-def _sample_set(reference: str) -> SampleSet:
+def _sample_set(reference: str, _root: Path) -> SampleSet:
+    """What a function returns in a checkout, made once: it may read files there."""
     made = resolve(reference)()
     if not isinstance(made, SampleSet):
         raise AbpError(f"{reference!r} returned {type(made).__name__}, which is no SampleSet.")
