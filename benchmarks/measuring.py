@@ -71,6 +71,7 @@ def peak_mib(way: Way, device: str = "cpu") -> float:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # or torch would wait for threads that a fork does not have
             way()
             os._exit(0)
         except BaseException:
