@@ -97,13 +97,13 @@ def edit(method: str, profile: str, shard: Shard) -> None:
     from abplib.localization import ask
 
     chosen = Profile.load(profile)
+    known = (*METHODS, *chosen.other_editors)
+    if method not in known:
+        raise AbpError(f"There is no method {method!r}: choose from {', '.join(known)}.")
     samples, n = chosen.evaluation, chosen.n_eval
     if method in chosen.other_editors:
         make_other_edits(load_other(chosen, method), samples, n, SEED, shard=shard)
         return
-    if method not in METHODS:
-        known = ", ".join((*METHODS, *chosen.other_editors))
-        raise AbpError(f"There is no method {method!r}: choose from {known}.")
     boxes: dict[Guide, Sequence[Box | None]] = {}
     match METHODS[method].guide:
         case "proxy":
