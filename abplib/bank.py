@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -32,25 +31,11 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What Adam keeps of a weight."""
 
 
-class Learned:
-    """What a bank learned from part of a batch; the parts of a batch add up.
-
-    `losses` are those of each proxy, [proxies], in the bank's order; `gradients` are one for each
-    stacked weight. Both count for the part's share of the batch.
-    """
-
-    def __init__(self, losses: Tensor, gradients: list[Tensor]) -> None:
-        self.losses, self.gradients = losses, gradients
-
-    def __iadd__(self, other: Learned) -> Learned:
-        self.losses += other.losses
-        for mine, theirs in zip(self.gradients, other.gradients, strict=True):
-            mine += theirs
-        return self
-
-
 class Bank:
-    """Proxies for some configurations, which learn from the same encodings."""
+    """Proxies for some configurations, which learn from the same encodings.
+
+    A batch may come in parts: `learn` from each, then `step` once.
+    """
 
     def __init__(
         self,
@@ -74,6 +59,8 @@ class Bank:
         self._stacks = [_Stack(group, state_width, settings, device) for group in alike.values()]
         names = [name for stack in self._stacks for name in stack.names]
         self._order = [names.index(name) for name in self.configurations]
+        self.losses = torch.zeros(len(chosen), device=self.device)
+        """Each proxy's loss over the parts of a batch learned from so far, [proxies]."""
 
     @property
     def layers(self) -> list[int]:
@@ -92,40 +79,40 @@ class Bank:
         found = {name: proxy for stack in self._stacks for name, proxy in stack.proxies()}
         return {name: found[name] for name in self.configurations}
 
-    def nothing(self) -> Learned:
-        """What no part of a batch adds to."""
-        losses = torch.zeros(len(self.configurations), device=self.device)
-        weights = [weight for stack in self._stacks for weight in stack.weights.values()]
-        return Learned(losses, [torch.zeros_like(weight) for weight in weights])
+    @property
+    def gradients(self) -> list[Tensor]:
+        """What `learn` has added up, in a fixed order; zero where nothing was learned."""
+        return [gradient for stack in self._stacks for gradient in stack.gradients()]
 
-    def learn(self, encoding: Encoding, boxes: Tensor) -> Learned:
-        """Losses on boxes [B, 4] and their gradients, as a share of a batch; changes no weight."""
+    def learn(self, encoding: Encoding, boxes: Tensor) -> None:
+        """Add the losses on boxes [B, 4] and their gradients, as a share of a batch."""
         giou = 0.0 if self.n_steps < self.settings.l1_steps else self.settings.lambda_giou
         share = len(boxes) / self.settings.batch_size
-        found = list(
-            side_by_side(
-                lambda stack: stack.learn(encoding, boxes, giou, share), self._stacks, self.device
-            )
-        )
-        losses = torch.cat([losses for losses, _ in found])[self._order]
-        return Learned(losses, [gradient for _, gradients in found for gradient in gradients])
 
-    def step(self, learned: Learned) -> None:
-        """Update each proxy with its gradient of a whole batch, clipped by its own norm.
+        def learn(stack: _Stack) -> Tensor:
+            return stack.learn(encoding, boxes, giou, share)
+
+        found = list(side_by_side(learn, self._stacks, self.device))
+        self.losses += torch.cat(found)[self._order]
+
+    def step(self) -> list[float]:
+        """Update each proxy by what it learned from a batch, clipped by its own norm; its losses.
 
         Raises:
             AbpError: a loss is not finite; no weight has changed then.
         """
-        for name, loss in zip(self.configurations, learned.losses.tolist(), strict=True):
+        losses: list[float] = self.losses.tolist()
+        for name, loss in zip(self.configurations, losses, strict=True):
             if not math.isfinite(loss):
                 raise AbpError(
                     f"The loss of proxy {name} is {loss} at batch {self.n_steps}: lower lr, or "
                     "give the VLM a wider dtype."
                 )
-        gradients, rate = iter(learned.gradients), self.settings.rate(self.n_steps)
-        own = [(stack, list(islice(gradients, len(stack.weights)))) for stack in self._stacks]
-        list(side_by_side(lambda job: job[0].step(job[1], rate), own, self.device))
+        rate = self.settings.rate(self.n_steps)
+        list(side_by_side(lambda stack: stack.step(rate), self._stacks, self.device))
         self.n_steps += 1
+        self.losses.zero_()
+        return losses
 
     @torch.no_grad()
     def predict(self, encoding: Encoding) -> dict[str, Tensor]:
@@ -185,22 +172,27 @@ class _Stack:
         found: Tensor = torch.vmap(boxes_of)(self.weights, torch.stack([s for s, _ in selected]))
         return found
 
-    def learn(
-        self, encoding: Encoding, boxes: Tensor, giou: float, share: float
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Mean loss of each proxy times `share`, [P], GIoU weighing `giou`; its gradients."""
+    def learn(self, encoding: Encoding, boxes: Tensor, giou: float, share: float) -> Tensor:
+        """Mean loss of each proxy times `share`, [P], GIoU weighing `giou`; adds its gradients."""
         found = self.boxes(encoding)
         losses = share * torch.stack([box_loss(predicted, boxes, giou) for predicted in found])
-        gradients = torch.autograd.grad(losses.sum(), list(self.weights.values()))
-        # Fused Adam goes through weights and gradients as they lie in memory.
-        return losses.detach(), [gradient.contiguous() for gradient in gradients]
+        losses.sum().backward()
+        return losses.detach()
 
-    def step(self, gradients: Sequence[Tensor], rate: float) -> None:
+    def gradients(self) -> list[Tensor]:
+        """Of each weight, in order."""
+        for weight in self.weights.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        return [weight.grad for weight in self.weights.values() if weight.grad is not None]
+
+    def step(self, rate: float) -> None:
         """Adam's, each proxy's gradient being scaled to a norm of at most `clip`."""
+        gradients = self.gradients()
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         scale = (self.clip / (norms + 1e-6)).clamp(max=1.0)  # [P]
-        for weight, gradient in zip(self.weights.values(), gradients, strict=True):
-            weight.grad = gradient * scale.view(-1, *[1] * (gradient.ndim - 1))
+        for gradient in gradients:
+            gradient *= scale.view(-1, *[1] * (gradient.ndim - 1))
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad()

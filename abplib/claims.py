@@ -13,8 +13,8 @@ from abplib.decodability import HOLDS, REVERSED, UNDECIDED, Verdict, verdict_of
 from abplib.judges.base import BEST
 from abplib.methods import METHODS
 from abplib.reported import VQA
-from abplib.stats import Interval
-from abplib.validation import COMPARED, DIFFERENCES, difference, with_interval
+from abplib.stats import Interval, with_interval
+from abplib.validation import COMPARED, DIFFERENCES, difference
 
 _NOTHING = 1e-6  # a distance that only rounding makes
 

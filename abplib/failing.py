@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from abplib.closing import successes
 from abplib.edits import label, succeeded
 from abplib.judges.base import FAILURES
 from abplib.methods import CONTROLS
 from abplib.stats import wilson
-from abplib.validation import successes
 
 SUCCESS, NOT_TOLD = "success", "kind not told"
 

@@ -7,8 +7,6 @@ analysis itself has no branch on it. A profile is a YAML file, one of those ship
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from abplib import paths
 from abplib.errors import AbpError, explain
 from abplib.lora.settings import Count, LoraTraining
-from abplib.results import digest, digest_files, digest_folder
+from abplib.references import content_of, function_of, source_of
+from abplib.results import digest, digest_files
 from abplib.samples import SampleSet
 
 _SHIPPED = Path(__file__).with_name("profiles")
@@ -141,7 +140,7 @@ class Profile(BaseModel):
         Raises:
             AbpError: `vlm` names a folder that is not there, or a function that is not.
         """
-        return _source("vlm", self.vlm, "Qwen/Qwen2.5-VL-7B-Instruct")
+        return source_of("vlm", self.vlm, "Qwen/Qwen2.5-VL-7B-Instruct")
 
     @property
     def editor_source(self) -> str:
@@ -155,7 +154,7 @@ class Profile(BaseModel):
                 f"Profile {self.name!r} has no editor: set editor to the folder of a "
                 "Qwen-Image-Edit or to its hub id."
             )
-        return _source("editor", self.editor, "Qwen/Qwen-Image-Edit")
+        return source_of("editor", self.editor, "Qwen/Qwen-Image-Edit")
 
     def other_source(self, name: OtherEditorName) -> str:
         """The same of another system's editor.
@@ -168,7 +167,7 @@ class Profile(BaseModel):
                 f"Profile {self.name!r} has no {name}: name its source under other_editors."
             )
         source = self.other_editors[name].source
-        return _source(f"other_editors.{name}.source", source, "black-forest-labs/FLUX.2-dev")
+        return source_of(f"other_editors.{name}.source", source, "black-forest-labs/FLUX.2-dev")
 
     @property
     def lora_place(self) -> Path:
@@ -242,20 +241,20 @@ class Profile(BaseModel):
     @property
     def judging(self) -> Any:
         """The judge, made anew."""
-        return resolve(self.judge)()
+        return function_of(self.judge)()
 
     @property
     def model_fingerprint(self) -> str:
         """Hash of the files of VLM, editors, LoRA, proxy and comparison, or of hub ids."""
-        parts = [_content(self.vlm_source, self.revision)]
+        parts = [content_of(self.vlm_source, self.revision)]
         if self.editor is not None:
-            parts.append(_content(self.editor_source, self.editor_revision))
+            parts.append(content_of(self.editor_source, self.editor_revision))
         for name, other in self.other_editors.items():
-            parts.append(_content(self.other_source(name), other.revision))
+            parts.append(content_of(self.other_source(name), other.revision))
             if self.lora is not None and self.lora_place.is_dir():
-                parts.append(_content(str(self.lora_place)))
+                parts.append(content_of(str(self.lora_place)))
         if (proxy := self.proxy_folder) is not None and proxy.is_dir():
-            parts.append(_content(str(proxy)))
+            parts.append(content_of(str(proxy)))
         if (table := self.comparison_file) is not None:
             files = (table, table.with_suffix(".json"))
             parts += [digest_files(file) for file in files if file.is_file()]
@@ -269,21 +268,6 @@ class Profile(BaseModel):
         if (labels := self.human_labels_file) is not None:
             told.append(digest_files(labels))
         return digest(told)
-
-
-def _source(role: str, name: str, example: str) -> str:
-    """A folder of the checkout, an absolute one, what a `module:function` returns, or a hub id."""
-    if ":" in name:
-        return str(resolve(name)())
-    folder = paths.root() / name
-    if folder.is_dir():
-        return str(folder)
-    if name.startswith((".", "/", "data/")) or name.count("/") != 1:
-        raise AbpError(
-            f"The {role.replace('vlm', 'VLM')} folder {folder} is missing: restore it from the "
-            f"repository, or set {role} to another folder or to a hub id such as {example}."
-        )
-    return name
 
 
 def known_profiles() -> list[str]:
@@ -302,28 +286,9 @@ def require_known(name: str) -> str:
 
 
 @cache
-def resolve(reference: str) -> Callable[[], Any]:
-    """The function that `module:function` names.
-
-    Raises:
-        AbpError: the module cannot be imported or has no such function.
-    """
-    module, _, function = reference.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise AbpError(
-            f"{reference!r} names no function ({error}): give an importable module:function."
-        ) from error
-    if not callable(found):
-        raise AbpError(f"{reference!r} is not a function: give a module:function.")
-    return found
-
-
-@cache
 def _sample_set(reference: str, _root: Path) -> SampleSet:
     """What a function returns in a checkout, made once: it may read files there."""
-    made = resolve(reference)()
+    made = function_of(reference)()
     if not isinstance(made, SampleSet):
         raise AbpError(f"{reference!r} returned {type(made).__name__}, which is no SampleSet.")
     return made
@@ -346,8 +311,3 @@ def _read(path: Path) -> object:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise AbpError(f"Profile file {path} is not readable YAML: {reason}.") from error
-
-
-def _content(source: str, revision: str | None = None) -> str:
-    """Hash of a folder's files, or of a hub id."""
-    return digest_folder(source) if Path(source).is_dir() else digest([source, revision])

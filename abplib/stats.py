@@ -203,3 +203,10 @@ def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
             "leave out the samples that have no value."
         )
     return array
+
+
+def with_interval(found: Interval, fmt: str = ".3f") -> str:
+    """A number and, where it is known, its interval in words."""
+    if np.isnan(found.low):
+        return f"{found.value:{fmt}}"
+    return f"{found.value:{fmt}} [{found.low:{fmt}}, {found.high:{fmt}}]"

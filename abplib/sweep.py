@@ -29,7 +29,7 @@ from abplib import bank as banks
 from abplib import encoder as encoders
 from abplib import processes, results, training
 from abplib import proxy as proxies
-from abplib.bank import Bank, Learned
+from abplib.bank import Bank
 from abplib.baselines import CORNERS, baselines, scored
 from abplib.encoder import ConditionEncoder, Encoding, Prepared
 from abplib.errors import AbpError
@@ -109,6 +109,8 @@ def sweep(
         if results.summary_of(place) is None:
             run = _Run(encoder, train_set, labels, eval_set, chosen, settings, n_eval, place)
             run.finish(progress)
+        if processes.is_first():
+            _checkpoint(place).unlink(missing_ok=True)
     return Sweep(
         folder=place,
         curves=results.read_parquet(place / "curves.parquet")[0],
@@ -155,7 +157,7 @@ class _Run:
         self.recent: list[list[float]] = []
         """Each proxy's losses, batch by batch, since the last evaluation."""
         self.seconds = 0.0
-        self.checkpoint = place / "checkpoint.safetensors"
+        self.checkpoint = _checkpoint(place)
 
     def finish(self, progress: bool) -> None:
         """Train from the checkpoint or from the start to the end, and write the results."""
@@ -175,16 +177,14 @@ class _Run:
         )
         with bar:
             for some in parts:
-                learned = self._learn(passes, some)
-                bank.step(learned)
-                self.recent.append(learned.losses.tolist())
+                self.recent.append(self._learn(passes, some))
                 bar.update()
-                if bank.n_steps < settings.n_batches:
-                    if bank.n_steps % settings.eval_every == 0:
-                        self._measure(self._evaluate(min(settings.n_curve_eval, self.n_eval))[0])
-                    if bank.n_steps % settings.checkpoint_every == 0:
-                        self.seconds = time.monotonic() - started
-                        self._save()
+                last = bank.n_steps == settings.n_batches
+                if bank.n_steps % settings.eval_every == 0 and not last:
+                    self._measure(self._evaluate(min(settings.n_curve_eval, self.n_eval))[0])
+                if bank.n_steps % settings.checkpoint_every == 0 or last:
+                    self.seconds = time.monotonic() - started
+                    self._save()
         final, exact = self._evaluate(self.n_eval)
         self._measure(final)
         self.seconds = time.monotonic() - started
@@ -217,13 +217,12 @@ class _Run:
         while some := list(islice(stream, at_once(self.device))):
             yield from list(side_by_side(encode, some, self.device))
 
-    def _learn(self, passes: Iterator[_Pass], parts: Sequence[np.ndarray]) -> Learned:
-        """What the bank learns from a batch, of which `parts` are this process's."""
-        total = self.bank.nothing()
+    def _learn(self, passes: Iterator[_Pass], parts: Sequence[np.ndarray]) -> list[float]:
+        """The bank learns from a batch, of which `parts` are this process's; its losses."""
         for rows in parts:
-            total += self.bank.learn(next(passes).encoding, self.boxes[torch.from_numpy(rows)])
-        processes.add_up([total.losses, *total.gradients])
-        return total
+            self.bank.learn(next(passes).encoding, self.boxes[torch.from_numpy(rows)])
+        processes.add_up([self.bank.losses, *self.bank.gradients])
+        return self.bank.step()
 
     def _evaluate(self, n: int) -> tuple[pd.DataFrame, Tensor]:
         """Rows of `Sweep.samples` for the first `n` samples, proxy by proxy, and the exact boxes.
@@ -303,7 +302,10 @@ class _Run:
             usable=len(self.rows),
             unusable=self.labels.unusable,
         )
-        self.checkpoint.unlink(missing_ok=True)
+
+
+def _checkpoint(place: Path) -> Path:
+    return place / "checkpoint.safetensors"
 
 
 def _order(n_rows: int, needed: int, seed: int) -> np.ndarray:

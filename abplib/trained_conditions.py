@@ -24,8 +24,8 @@ from abplib.stats import (
     p_words,
     proportion_difference,
     wilson,
+    with_interval,
 )
-from abplib.validation import with_interval
 
 LABELS = {
     "final": "Final states",

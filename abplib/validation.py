@@ -7,27 +7,25 @@ and metric.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from abplib import reported
 from abplib.editors.others import OTHERS
-from abplib.edits import label, succeeded
+from abplib.edits import label
 from abplib.methods import CONTROLS, METHODS, Guide
 from abplib.stats import (
     Interval,
-    PairedTable,
     bootstrap_mean,
     holm,
     mean_sem,
     p_words,
     paired_difference,
-    proportion_difference,
     sign_flip_test,
     wilson,
+    with_interval,
 )
 
 COMPARED = ("baseline", "full_description", "norm_avg", "ours")
@@ -194,72 +192,6 @@ def comparison_table(compared: Sequence[Comparison], name_of_lpips: str) -> pd.D
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("less the baseline")
 
 
-def successes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Whether each edit of `edits.judged` succeeds: index (of the sample) by method; NA if open."""
-    told = rows.assign(success=succeeded(rows).astype("boolean"))
-    return told.pivot(index="index", columns="method", values="success")
-
-
-def gap_of(accurate: pd.Series, success: pd.Series) -> Interval:
-    """How much more often the VLM's box is accurate than the baseline's edit succeeds.
-
-    Both by the sample's index, over the samples on which both are known.
-    """
-    return proportion_difference(PairedTable.of(*_known(accurate, success)))
-
-
-class Closed(NamedTuple):
-    """What a method under the LoRA gains on the baseline."""
-
-    gain: Interval
-    """In success, as a fraction of the samples; Newcombe's interval."""
-    share: Interval | None
-    """The gain as a fraction of the gap, BCa interval; None where there may be no gain or gap."""
-
-
-def gap_closed(accurate: pd.Series, success: pd.DataFrame, seed: int) -> dict[str, Closed]:
-    """How much of the localization gap the methods under the LoRA close.
-
-    A share is given where the whole intervals of gap and gain lie above zero: there is no part of a
-    gap that may not be there, and none is closed by a loss.
-
-    Args:
-        accurate: whether the VLM's box is, by the sample's index.
-        success: `successes`.
-        seed: of the bootstrap.
-    """
-    known = gap_of(accurate, success["baseline"]).low > 0
-    closed = {}
-    for method in TUNED:
-        edited, baseline, named = _known(success[method], success["baseline"], accurate)
-        gain = proportion_difference(PairedTable.of(edited, baseline))
-        sure = known and gain.low > 0
-        share = _share(edited, baseline, named, seed) if sure else None
-        closed[method] = Closed(gain, share)
-    return closed
-
-
-def gap_table(closed: Mapping[str, Closed]) -> pd.DataFrame:
-    """`gap_closed` as a page shows it."""
-    rows = {
-        METHODS[method].label: {
-            "gained on the baseline": with_interval(found.gain, DIFFERENCES["edit_success"]),
-            "part of the gap": "–" if found.share is None else with_interval(found.share, ".1%"),
-        }
-        for method, found in closed.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-
-
-def closed_words(found: Closed) -> str:
-    """Which part of the gap that is, as the end of a sentence about the method."""
-    if found.share is not None:
-        return f"closes {with_interval(found.share, '.1%')} of it"
-    if found.gain.high < 0:
-        return "closes none of it, for it succeeds less often than the baseline"
-    return "closes no part of it that could be told from chance"
-
-
 def readings(summary: Summary) -> pd.DataFrame:
     """Mean LPIPS of the methods compared (rows) by each of `READINGS` (columns)."""
     values = [[summary[method, r].found.value for r in READINGS] for method in COMPARED]
@@ -302,13 +234,6 @@ def success_rates(summary: Summary) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def with_interval(found: Interval, fmt: str = ".3f") -> str:
-    """A number and, where it is known, its interval in words."""
-    if np.isnan(found.low):
-        return f"{found.value:{fmt}}"
-    return f"{found.value:{fmt}} [{found.low:{fmt}}, {found.high:{fmt}}]"
-
-
 def _measured(summary: Summary) -> list[str]:
     """All methods, and the other systems that were run."""
     return [*METHODS, *(name for name in OTHERS if (name, "vqa") in summary)]
@@ -325,29 +250,9 @@ def _pairs(
     return both[first].to_numpy(), both[second].to_numpy()
 
 
-def _known(*columns: pd.Series) -> list[np.ndarray]:
-    """Bool columns on the samples on which all of them are known, in one order."""
-    whole = pd.concat(columns, axis=1).dropna()
-    return [whole.iloc[:, place].to_numpy(bool) for place in range(len(columns))]
-
-
 def _ranks(means: pd.DataFrame) -> pd.DataFrame:
     """Ranks of `readings` from the least change outside; SSIM, a likeness, falls as that grows."""
     return means.assign(ssim=-means["ssim"]).rank(method="min").astype(int)
-
-
-def _share(edited: np.ndarray, baseline: np.ndarray, accurate: np.ndarray, seed: int) -> Interval:
-    """Gain over gap with its BCa interval, the samples drawn together."""
-
-    def ratio(e: np.ndarray, b: np.ndarray, a: np.ndarray, axis: int = -1) -> Any:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return (e.mean(axis) - b.mean(axis)) / (a.mean(axis) - b.mean(axis))
-
-    data = edited.astype(float), baseline.astype(float), accurate.astype(float)
-    low, high = bootstrap(
-        data, ratio, paired=True, vectorized=True, method="BCa", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return Interval(float(ratio(*data)), float(low), float(high), len(edited))
 
 
 def _headings() -> dict[str, str]:

@@ -20,7 +20,7 @@ from abplib.analysis import load_encoder
 from abplib.profiles import Profile
 from abplib.proxy import Proxy, box_loss
 from benchmarks.measuring import compared, machine, take_turns, write
-from benchmarks.workload import Workload, learned
+from benchmarks.workload import Workload, update
 
 
 def measure(profile: str = "mini", *, threads: int = 2, repeats: int = 8) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def measure(profile: str = "mini", *, threads: int = 2, repeats: int = 8) -> dic
 
     def banks_of_one() -> None:
         for bank in alone:
-            bank.step(learned(bank, parts))
+            update(bank, parts)
 
     def plain_loop() -> None:
         for configuration, (proxy, optimizer) in zip(work.chosen, plain, strict=True):
@@ -46,7 +46,7 @@ def measure(profile: str = "mini", *, threads: int = 2, repeats: int = 8) -> dic
             optimizer.zero_grad()
 
     ways = {
-        "bank": lambda: together.step(learned(together, parts)),
+        "bank": lambda: update(together, parts),
         "banks_of_one": banks_of_one,
         "plain_loop": plain_loop,
     }

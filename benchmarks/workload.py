@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from abplib import paths
-from abplib.bank import Bank, Learned
+from abplib.bank import Bank
 from abplib.decodability import sweep_settings
 from abplib.encoder import ConditionEncoder, Encoding, Prepared
 from abplib.flops import Lengths, lengths_of
@@ -98,7 +98,7 @@ class Workload:
         """The pass over all batches, with proxies that learn from each."""
         passes = self.passes(bank)
         for batch in range(self.n_batches):
-            bank.step(learned(bank, islice(passes, len(self.starts(batch)))))
+            update(bank, islice(passes, len(self.starts(batch))))
 
     def stages(self, bank: Bank) -> dict[str, float]:
         """Seconds of each stage of a sweep over the first batch, one after another.
@@ -118,11 +118,12 @@ class Workload:
         def encode(reads: Sequence[Read]) -> list[Encoded]:
             return list(side_by_side(lambda read: self.encode(read, bank), reads, self.device))
 
-        total, starts, n = bank.nothing(), self.starts(0), at_once(self.device)
+        starts, n = self.starts(0), at_once(self.device)
         for first in range(0, len(starts), n):
             reads = timed("preparation", read, starts[first : first + n])
-            total += timed("proxies", learned, bank, timed("pass", encode, reads))
-        timed("optimiser", bank.step, total)
+            for encoding, boxes in timed("pass", encode, reads):
+                timed("proxies", bank.learn, encoding, boxes)
+        timed("optimiser", bank.step)
         return seconds
 
     def lengths(self) -> list[Lengths]:
@@ -132,12 +133,11 @@ class Workload:
         ]
 
 
-def learned(bank: Bank, encoded: Iterable[Encoded]) -> Learned:
-    """What a bank learns from some micro-batches together."""
-    total = bank.nothing()
-    for encoding, boxes in encoded:
-        total += bank.learn(encoding, boxes)
-    return total
+def update(bank: Bank, batch: Iterable[Encoded]) -> None:
+    """A step of a bank on the micro-batches of a batch."""
+    for encoding, boxes in batch:
+        bank.learn(encoding, boxes)
+    bank.step()
 
 
 def random_encoder(

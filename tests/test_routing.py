@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 from test_decomposition import ROUTED, attention, of_masses
 
-from abplib import routing
+from abplib import dependence, routing
 from abplib.decodability import HOLDS, REVERSED, UNDECIDED
 from abplib.decomposition import decompose, head_table
+from abplib.dependence import Dependence
 from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
 from abplib.parameters import Decomposition as Parameters
 from abplib.parameters import parse
 from abplib.profiles import Profile
-from abplib.routing import Dependence, Steepness
+from abplib.routing import Steepness
 from abplib.stats import Interval
 from abplib.words import FUNCTION, NOUN, SPATIAL
 
@@ -64,23 +65,23 @@ def test_the_tokens_of_other_heads_are_read_in_the_same_layer() -> None:
 
 def test_layers_that_follow_the_kind_are_told_from_those_that_do_not() -> None:
     kinds = ["left", "right"] * 20
-    follows = routing.dependence([5, 6] * 20, kinds, seed=0)
+    follows = dependence.entropies([5, 6] * 20, kinds, seed=0)
     assert follows.overall == pytest.approx(1)
     assert follows.within == 0
     assert follows.shuffled > 0.8
     assert follows.p == pytest.approx(0.001)
-    apart = routing.dependence([5, 5, 6, 6] * 10, kinds, seed=0)
+    apart = dependence.entropies([5, 5, 6, 6] * 10, kinds, seed=0)
     assert apart.within == pytest.approx(1) and apart.p > 0.5
-    fixed = routing.dependence([5] * 40, kinds, seed=0)
+    fixed = dependence.entropies([5] * 40, kinds, seed=0)
     assert (fixed.overall, fixed.within, fixed.shuffled, fixed.p) == (0, 0, 0, 1)
 
 
 def test_layers_are_counted_by_kind_the_largest_first() -> None:
     split = decompose(ROUTED, 0.75)
-    counts = routing.layers_by_kind(split, pd.Series(["up", "down"], index=["s0", "s1"]))
+    counts = dependence.layers_by_kind(split, pd.Series(["up", "down"], index=["s0", "s1"]))
     assert counts.columns.tolist() == [5, 6, 7]
     assert counts.loc["up"].tolist() == [1, 0, 0] and counts.loc["down"].tolist() == [0, 1, 0]
-    table = routing.layer_table(counts)
+    table = dependence.layer_table(counts)
     assert table["all"].tolist() == [1, 1] and table.columns.name is None
 
 
@@ -190,7 +191,7 @@ def test_the_proxy_of_other_layers_is_trained_and_read(
 
 def test_kinds_fall_back_from_place_to_task() -> None:
     samples = Profile.load("smoke").evaluation
-    found = routing.kinds(samples, 3)
+    found = dependence.kinds(samples, 3)
     assert found.index.tolist() == [samples[i].id for i in range(3)]
     assert found.iloc[0] == samples[0].facts["spatial_term"]
 

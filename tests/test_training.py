@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import SMOKE_AREA, noise
 
-from abplib.bank import Bank, Learned
+from abplib.bank import Bank
 from abplib.baselines import baselines
 from abplib.encoder import ConditionEncoder, Encoding
 from abplib.errors import AbpError
@@ -167,12 +167,10 @@ def test_a_bank_equals_its_proxies_trained_alone(encoding: Encoding) -> None:
     bank = Bank(chosen, 64, settings)
     alone = [Bank([configuration], 64, settings) for configuration in chosen]
     for _ in range(4):
-        learned = bank.learn(encoding, BOXES)
-        bank.step(learned)
-        for single, loss in zip(alone, learned.losses, strict=True):
-            by_itself = single.learn(encoding, BOXES)
-            torch.testing.assert_close(by_itself.losses[0], loss, rtol=1e-5, atol=1e-5)
-            single.step(by_itself)
+        bank.learn(encoding, BOXES)
+        for single, loss in zip(alone, bank.step(), strict=True):
+            single.learn(encoding, BOXES)
+            assert single.step() == [pytest.approx(loss, rel=1e-5, abs=1e-5)]
     found = bank.predict(encoding)
     assert list(found) == list(bank.proxies) == [c.name for c in chosen]
     for single in alone:
@@ -184,18 +182,19 @@ def test_a_bank_equals_its_proxies_trained_alone(encoding: Encoding) -> None:
 
 def test_parts_of_a_batch_add_up(encoder: ConditionEncoder) -> None:
     """Two micro-batches, padded to other lengths, give the whole batch's losses and gradients."""
-    bank = Bank(CHOSEN, 64, replace(SETTINGS, l1_steps=0))
+    whole, parts = (Bank(CHOSEN, 64, replace(SETTINGS, l1_steps=0)) for _ in range(2))
     samples = [Noise()[index] for index in (0, 5, 11)]
 
-    def learned(start: int, stop: int) -> Learned:
+    def learn(bank: Bank, start: int, stop: int) -> None:
         some = samples[start:stop]
         asked = [s.image for s in some], [s.instruction for s in some]
         encoding = encoder.encode(*asked, layers=bank.layers, final=True)
-        return bank.learn(encoding, torch.tensor([s.box for s in some]))
+        bank.learn(encoding, torch.tensor([s.box for s in some]))
 
-    whole, parts = learned(0, 3), bank.nothing()
-    parts += learned(0, 2)
-    parts += learned(2, 3)
+    assert not any(gradient.any() for gradient in parts.gradients)
+    learn(whole, 0, 3)
+    learn(parts, 0, 2)
+    learn(parts, 2, 3)
     torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-5, atol=1e-6)
     for part, expected in zip(parts.gradients, whole.gradients, strict=True):
         torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
@@ -208,7 +207,8 @@ def test_a_step_is_adam_on_the_papers_loss(encoding: Encoding) -> None:
     proxy = Bank([CHOSEN[0]], 64, settings).proxies["layer_1"]
     optimizer = torch.optim.Adam(proxy.parameters(), lr=1.0)
     for step in range(4):
-        bank.step(bank.learn(encoding, BOXES))
+        bank.learn(encoding, BOXES)
+        bank.step()
         weight = 0.0 if step < 2 else 0.4
         loss = box_loss(proxy(encoding.states[1][:, None], encoding.mask), BOXES, weight)
         optimizer.zero_grad()
@@ -233,8 +233,9 @@ def test_learning_rate_falls_to_30_percent_after_the_warm_up() -> None:
 def test_a_loss_that_is_not_finite_names_its_proxy(encoding: Encoding) -> None:
     states = {**encoding.states, "final": torch.full_like(encoding.states["final"], torch.nan)}
     bank = Bank(CHOSEN, 64, SETTINGS)
+    bank.learn(replace(encoding, states=states), BOXES)
     with pytest.raises(AbpError, match="loss of proxy final is nan at batch 0"):
-        bank.step(bank.learn(replace(encoding, states=states), BOXES))
+        bank.step()
 
 
 def test_results_are_tidy_rows(unbroken: Sweep, encoder: ConditionEncoder) -> None:

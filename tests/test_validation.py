@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from abplib import claims, validation
+from abplib import claims, closing, validation
 from abplib.decodability import HOLDS, REVERSED, UNDECIDED
 from abplib.edits import tidy
 from abplib.errors import AbpError
 from abplib.methods import METHODS
+from abplib.stats import with_interval
 
 N = 40
 BETTER = {  # edit, accuracy, leakage (means), LPIPS, part of the edits that succeed
@@ -125,7 +126,7 @@ def test_one_sample_has_no_error_and_no_interval(scores: pd.DataFrame) -> None:
     single = validation.summarise(scores[scores["sample_id"] == "s0"], seed=0)
     table = validation.measured_table(single, ["ours"], "LPIPS")
     assert "±" not in table.loc["Ours", "VQA edit ↑"]
-    assert "[" not in validation.with_interval(single["ours", "vqa"].found)
+    assert "[" not in with_interval(single["ours", "vqa"].found)
 
 
 def test_figure_8_has_every_method_with_its_intervals(summary: validation.Summary) -> None:
@@ -151,9 +152,9 @@ def test_comparisons_are_paired_and_adjusted(scores: pd.DataFrame) -> None:
 
 def test_the_part_of_the_gap_that_boxes_close() -> None:
     accurate = pd.Series(np.arange(N) >= 2)
-    success = validation.successes(judged())
-    closed = validation.gap_closed(accurate, success, seed=0)
-    gap = validation.gap_of(accurate, success["baseline"])
+    success = closing.successes(judged())
+    closed = closing.gap_closed(accurate, success, seed=0)
+    gap = closing.gap_of(accurate, success["baseline"])
     assert gap.value == pytest.approx(0.95 - 0.3)
     ours = closed["ours"]
     assert ours.gain.value == pytest.approx(0.5)
@@ -161,30 +162,27 @@ def test_the_part_of_the_gap_that_boxes_close() -> None:
     assert ours.share.value == pytest.approx(0.5 / 0.65)
     assert 0.4 < ours.share.low < ours.share.value < ours.share.high < 1.2
     assert closed["lora_no_box"].gain.value == pytest.approx(0.1)
-    assert (
-        validation.closed_words(ours)
-        == f"closes {validation.with_interval(ours.share, '.1%')} of it"
-    )
+    assert closing.closed_words(ours) == f"closes {with_interval(ours.share, '.1%')} of it"
     assert closed["gt_box"].share.value == pytest.approx(0.7 / 0.65)  # type: ignore[union-attr]
-    assert validation.gap_table(closed).loc["Ours", "gained on the baseline"].startswith("+50.0%")
+    assert closing.gap_table(closed).loc["Ours", "gained on the baseline"].startswith("+50.0%")
 
 
 def test_no_part_is_given_of_a_gap_that_may_not_be_there() -> None:
     accurate = pd.Series(np.arange(N) < 13)  # as good as the baseline's 12
-    closed = validation.gap_closed(accurate, validation.successes(judged()), seed=0)
+    closed = closing.gap_closed(accurate, closing.successes(judged()), seed=0)
     assert all(found.share is None for found in closed.values())
-    assert set(validation.gap_table(closed)["part of the gap"]) == {"–"}
+    assert set(closing.gap_table(closed)["part of the gap"]) == {"–"}
 
 
 def test_no_part_of_the_gap_is_closed_by_a_loss_or_by_chance() -> None:
     accurate = pd.Series(np.arange(N) < 38)
-    worse = validation.successes(judged(BETTER | {"ours": (1, 1, 1, 0.2, 0.0)}))
-    lost = validation.gap_closed(accurate, worse, seed=0)["ours"]
+    worse = closing.successes(judged(BETTER | {"ours": (1, 1, 1, 0.2, 0.0)}))
+    lost = closing.gap_closed(accurate, worse, seed=0)["ours"]
     assert lost.share is None and lost.gain.high < 0
-    assert "closes none of it" in validation.closed_words(lost)
-    same = validation.gap_closed(accurate, worse.assign(ours=worse["baseline"]), seed=0)["ours"]
+    assert "closes none of it" in closing.closed_words(lost)
+    same = closing.gap_closed(accurate, worse.assign(ours=worse["baseline"]), seed=0)["ours"]
     assert same.share is None
-    assert "told from chance" in validation.closed_words(same)
+    assert "told from chance" in closing.closed_words(same)
 
 
 def test_readings_of_what_changes_outside_are_ranked(summary: validation.Summary) -> None:
@@ -285,12 +283,12 @@ def left_open(method: str, indices: Sequence[int]) -> pd.DataFrame:
 
 def test_edits_without_a_verdict_are_left_out_pair_by_pair() -> None:
     rows = left_open("ours", [0, 39])
-    success = validation.successes(rows)
+    success = closing.successes(rows)
     assert success["ours"].isna().sum() == 2 and success["gt_box"].notna().all()
     accurate = pd.Series(np.arange(N) >= 2)
-    closed = validation.gap_closed(accurate, success, seed=0)
+    closed = closing.gap_closed(accurate, success, seed=0)
     assert (closed["ours"].gain.n, closed["gt_box"].gain.n) == (N - 2, N)
-    assert validation.gap_of(accurate, success["baseline"]).n == N
+    assert closing.gap_of(accurate, success["baseline"]).n == N
     summary = validation.summarise(tidy(rows), seed=0)
     assert summary["ours", "edit_success"].found.n == N - 2
     assert sorted(validation.by_gain(rows)) == list(range(1, N - 1))
@@ -298,4 +296,4 @@ def test_edits_without_a_verdict_are_left_out_pair_by_pair() -> None:
 
 def test_a_judge_that_gives_no_success_is_named() -> None:
     with pytest.raises(AbpError, match="of no edit by Ours whether it succeeds"):
-        validation.successes(left_open("ours", range(N)))
+        closing.successes(left_open("ours", range(N)))

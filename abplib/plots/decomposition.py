@@ -137,7 +137,7 @@ def layer_histogram(counts: pd.DataFrame) -> Figure:
     """Which layer is l*: all samples, then each kind of instruction.
 
     Args:
-        counts: samples of each kind (rows) and layer (columns), `routing.layers_by_kind`.
+        counts: samples of each kind (rows) and layer (columns), `dependence.layers_by_kind`.
     """
     everything = counts.sum().to_frame("all samples").T
     shown = pd.concat([everything, counts])

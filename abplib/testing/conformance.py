@@ -8,25 +8,15 @@ is called with, and holds the result against transformers' own outputs of the sa
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from PIL import ImageOps
 
-from abplib.encoder import ConditionEncoder, Encoding
+from abplib.encoder import ConditionEncoder
 from abplib.errors import AbpError
-
-INSTRUCTIONS = ("remove it", "turn the second red apple from the left into a green pear")
-_SIZES = ((96, 64), (64, 128))  # width and height: one wide, one tall
-_AREA = 224 * 224  # eager attention holds whole maps, so pictures stay small
+from abplib.testing.trial import INSTRUCTIONS, Trial, error_of
 
 
 @dataclass(frozen=True)
@@ -50,10 +40,8 @@ def examine(encoder: ConditionEncoder) -> list[Finding]:
 
     Memory: full attention maps of all blocks over a few hundred tokens.
     """
-    small = copy.copy(encoder)
-    small.image_area = min(encoder.image_area, _AREA)
     try:
-        trial = _Trial(small)
+        trial = Trial(encoder)
     except AbpError as error:
         return [Finding("runs", f"The encoder does not run: {error}")]
     except Exception as error:  # whatever a model raises on wrong inputs
@@ -66,53 +54,7 @@ def examine(encoder: ConditionEncoder) -> list[Finding]:
     return [Finding("runs", ""), *(Finding(name, check(trial)) for name, check in CHECKS.items())]
 
 
-class _Trial:
-    """One pass of the encoder, and what transformers gives for the same call."""
-
-    def __init__(self, encoder: ConditionEncoder) -> None:
-        self.encoder, self.model = encoder, encoder.model
-        self.images = [_noise(size, seed) for seed, size in enumerate(_SIZES)]
-        with _watched(self.model) as called:
-            self.encoding = self.encode(self.images, INSTRUCTIONS)
-        self.given = {k: v for k, v in called["model"].items() if isinstance(v, Tensor)}
-        self.positions = called["decoder"].get("position_ids")
-        self.n_dropped = self.given["input_ids"].shape[1] - self.encoding.mask.shape[1]
-        self.hidden = self._reference("sdpa").hidden_states
-        self.eager = self._reference("eager").attentions
-        self.tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
-
-    def encode(self, images: list[Image.Image], instructions: tuple[str, ...]) -> Encoding:
-        every = range(self.encoder.n_layers)
-        return self.encoder.encode(images, instructions, layers=every, final=True, attention=every)
-
-    def _reference(self, attention: str) -> ModelOutput:
-        parts = ("text_config", "vision_config")
-        before = {p: getattr(self.model.config, p)._attn_implementation for p in parts}
-        self.model.set_attn_implementation(dict.fromkeys(parts, attention))
-        try:
-            return self.model.base_model(
-                **self.given,
-                use_cache=False,
-                output_hidden_states=True,
-                output_attentions=attention == "eager",
-            )
-        finally:
-            self.model.set_attn_implementation(before)
-
-    def kept(self, states: Tensor) -> Tensor:
-        """[B, S, d] of the reference -> its real kept tokens, one after the other."""
-        return states[:, self.n_dropped :][self.encoding.mask]
-
-    def read(self, layer: int | str) -> Tensor:
-        """The same of the encoder."""
-        return self.encoding.states[layer][self.encoding.mask]  # type: ignore[index]
-
-    def alike(self, found: Tensor, expected: Tensor) -> bool:
-        """Whether two tensors agree, to a part of the largest value."""
-        return _error(found, expected) <= self.tolerance
-
-
-def _shapes(trial: _Trial) -> str:
+def _shapes(trial: Trial) -> str:
     config, states = trial.model.config.get_text_config(), trial.encoding.states
     n_layers, width = trial.encoder.n_layers, trial.encoder.width
     if n_layers != config.num_hidden_layers:
@@ -130,7 +72,7 @@ def _shapes(trial: _Trial) -> str:
     return ""
 
 
-def _spans(trial: _Trial) -> str:
+def _spans(trial: Trial) -> str:
     encoding, tokenizer = trial.encoding, trial.encoder.processor.tokenizer
     prefix, _ = trial.encoder.adapter.texts(trial.encoder.processor)
     expected = tokenizer(prefix, add_special_tokens=False).input_ids
@@ -158,7 +100,7 @@ def _spans(trial: _Trial) -> str:
     return ""
 
 
-def _grid(trial: _Trial) -> str:
+def _grid(trial: Trial) -> str:
     encoding, token = trial.encoding, trial.model.config.image_token_id
     for row, (n_rows, n_columns) in enumerate(encoding.grids):
         ids = encoding.input_ids[row][encoding.image_tokens[row]]
@@ -176,7 +118,7 @@ def _grid(trial: _Trial) -> str:
     return ""
 
 
-def _positions(trial: _Trial) -> str:
+def _positions(trial: Trial) -> str:
     positions, encoding = trial.positions, trial.encoding
     name, rope = type(trial.model).__name__, trial.model.config.get_text_config().rope_parameters
     if "mrope_section" not in (rope or {}):
@@ -210,7 +152,7 @@ def _positions(trial: _Trial) -> str:
     return ""
 
 
-def _states(trial: _Trial) -> str:
+def _states(trial: Trial) -> str:
     for layer in range(trial.encoder.n_layers - 1):
         found = trial.read(layer)
         if trial.alike(found, trial.kept(trial.hidden[layer + 1])):
@@ -221,7 +163,7 @@ def _states(trial: _Trial) -> str:
                     f"Layer {layer} holds hidden_states[{index}] where the output of block {layer} "
                     f"is hidden_states[{layer + 1}], [0] being the embeddings; shift the layers."
                 )
-        error = _error(found, trial.kept(trial.hidden[layer + 1]))
+        error = error_of(found, trial.kept(trial.hidden[layer + 1]))
         return (
             f"Layer {layer} differs from hidden_states[{layer + 1}] by {error:.1g} of its size; "
             "read the output of the decoder block itself."
@@ -229,7 +171,7 @@ def _states(trial: _Trial) -> str:
     return ""
 
 
-def _last_block(trial: _Trial) -> str:
+def _last_block(trial: Trial) -> str:
     last = trial.encoder.n_layers - 1
     found, final = trial.read(last), trial.kept(trial.hidden[-1])
     if trial.alike(found, final):
@@ -245,13 +187,13 @@ def _last_block(trial: _Trial) -> str:
     return ""
 
 
-def _final(trial: _Trial) -> str:
+def _final(trial: Trial) -> str:
     if trial.alike(trial.read("final"), trial.kept(trial.hidden[-1])):
         return ""
     return "The `final` states are not the model's last_hidden_state; take them from its output."
 
 
-def _rows(trial: _Trial) -> str:
+def _rows(trial: Trial) -> str:
     encoding = trial.encoding
     after = encoding.mask & (encoding.prompt_tokens.cumsum(1) > 0)
     for layer, found in encoding.attention.items():
@@ -275,7 +217,7 @@ def _rows(trial: _Trial) -> str:
     return ""
 
 
-def _padding(trial: _Trial) -> str:
+def _padding(trial: Trial) -> str:
     together = trial.encoding
     for row, (image, instruction) in enumerate(zip(trial.images, INSTRUCTIONS, strict=True)):
         alone = trial.encode([image], (instruction,))
@@ -297,7 +239,7 @@ def _padding(trial: _Trial) -> str:
     return ""
 
 
-def _picture(trial: _Trial) -> str:
+def _picture(trial: Trial) -> str:
     prompt = trial.encoding.prompt_tokens
     other = trial.encode([ImageOps.invert(image) for image in trial.images], INSTRUCTIONS)
     if torch.equal(other.states["final"][prompt], trial.encoding.states["final"][prompt]):
@@ -305,7 +247,7 @@ def _picture(trial: _Trial) -> str:
     return ""
 
 
-CHECKS: dict[str, Callable[[_Trial], str]] = {
+CHECKS: dict[str, Callable[[Trial], str]] = {
     "layers and widths": _shapes,
     "spans": _spans,
     "grid": _grid,
@@ -318,38 +260,3 @@ CHECKS: dict[str, Callable[[_Trial], str]] = {
     "picture": _picture,
 }
 """What is checked after the encoder has run; each gives a fault or an empty string."""
-
-
-@contextmanager
-def _watched(model: PreTrainedModel) -> Iterator[dict[str, dict[str, Any]]]:
-    """While the body runs, what the model and its decoder are called with, by keyword."""
-    calls: dict[str, dict[str, Any]] = {}
-
-    def storing(name: str) -> Callable[..., None]:
-        def hook(_module: object, _args: object, kwargs: dict[str, Any]) -> None:
-            calls[name] = kwargs
-
-        return hook
-
-    parts = {"model": model.base_model, "decoder": model.get_decoder()}
-    handles = [
-        part.register_forward_pre_hook(storing(name), with_kwargs=True)
-        for name, part in parts.items()
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _error(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a part of the largest expected value; inf for another shape."""
-    if found.shape != expected.shape:
-        return float("inf")
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
-
-
-def _noise(size: tuple[int, int], seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
