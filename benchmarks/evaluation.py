@@ -23,7 +23,7 @@ from benchmarks.measuring import compared, machine, take_turns, write
 
 
 def measure(
-    profile: str = "mini", *, threads: int = 2, repeats: int = 3, n_samples: int = 8
+    profile: str = "mini", *, threads: int = 2, repeats: int = 5, n_samples: int = 8
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     chosen = Profile.load(profile, lora=None)

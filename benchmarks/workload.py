@@ -101,7 +101,7 @@ class Workload:
             update(bank, islice(passes, len(self.starts(batch))))
 
     def stages(self, bank: Bank) -> dict[str, float]:
-        """Seconds of each stage of a sweep over the first batch, one after another.
+        """Seconds that each stage of a sweep takes for a batch, one after another; means over all.
 
         As many micro-batches are under way at once as in a sweep.
         """
@@ -109,7 +109,7 @@ class Workload:
 
         def timed(stage: str, work: Callable[..., T], *given: Any) -> T:
             made, took = spent(lambda: work(*given))
-            seconds[stage] += took["seconds"]
+            seconds[stage] += took["seconds"] / self.n_batches
             return made
 
         def read(starts: Sequence[int]) -> list[Read]:
@@ -118,12 +118,15 @@ class Workload:
         def encode(reads: Sequence[Read]) -> list[Encoded]:
             return list(side_by_side(lambda read: self.encode(read, bank), reads, self.device))
 
-        starts, n = self.starts(0), at_once(self.device)
+        starts = [start for batch in range(self.n_batches) for start in self.starts(batch)]
+        n, learned = at_once(self.device), 0
         for first in range(0, len(starts), n):
             reads = timed("preparation", read, starts[first : first + n])
             for encoding, boxes in timed("pass", encode, reads):
                 timed("proxies", bank.learn, encoding, boxes)
-        timed("optimiser", bank.step)
+                learned += len(boxes)
+                if learned % self.settings.batch_size == 0:
+                    timed("optimiser", bank.step)
         return seconds
 
     def lengths(self) -> list[Lengths]:

@@ -18,6 +18,7 @@ from test_flops import WINDOWED
 from abplib import cost
 from abplib.errors import AbpError
 from abplib.plots import cost as plots
+from abplib.proxy import Proxy, ProxyConfig
 from benchmarks import (
     attention_rows,
     bank,
@@ -93,10 +94,18 @@ def test_all_ratios_come_out_of_the_results(found: dict[str, Any]) -> None:
     assert (ratios["low"] <= ratios["ratio"]).all() and (ratios["ratio"] <= ratios["high"]).all()
     assert (
         ratios.loc["bank", "ratio"]
-        == found["bank"]["ways"]["banks_of_one"]["seconds"]["ratio"]["median"]
+        == found["bank"]["ways"]["plain_loop"]["seconds"]["ratio"]["median"]
     )
     assert list(ratios.loc[["rows.time", "rows.memory"], "n"]) == [1, 3]
     assert plots.ratios(ratios).axes
+
+
+def test_projecting_states_is_the_same_function() -> None:
+    proxy = Proxy(ProxyConfig(state_width=24, n_layers=2, width=16, n_queries=3))
+    states, mask = torch.randn(2, 2, 5, 24), torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    expected = proxy(states, mask)
+    torch.testing.assert_close(bank.projecting(proxy)(states, mask), expected)
 
 
 def test_the_results_that_are_shipped_have_them_all(found: dict[str, Any]) -> None:
