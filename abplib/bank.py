@@ -1,10 +1,11 @@
 """Proxies that learn from the same passes: stacked on a GPU, side by side on CPU cores.
 
-The weights of proxies that read equally many layers and the same tokens lie along a first axis,
+The weights of P proxies that read equally many layers and the same tokens lie along a first axis,
 [P, out, in], and each product in a Q-Former is one batched product for all P (`torch.vmap`). Others
 form a stack of their own, so none is padded to another's size. A GPU takes all of a shape in one
 stack, which starts few and large kernels. One proxy already fills a CPU core, and the activations
 of several leave its cache, so there each is a stack, and as many learn at once as there are cores.
+All weights of a proxy are one row of memory, so clipping and Adam are a few operations.
 
 A proxy in a bank is the proxy trained alone: its initial weights come from the seed and its name,
 its gradient is clipped by its own norm, and Adam treats each weight by itself. Batched products
@@ -19,7 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, stack_module_state
+from torch.func import functional_call
+from torch.nn.utils import parameters_to_vector
 
 from abplib.encoder import Encoding
 from abplib.errors import AbpError
@@ -82,7 +84,7 @@ class Bank:
     @property
     def gradients(self) -> list[Tensor]:
         """What `learn` has added up, in a fixed order; zero where nothing was learned."""
-        return [gradient for stack in self._stacks for gradient in stack.gradients()]
+        return [stack.gradient for stack in self._stacks]
 
     def learn(self, encoding: Encoding, boxes: Tensor) -> None:
         """Add the losses on boxes [B, 4] and their gradients, as a share of a batch."""
@@ -138,7 +140,7 @@ class Bank:
 
 
 class _Stack:
-    """P proxies of one shape: their weights lie along a first axis. For one thread at a time."""
+    """P proxies of one shape, all weights of each in a row. For one thread at a time."""
 
     def __init__(
         self,
@@ -151,25 +153,39 @@ class _Stack:
         self.config = settings.proxy_config(state_width, len(chosen[0].layers))
         self.names = [configuration.name for configuration in chosen]
         alone = [_new(self.config, settings.seed, name) for name in self.names]
-        self.weights: dict[str, Tensor] = {
-            key: weight.detach().to(device).requires_grad_()
-            for key, weight in stack_module_state(alone)[0].items()
-        }
+        self._shapes = {key: weight.shape for key, weight in alone[0].named_parameters()}
+        rows = torch.stack([parameters_to_vector(proxy.parameters()) for proxy in alone])
+        self.rows = rows.detach().to(device).requires_grad_()  # [P, weights of a proxy]
         self._skeleton = alone[0].to("meta")
-        self._optimizer = torch.optim.Adam(self.weights.values(), lr=settings.lr, fused=True)
+        self._optimizer = torch.optim.Adam([self.rows], lr=settings.lr, fused=True)
+
+    @property
+    def gradient(self) -> Tensor:
+        """What was learned since the last step, in the shape of `rows`."""
+        if self.rows.grad is None:
+            self.rows.grad = torch.zeros_like(self.rows)
+        return self.rows.grad
+
+    def weights(self) -> dict[str, Tensor]:
+        """The rows taken apart: each weight by its name in a proxy, the P along its first axis."""
+        parts = self.rows.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        return {
+            key: part.unflatten(1, shape)
+            for (key, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
 
     def boxes(self, encoding: Encoding) -> Tensor:
         """Boxes of each proxy, [P, B, 4]."""
         selected = [configuration.select(encoding) for configuration in self.chosen]
-        mask = selected[0][1]
+        weights, mask = self.weights(), selected[0][1]
 
         def boxes_of(weights: dict[str, Tensor], states: Tensor) -> Tensor:
             return functional_call(self._skeleton, weights, (states, mask))
 
         if len(selected) == 1:  # a batch of one, without the cost of batching
-            alone = {key: weight.squeeze(0) for key, weight in self.weights.items()}
+            alone = {key: weight.squeeze(0) for key, weight in weights.items()}
             return boxes_of(alone, selected[0][0])[None]
-        found: Tensor = torch.vmap(boxes_of)(self.weights, torch.stack([s for s, _ in selected]))
+        found: Tensor = torch.vmap(boxes_of)(weights, torch.stack([s for s, _ in selected]))
         return found
 
     def learn(self, encoding: Encoding, boxes: Tensor, giou: float, share: float) -> Tensor:
@@ -179,47 +195,30 @@ class _Stack:
         losses.sum().backward()
         return losses.detach()
 
-    def gradients(self) -> list[Tensor]:
-        """Of each weight, in order."""
-        for weight in self.weights.values():
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        return [weight.grad for weight in self.weights.values() if weight.grad is not None]
-
     def step(self, rate: float) -> None:
         """Adam's, each proxy's gradient being scaled to a norm of at most `clip`."""
-        gradients = self.gradients()
-        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-        scale = (self.clip / (norms + 1e-6)).clamp(max=1.0)  # [P]
-        for gradient in gradients:
-            gradient *= scale.view(-1, *[1] * (gradient.ndim - 1))
+        norms = self.gradient.norm(dim=1, keepdim=True)
+        self.gradient.mul_((self.clip / (norms + 1e-6)).clamp(max=1.0))
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """Weights and Adam's moments, by name."""
-        tensors = {}
-        for key, weight in self.weights.items():
-            tensors[key] = weight.detach()
-            for moment, value in self._optimizer.state[weight].items():
-                tensors[f"{key}/{moment}"] = value
-        return tensors
+        return {"rows": self.rows.detach(), **self._optimizer.state[self.rows]}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take what `state` gave."""
-        for key, weight in self.weights.items():
-            weight.copy_(tensors[key])
-            self._optimizer.state[weight] = {
-                moment: tensors[f"{key}/{moment}"].to(weight.device) for moment in _MOMENTS
-            }
+        self.rows.copy_(tensors["rows"])
+        moments = {moment: tensors[moment].to(self.rows.device) for moment in _MOMENTS}
+        self._optimizer.state[self.rows] = moments
 
     def proxies(self) -> Iterator[tuple[str, Proxy]]:
         """Copies of the proxies with their names."""
         for row, name in enumerate(self.names):
             proxy = Proxy(self.config)
-            proxy.load_state_dict({key: weight[row] for key, weight in self.weights.items()})
+            proxy.load_state_dict({key: weight[row] for key, weight in self.weights().items()})
             yield name, proxy
 
 
