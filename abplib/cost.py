@@ -130,7 +130,7 @@ def gpu_sentence(found: Mapping[str, Result]) -> str:
     """What the results of a GPU say of the sweep over the bare pass, or that none is shipped."""
     if not found:
         return (
-            "No result of a GPU is shipped: `benchmarks/sweep_cost.py` measures the same at the "
+            "No result of a GPU is shipped: benchmarks/sweep_cost.py measures the same at the "
             "7B model's shape on one, and none was at hand."
         )
     sentences = []
