@@ -215,7 +215,7 @@ def comparison_table(found: pd.DataFrame) -> pd.DataFrame:
     )
     words = {"value": "difference", "p_holm": "p, Holm"}
     table = frame.rename(columns=words).set_index("against")
-    return table[["score", "difference", "low", "high", "n", "p", "p, Holm"]]
+    return table[["score", "difference", "low", "high", "p", "p, Holm"]]
 
 
 @dataclass(frozen=True, eq=False)
