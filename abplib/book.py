@@ -8,7 +8,6 @@ end, so a failed build leaves the last good book alone.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 import shutil
@@ -189,16 +188,7 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
     """
     place, html = build_folder(), build_folder() / "html"
     made_of = place / "html.json"
-    made_from = results.digest(
-        {
-            "tools": _tools(),
-            "files": {
-                path.relative_to(staged).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in sorted(staged.rglob("*"))
-                if path.is_file()
-            },
-        }
-    )
+    made_from = results.digest({"tools": _tools(), "files": results.digest_folder(staged)})
     first = html / "index.html"
     if made_of.is_file() and first.is_file() and results.read_json(made_of) == made_from:
         log("pages: unchanged")

@@ -130,11 +130,7 @@ class _Run:
     """Optimisers, averaged weights and the checkpoint of one run."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        schedule: Schedule,
-        path: Path,
-        settings: dict[str, Any],
+        self, model: nn.Module, schedule: Schedule, path: Path, settings: dict[str, Any]
     ) -> None:
         self.schedule, self.path = schedule, path
         self.settings = results.digest([asdict(schedule), settings])

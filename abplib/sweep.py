@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ from abplib.encoder import ConditionEncoder, Encoding, Prepared
 from abplib.errors import AbpError
 from abplib.labels import Labels
 from abplib.samples import SampleSet, check_number
-from abplib.threads import ahead, at_once, side_by_side
+from abplib.threads import ahead, streamed
 from abplib.training import Configuration, SweepSettings
 
 _CODE = (banks, encoders, proxies, training)
@@ -214,8 +213,7 @@ class _Run:
             return _Pass(self.encoder.encode(part[0], layers=layers, final=final), *part[1:])
 
         stream = ahead(prepare, parts, self.device)
-        while some := list(islice(stream, at_once(self.device))):
-            yield from list(side_by_side(encode, some, self.device))
+        return streamed(encode, stream, self.device)
 
     def _learn(self, passes: Iterator[_Pass], parts: Sequence[np.ndarray]) -> list[float]:
         """The bank learns from a batch, of which `parts` are this process's; its losses."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -45,6 +46,14 @@ def side_by_side(
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+def streamed(
+    job: Callable[[In], Out], stream: Iterator[In], device: torch.device | str = "cpu"
+) -> Iterator[Out]:
+    """`side_by_side` of a stream, from which no more is taken than can be under way at once."""
+    while some := list(islice(stream, at_once(device))):
+        yield from list(side_by_side(job, some, device))
 
 
 def ahead(

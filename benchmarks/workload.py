@@ -20,7 +20,7 @@ from abplib.flops import Lengths, lengths_of
 from abplib.mini.sets import general
 from abplib.mini.twin import VLMShape, build_processor
 from abplib.profiles import Profile
-from abplib.threads import ahead, at_once, side_by_side
+from abplib.threads import ahead, at_once, side_by_side, streamed
 from abplib.training import Configuration, SweepSettings, configurations
 from benchmarks.measuring import spent
 
@@ -87,8 +87,7 @@ class Workload:
         """All micro-batches through the VLM, prepared ahead and side by side as in a sweep."""
         starts = [start for batch in range(self.n_batches) for start in self.starts(batch)]
         stream = ahead(self.read, starts, self.device)
-        while some := list(islice(stream, at_once(self.device))):
-            yield from list(side_by_side(lambda read: self.encode(read, bank), some, self.device))
+        return streamed(lambda read: self.encode(read, bank), stream, self.device)
 
     def bare(self) -> None:
         """The VLM's pass alone, no state kept."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import toysweep
 from PIL import Image
 
 from abplib import analysis, edits, results
@@ -25,29 +27,17 @@ from abplib.preservation import Preservation
 from abplib.profiles import Profile
 from abplib.samples import Sample
 from abplib.sweep import sweep
-from abplib.training import Configuration, SweepSettings
 
 BATCH = 2
 N_TRAIN, N_EVAL, N_EDITS = 12, 4, 3
 METHODS = ("baseline", "gt_box")
 
-SETTINGS = SweepSettings(
+SETTINGS = replace(
+    toysweep.SETTINGS,
     n_batches=N_TRAIN // BATCH,
     batch_size=BATCH,
-    lr=1e-3,
-    width=8,
-    n_queries=2,
-    n_heads=2,
-    n_blocks=2,
-    eval_every=2,
-    n_curve_eval=2,
-    l1_steps=3,
     checkpoint_every=1,
-)
-CHOSEN = (
-    Configuration("layer_1", (1,)),
-    Configuration("final", ("final",)),
-    Configuration("middle_prompt", (2, 3), "prompt"),
+    micro_batch=16,
 )
 
 
@@ -106,7 +96,7 @@ def sweeping(test: Connection, base: Path) -> None:
     ConditionEncoder.encode = asking_encode  # type: ignore[method-assign]
     train_set, eval_set = Noise("train"), Noise("evaluate")
     labels = exact_labels(encoder, train_set, N_TRAIN)
-    sweep(encoder, train_set, labels, eval_set, CHOSEN, SETTINGS, n_eval=N_EVAL, base=base,
+    sweep(encoder, train_set, labels, eval_set, toysweep.CHOSEN, SETTINGS, n_eval=N_EVAL, base=base,
           progress=False)  # fmt: skip
 
 

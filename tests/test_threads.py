@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from abplib.threads import at_once, side_by_side
+from abplib.threads import at_once, side_by_side, streamed
 
 
 @pytest.fixture(autouse=True, params=[1, 2])
@@ -36,6 +36,15 @@ def test_as_many_at_once_as_there_are_threads(n: int) -> None:
     found = list(side_by_side(job, range(2 * n)))
     assert {threads for _, threads in found} == {1}
     assert len({thread for thread, _ in found}) == n
+
+
+def test_a_stream_is_taken_from_as_jobs_are_started(n: int) -> None:
+    taken = []
+    stream = (taken.append(item) or item for item in range(7))
+    found = streamed(lambda x: x * x, stream)
+    assert next(found) == 0
+    assert len(taken) == n
+    assert list(found) == [x * x for x in range(1, 7)]
 
 
 def test_what_a_job_raises_comes_in_its_turn(n: int) -> None:

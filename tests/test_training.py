@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SMOKE_AREA, noise
+from toysweep import CHOSEN, SETTINGS
 
 from abplib.bank import Bank
 from abplib.baselines import baselines
@@ -27,26 +28,6 @@ from abplib.proxy import Proxy, box_loss
 from abplib.samples import Sample
 from abplib.sweep import Sweep, sweep
 from abplib.training import Configuration, SweepSettings, configurations
-
-SETTINGS = SweepSettings(
-    n_batches=7,
-    batch_size=3,
-    lr=1e-3,
-    width=8,
-    n_queries=2,
-    n_heads=2,
-    n_blocks=2,
-    eval_every=2,
-    n_curve_eval=2,
-    l1_steps=3,
-    checkpoint_every=3,
-    micro_batch=2,
-)
-CHOSEN = (
-    Configuration("layer_1", (1,)),
-    Configuration("final", ("final",)),
-    Configuration("middle_prompt", (2, 3), "prompt"),
-)
 
 
 class Noise:
