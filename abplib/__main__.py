@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from papermill.cli import _resolve_type as papermill_type
 
-from abplib import results, steps
-from abplib.data.commands import omniedit, spatial
-from abplib.errors import AbpError
-from abplib.lora.command import train_lora
-from abplib.mini.commands import train_conditions, train_editor, train_vlm, write_manifest
-from abplib.plan.command import plan
+from abplib.core import store
+from abplib.core.errors import AbpError
+from abplib.editing.lora.command import train_lora
 from abplib.profiles import Profile, known_profiles
+from abplib.publish import steps
+from abplib.publish.plan_command import plan
 from abplib.tables import print_table
 
 if TYPE_CHECKING:  # importing models takes seconds, which `--help` need not cost
-    from abplib.encoder import ConditionEncoder
+    from abplib.vlm.encoder import ConditionEncoder
 
 
-class _Sentences(click.Group):
+class Commands(click.Group):
     """A group whose commands end in one sentence and exit code 2 when they raise `AbpError`."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -33,7 +32,7 @@ class _Sentences(click.Group):
             ctx.exit(2)
 
 
-@click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="abplib")
 def main() -> None:
     """Analysis-by-Proxy: the steps of the book, chapters, tools for your own images."""
@@ -52,7 +51,7 @@ def main() -> None:
 )
 def chapter(name: str, given: tuple[tuple[str, str], ...]) -> None:
     """Run one chapter, for instance 02_proxies."""
-    from abplib.notebooks import execute
+    from abplib.publish.notebooks import execute
 
     values = {key: papermill_type(value) for key, value in given}
     click.echo(execute(name, values))
@@ -62,7 +61,7 @@ def chapter(name: str, given: tuple[tuple[str, str], ...]) -> None:
 @click.option("--profile", default="mini", show_default=True)
 def pages(profile: str) -> None:
     """Set the pages of the HTML book from the chapters that ran; `make book` runs them first."""
-    from abplib.book import build
+    from abplib.publish.pages import build
 
     click.echo(build(profile, log=click.echo))
 
@@ -71,7 +70,7 @@ def pages(profile: str) -> None:
 @click.option("--check", is_flag=True, help="Change nothing; fail where something is out of date.")
 def notebooks(check: bool) -> None:
     """Regenerate book/notebooks from book/chapters."""
-    from abplib.notebooks import regenerate, stale
+    from abplib.publish.notebooks import regenerate, stale
 
     if not check:
         for path in regenerate():
@@ -89,10 +88,10 @@ def notebooks(check: bool) -> None:
 @click.option("--save", type=click.Path(path_type=Path), help="Write a PNG with the box drawn.")
 def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: Path | None) -> None:
     """Ask the VLM where an edit of your own IMAGE belongs."""
-    from abplib.analysis import load_encoder
-    from abplib.boxes import draw_overlay
-    from abplib.grounding import Grounder
-    from abplib.vlm import load_image
+    from abplib.core.boxes import draw_overlay
+    from abplib.experiment import load_encoder
+    from abplib.vlm.grounding import Grounder
+    from abplib.vlm.loading import load_image
 
     picture = load_image(image)
     chosen = Profile.load(profile, **({"vlm": vlm, "revision": None} if vlm else {}))
@@ -102,7 +101,7 @@ def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: P
         raise AbpError("The answer holds no box: word the edit otherwise or take another model.")
     click.echo("box " + " ".join(f"{side:.3f}" for side in answer.box))
     if save:
-        with results.replacing(save) as scratch:
+        with store.replacing(save) as scratch:
             draw_overlay(picture, answer.box).save(scratch, format="png")
         click.echo(save)
 
@@ -119,11 +118,11 @@ def locate(image: Path, instruction: str, out: Path | None, profile: str, seed: 
     Writes a PNG to OUT, or beside the image. The proxy is the profile's; without one, that of
     chapter 2, which is trained first where it has not been.
     """
-    from abplib.analysis import load_encoder
-    from abplib.guides import find_guide
-    from abplib.locating import locate as ask
+    from abplib.experiment import load_encoder
     from abplib.plots.locating import located
-    from abplib.vlm import load_image
+    from abplib.proxies.selection import find_guide
+    from abplib.sections.own_image import locate as ask
+    from abplib.vlm.loading import load_image
 
     picture, chosen = load_image(image), Profile.load(profile)
     encoder = load_encoder(chosen)
@@ -131,7 +130,7 @@ def locate(image: Path, instruction: str, out: Path | None, profile: str, seed: 
     guide = find_guide(chosen, encoder, seed)
     found = ask(encoder, guide, picture, instruction)
     out = out or image.with_name(f"{image.stem}-located.png")
-    with results.replacing(out) as scratch:
+    with store.replacing(out) as scratch:
         located(picture, instruction, found).savefig(scratch, format="png", dpi=200)
     click.echo(guide.note)
     click.echo("box " + " ".join(f"{side:.3f}" for side in found.box))
@@ -156,7 +155,7 @@ def states(
 
     encoding = _encoder(profile, vlm).encode([image], [instruction], layers=layers, final=True)
     named = {l if l == "final" else f"layer_{l}": s[0] for l, s in encoding.states.items()}
-    with results.replacing(out) as scratch:
+    with store.replacing(out) as scratch:
         save_file(named | {"prompt_tokens": encoding.prompt_tokens[0]}, scratch)
     click.echo(out)
 
@@ -165,8 +164,8 @@ def states(
 @click.option("--profile", default="mini", show_default=True)
 def guide(profile: str) -> None:
     """Choose the proxy that guides the editor among chapter 2's, and ship it."""
-    from abplib.guides import swept_guide
     from abplib.parameters import ChapterParameters
+    from abplib.proxies.selection import swept_guide
 
     chosen = Profile.load(profile)
     folder = chosen.proxy_folder
@@ -183,12 +182,12 @@ def guide(profile: str) -> None:
 def values(file: Path | None) -> None:
     """Print the numbers of the last build, or of a values.json FILE, as a table."""
     if file is None:
-        from abplib.book import build_folder
+        from abplib.publish.pages import build_folder
 
         file = build_folder() / "values.json"
     rows = [
         (name, _number(v["value"]), _interval(v), v["n"] or "", _number(v["paper"]), v["profile"])
-        for name, v in results.read_json(file).items()
+        for name, v in store.read_json(file).items()
     ]
     print_table(("value", "here", "interval", "n", "paper", "profile"), rows)
 
@@ -203,14 +202,9 @@ def profiles() -> None:
     print_table(("profile", "vlm", "evaluated", "trained", "note"), rows)
 
 
-main.add_command(train_vlm)
-main.add_command(train_editor)
-main.add_command(train_conditions)
 main.add_command(train_lora)
-main.add_command(write_manifest)
 main.add_command(plan)
-main.add_command(omniedit)
-main.add_command(spatial)
+main.add_command(steps.omniedit)
 main.add_command(steps.labels)
 main.add_command(steps.sweep)
 main.add_command(steps.answers)
@@ -219,7 +213,7 @@ main.add_command(steps.edit)
 
 def _encoder(profile: str, vlm: str | None) -> ConditionEncoder:
     """The VLM of a profile, or another one in its place."""
-    from abplib.analysis import load_encoder
+    from abplib.experiment import load_encoder
 
     other = {} if vlm is None else {"vlm": vlm, "revision": None}
     return load_encoder(Profile.load(profile, **other))

@@ -30,8 +30,9 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from myst_nb import glue
 
-from abplib import results, sources
-from abplib.errors import AbpError
+from abplib.core import code as sources
+from abplib.core import store
+from abplib.core.errors import AbpError
 from abplib.parameters import ChapterParameters, parse
 
 VALUES = "values.json"
@@ -40,7 +41,7 @@ _VALUE_NAME = re.compile(r"ch\d+(\.\w+)+")
 
 def folder(name: str, parameters: ChapterParameters) -> Path:
     """Where the chapter's outputs go: `results/chapters/<name>/<hash of its inputs>/`."""
-    return results.folder(f"chapters/{name}", **sources.of_chapter(name, parameters))
+    return store.folder(f"chapters/{name}", **sources.of_chapter(name, parameters))
 
 
 class Chapter:
@@ -162,7 +163,7 @@ class Chapter:
         if any(level is not None for level in frame.index.names):
             frame = frame.reset_index()
         path = self.folder / "tables" / f"{name}.csv"
-        results.write_text(path, frame.to_csv(index=False))
+        store.write_text(path, frame.to_csv(index=False))
         self._files["tables"][name] = [path]
         body = frame.to_html(
             index=False,
@@ -250,11 +251,11 @@ class Chapter:
         ]
         if missing:
             raise AbpError(f"Chapter {self.name} ended without its {', '.join(missing)}.")
-        results.write_json(self.folder / VALUES, self._values)
+        store.write_json(self.folder / VALUES, self._values)
         files = [*self._files["figures"].values(), *self._files["tables"].values()]
         artefacts = [p.relative_to(self.folder).as_posix() for group in files for p in group]
         verify(self.name, self.folder, artefacts)
-        results.mark_done(
+        store.mark_done(
             self.folder,
             chapter=self.name,
             profile=self.profile.name,
@@ -306,7 +307,7 @@ def _save(figure: Figure, path: Path, **options: Any) -> Path:
     buffer = io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "abplib", "svg.fonttype": "path"}):
         figure.savefig(buffer, format=path.suffix[1:], **options)
-    with results.replacing(path) as scratch:
+    with store.replacing(path) as scratch:
         scratch.write_bytes(buffer.getvalue())
     return path
 

@@ -1,8 +1,8 @@
 """What each chapter can be asked: names, types, ranges, defaults.
 
 None stands for the profile's own value. A chapter's `parameters` cell assigns the same names and
-the same defaults (`abplib.book` checks that when it makes the notebooks), papermill or the command
-line replaces some of them, and `parse` refuses what does not fit before any work starts.
+the same defaults (`abplib.publish.pages` checks that when it makes the notebooks), papermill or the
+command line replaces some of them, and `parse` refuses what does not fit before any work starts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from abplib.errors import AbpError, explain
+from abplib.core.errors import AbpError, explain
 from abplib.profiles import Count, Profile, require_known
 
 
@@ -95,7 +95,7 @@ class EditingValidation(LocalizationGap):
 class Adapting(ChapterParameters):
     """Chapter 6, which brings a model of its own: another Qwen3-VL goes in as `vlm`."""
 
-    vlm: Annotated[str, Field(min_length=1)] = "abplib.testing.twins:qwen3_vl_folder"
+    vlm: Annotated[str, Field(min_length=1)] = "abplib.vlm.twins:qwen3_vl_folder"
 
 
 CHAPTERS: dict[str, type[ChapterParameters]] = {

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from abplib import paths
-from abplib.errors import AbpError, explain
-from abplib.lora.settings import Count, LoraTraining
-from abplib.references import content_of, function_of, source_of
-from abplib.results import digest, digest_files
-from abplib.samples import SampleSet
+from abplib.core import paths
+from abplib.core.errors import AbpError, explain
+from abplib.core.references import content_of, function_of, source_of
+from abplib.core.store import digest, digest_files
+from abplib.editing.lora.settings import Count, LoraTraining
+from abplib.samples.base import SampleSet
 
 _SHIPPED = Path(__file__).with_name("profiles")
 
@@ -30,7 +30,7 @@ Reference = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 """`module:function`, a function without arguments."""
 
 OtherEditorName = Literal["qwen_image_edit_2509", "fibo_edit", "flux2_dev", "flux_kontext"]
-"""Systems beside Qwen-Image-Edit; see `abplib.editors.others`."""
+"""Systems beside Qwen-Image-Edit; see `abplib.editing.others`."""
 
 
 class OtherEditor(BaseModel):
@@ -86,11 +86,11 @@ class Profile(BaseModel):
     """Table that `train-conditions` made around `vlm`, which chapter 5 shows."""
     other_editors: dict[OtherEditorName, OtherEditor] = {}
     """Systems that chapter 5 sets beside the editor."""
-    judge: Reference = "abplib.judges.oracle:SceneOracle"
-    """What judges edits: a class of `abplib.judges`."""
+    judge: Reference = "abplib.judging.scene_oracle:SceneOracle"
+    """What judges edits: a class of `abplib.judging`."""
     human_labels: Annotated[str, Field(min_length=1)] | None = None
-    """What people said (`abplib.human.labels`), as a file: it then decides which of the VLM's boxes
-    are accurate and which edits succeed."""
+    """What people said (`abplib.judging.human.labels`), as a file: it then decides which of the
+    VLM's boxes are accurate and which edits succeed."""
     lpips_backbone: Literal["untrained", "imagenet"] = "untrained"
 
     eval_set: Reference

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from abplib.analysis import load_encoder
+from abplib.experiment import load_encoder
 from abplib.profiles import Profile
-from abplib.proxy import Block, CrossAttention, Proxy, box_loss
+from abplib.proxies.qformer import Block, CrossAttention, Proxy, box_loss
 from benchmarks.measuring import compared, machine, take_turns, write
 from benchmarks.workload import Workload, update
 

@@ -17,7 +17,7 @@ import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit as stock
 import torch
 from PIL import Image
 
-from abplib.analysis import load_editor
+from abplib.experiment import load_editor
 from abplib.profiles import Profile
 from benchmarks.measuring import compared, machine, take_turns, write
 

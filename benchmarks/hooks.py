@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from abplib.analysis import load_encoder
-from abplib.encoder import ConditionEncoder
-from abplib.mini.sets import general
+from abplib.experiment import load_encoder
 from abplib.profiles import Profile
+from abplib.samples.scenes.sets import general
+from abplib.vlm.encoder import ConditionEncoder
 from benchmarks.measuring import Way, compared, machine, peak_mib, take_turns, write
 from benchmarks.workload import random_encoder
 

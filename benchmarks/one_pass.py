@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from abplib.analysis import load_encoder
+from abplib.experiment import load_encoder
 from abplib.profiles import Profile
 from benchmarks.measuring import compared, machine, take_turns, write
 from benchmarks.workload import Workload

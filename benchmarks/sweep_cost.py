@@ -20,10 +20,10 @@ from typing import Any
 import click
 import torch
 
-from abplib import flops
-from abplib.analysis import load_encoder
-from abplib.plan.models import facts
+from abplib.experiment import load_encoder
 from abplib.profiles import Profile
+from abplib.publish.plan_models import facts
+from abplib.sections import flops
 from benchmarks.measuring import Way, compared, machine, peak_mib, quartiles, take_turns, write
 from benchmarks.workload import Workload, random_encoder
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from abplib import paths
-from abplib.bank import Bank
-from abplib.decodability import sweep_settings
-from abplib.encoder import ConditionEncoder, Encoding, Prepared
-from abplib.flops import Lengths, lengths_of
-from abplib.mini.sets import general
-from abplib.mini.twin import VLMShape, build_processor
+from abplib.core import paths
+from abplib.core.parallel import ahead, at_once, side_by_side, streamed
 from abplib.profiles import Profile
-from abplib.threads import ahead, at_once, side_by_side, streamed
-from abplib.training import Configuration, SweepSettings, configurations
+from abplib.proxies.bank import Bank
+from abplib.proxies.configurations import Configuration, SweepSettings, configurations
+from abplib.samples.scenes.sets import general
+from abplib.sections.decodability import sweep_settings
+from abplib.sections.flops import Lengths, lengths_of
+from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
+from abplib.vlm.miniature import VLMShape, build_processor
 from benchmarks.measuring import spent
 
 T = TypeVar("T")

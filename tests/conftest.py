@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from abplib.encoder import ConditionEncoder
-from abplib.mini.twin import smoke_vlm
+from abplib.vlm.encoder import ConditionEncoder
+from abplib.vlm.miniature import smoke_vlm
 
 SMOKE_AREA = 64 * 64
 

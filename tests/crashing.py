@@ -18,15 +18,17 @@ import torch
 import toysweep
 from PIL import Image
 
-from abplib import analysis, edits, results
-from abplib.editors.qwen_image_edit import QwenImageEditor
-from abplib.encoder import ConditionEncoder
-from abplib.judges.oracle import SceneOracle
-from abplib.labels import exact_labels
-from abplib.preservation import Preservation
+from abplib import experiment
+from abplib.core import store
+from abplib.editing import runs
+from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.judging.preservation import Preservation
+from abplib.judging.scene_oracle import SceneOracle
 from abplib.profiles import Profile
-from abplib.samples import Sample
-from abplib.sweep import sweep
+from abplib.proxies.labels import exact_labels
+from abplib.proxies.sweep import sweep
+from abplib.samples.base import Sample
+from abplib.vlm.encoder import ConditionEncoder
 
 BATCH = 2
 N_TRAIN, N_EVAL, N_EDITS = 12, 4, 3
@@ -84,7 +86,7 @@ class AskingOracle(SceneOracle):
 def sweeping(test: Connection, base: Path) -> None:
     """Sweep on the smoke twin, with a checkpoint after every batch."""
     ask = _asking(test)
-    encoder = analysis.load_encoder(Profile.load("smoke"))
+    encoder = experiment.load_encoder(Profile.load("smoke"))
     encode = ConditionEncoder.encode
 
     def asking_encode(self: ConditionEncoder, prepared: Any, *rest: Any, **named: Any) -> Any:
@@ -104,7 +106,7 @@ def evaluating(test: Connection, base: Path) -> None:
     """Edit with the smoke editor by two methods and judge the edits."""
     ask = _asking(test)
     profile = Profile.load("smoke")
-    samples, editor = profile.evaluation, analysis.load_editor(profile)
+    samples, editor = profile.evaluation, experiment.load_editor(profile)
     edit_many = QwenImageEditor._edit_many
 
     def asking_edit(self: Any, images: Any, instructions: Any, seeds: Any, *rest: Any) -> Any:
@@ -112,13 +114,13 @@ def evaluating(test: Connection, base: Path) -> None:
         return edit_many(self, images, instructions, seeds, *rest)
 
     QwenImageEditor._edit_many = asking_edit  # type: ignore[method-assign]
-    edits._BATCH = BATCH
+    runs._BATCH = BATCH
     boxes = {"exact": [samples[index].box for index in range(N_EDITS)]}
     files = {
-        name: edits.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
+        name: runs.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
         for name in METHODS
     }
-    edits.judged(files, samples, AskingOracle(ask), Preservation("untrained", side=32), base=base)
+    runs.judged(files, samples, AskingOracle(ask), Preservation("untrained", side=32), base=base)
 
 
 def _asking(test: Connection) -> Ask:
@@ -128,7 +130,7 @@ def _asking(test: Connection) -> Ask:
         test.send(moment)
         test.recv()
 
-    replacing = results.replacing
+    replacing = store.replacing
 
     @contextmanager
     def asking_replacing(path: Path) -> Iterator[Path]:
@@ -141,6 +143,6 @@ def _asking(test: Connection) -> Ask:
             ask(Moment(f"whole {path.name}"))
         ask(Moment(f"there {path.name}"))
 
-    results.replacing = asking_replacing
+    store.replacing = asking_replacing
     torch.set_num_threads(1)
     return ask

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from abplib import images
+from abplib.core import images
 
 KEY = "loopback-key-0123456789abcdef"
 """What the server takes as a key; no file may hold it."""

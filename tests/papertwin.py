@@ -20,18 +20,19 @@ import torchvision
 import yaml
 from PIL import Image
 
-from abplib import paths
-from abplib.analysis import load_encoder
-from abplib.boxes import Box, to_pixels
-from abplib.data import omniedit, omniedit_rows, spatial, spatial_set
-from abplib.data.prompts import SCENES_SYSTEM
-from abplib.editors.base import Editor
-from abplib.grounding import Grounder
-from abplib.human.labels import DRAW_BOX
-from abplib.mini import other_twins
-from abplib.mini.sets import evaluation, general
+from abplib.core import paths
+from abplib.core.boxes import Box, to_pixels
+from abplib.editing import other_twins
+from abplib.editing.base import Editor
+from abplib.experiment import load_encoder
+from abplib.judging.human.labels import DRAW_BOX
 from abplib.profiles import Profile
-from abplib.vlm import ImageLike
+from abplib.samples import multi_entity, omniedit, omniedit_rows
+from abplib.samples.scenes.sets import evaluation, general
+from abplib.vlm.grounding import Grounder
+from abplib.vlm.loading import ImageLike
+from recipes.multi_entity import stages
+from recipes.multi_entity.prompts import SCENES_SYSTEM
 
 REPOSITORY = paths.root()
 SCENES = evaluation()
@@ -126,7 +127,7 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
     path.write_text(yaml.safe_dump(fields | IDS | SIZES))
     patch.setenv("ABP_ROOT", str(root))
     patch.setenv("ABP_RESULTS", str(root / "results"))
-    _multi_entity(root / spatial_set.FOLDER, Profile.load(str(path)))
+    _multi_entity(root / multi_entity.FOLDER, Profile.load(str(path)))
     _omniedit(root / "hub", root / omniedit_rows.FOLDER)
     _alexnet(root / "torch")
     patch.setenv("TORCH_HOME", str(root / "torch"))
@@ -134,22 +135,22 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
 
 
 def _multi_entity(folder: Path, profile: Profile) -> None:
-    spatial.write_prompts(folder, Author(), N_SCENES, quiet)
-    spatial.structure_prompts(folder, Author(), quiet)
-    spatial.paint_images(folder, Painter(), 0, quiet)
-    spatial.edit_images(folder, Leveller(), 0, quiet)
-    spatial.reverse(folder, quiet)
-    spatial.write_instructions(folder, Speaker(), quiet)
-    spatial.ground_boxes(folder, Grounder.of(load_encoder(profile)), profile.vlm, quiet)
+    stages.write_prompts(folder, Author(), N_SCENES, quiet)
+    stages.structure_prompts(folder, Author(), quiet)
+    stages.paint_images(folder, Painter(), 0, quiet)
+    stages.edit_images(folder, Leveller(), 0, quiet)
+    stages.reverse(folder, quiet)
+    stages.write_instructions(folder, Speaker(), quiet)
+    stages.ground_boxes(folder, Grounder.of(load_encoder(profile)), profile.vlm, quiet)
     labels = []
-    for task in spatial.verification_tasks(folder):
+    for task in stages.verification_tasks(folder):
         if task.step == DRAW_BOX:
             exact = to_pixels(SCENES[int(task.item)].box, task.source.size)
             labels.append(task.label("rater", box=exact))
         else:
             labels.append(task.label("rater", answer="yes"))
-    spatial.verify(folder, labels, quiet)
-    spatial.split(folder, 0, quiet)
+    stages.verify(folder, labels, quiet)
+    stages.split(folder, 0, quiet)
 
 
 def _omniedit(hub: Path, folder: Path) -> None:

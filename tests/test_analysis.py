@@ -7,11 +7,11 @@ import math
 
 import pytest
 
-from abplib import paths
-from abplib.analysis import Measure, beside_paper, record
-from abplib.errors import AbpError
-from abplib.reported import numbers, reported
-from abplib.stats import Interval
+from abplib.core import paths
+from abplib.core.errors import AbpError
+from abplib.core.stats import Interval
+from abplib.experiment import Measure, beside_paper, record
+from abplib.paper import numbers, reported
 
 
 class Recorder:

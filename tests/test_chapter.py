@@ -12,9 +12,9 @@ import toybook
 from matplotlib.figure import Figure
 
 from abplib import chapter as module
-from abplib import results
 from abplib.chapter import Chapter
-from abplib.errors import AbpError
+from abplib.core import store
+from abplib.core.errors import AbpError
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_start_takes_parameters_and_leaves_imports_alone(start: Any) -> None:
     chapter = start({"n_batches": 9, "math": math, "Path": Path, "_": 3, "__name__": "__main__"})
     assert chapter.params.n_batches == 9
     assert chapter.profile.n_batches == 9
-    assert chapter.folder.parent == results.paths.results() / "chapters" / "02_proxies"
+    assert chapter.folder.parent == store.paths.results() / "chapters" / "02_proxies"
 
 
 def test_start_refuses_mistyped_names_and_ill_typed_values(start: Any) -> None:
@@ -98,7 +98,7 @@ def test_a_whole_chapter_leaves_files_values_and_a_manifest(
     chapter.finish()
     assert not plt.get_fignums()
     assert pd.read_csv(chapter.folder / "tables" / "t.csv")["a"].item() == 1 / 3
-    assert results.read_json(chapter.folder / "values.json") == {
+    assert store.read_json(chapter.folder / "values.json") == {
         "ch2.a.b": {
             "value": 0.5,
             "n": 3,
@@ -115,7 +115,7 @@ def test_a_whole_chapter_leaves_files_values_and_a_manifest(
         "ch2.a.b.paper": "0.2",
         "ch2.a.b.interval": "[0.0, 1.0]",
     }
-    summary = results.summary_of(chapter.folder)
+    summary = store.summary_of(chapter.folder)
     assert summary is not None
     assert summary["artefacts"] == ["figures/line.png", "figures/line.svg", "tables/t.csv"]
 
@@ -143,7 +143,7 @@ def test_finish_refuses_to_end_without_what_was_declared(
     chapter = start(**declared)
     with pytest.raises(AbpError, match=said):
         chapter.finish()
-    assert results.summary_of(chapter.folder) is None
+    assert store.summary_of(chapter.folder) is None
 
 
 def test_finish_refuses_an_empty_artefact(start: Any) -> None:

@@ -44,8 +44,9 @@ STAGES = ("half", "whole", "there")
 LONGEST_DELAY = 0.02  # seconds, about a batch's
 
 processes = multiprocessing.get_context("forkserver")  # which imports torch and the rest once
-processes.set_forkserver_preload(["abplib.analysis", "abplib.edits", "abplib.sweep",
-                                  "abplib.judges.oracle", "lpips"])  # fmt: skip
+processes.set_forkserver_preload(["abplib.experiment", "abplib.editing.runs",
+                                  "abplib.proxies.sweep",
+                                  "abplib.judging.scene_oracle", "lpips"])  # fmt: skip
 
 
 class Death(NamedTuple):

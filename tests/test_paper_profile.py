@@ -12,17 +12,19 @@ import papertwin
 import pytest
 from loopback import KEY, serving
 
-from abplib import chapter, jsonl, localization, results
-from abplib.analysis import load_encoder
-from abplib.editors import conditions
-from abplib.edits import make_edits
-from abplib.gap import baseline
-from abplib.human.tasks import boxes_to_judge, edits_to_judge
-from abplib.judges import vqa
-from abplib.judges.asking import Manner
-from abplib.notebooks import source_of
+from abplib import chapter
+from abplib.core import jsonl, store
+from abplib.editing import conditions
+from abplib.editing.runs import make_edits
+from abplib.experiment import load_encoder
+from abplib.judging import vlm_judge
+from abplib.judging.asking import Manner
+from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge
 from abplib.parameters import CHAPTERS
 from abplib.profiles import Profile
+from abplib.publish.notebooks import source_of
+from abplib.sections import localization
+from abplib.sections.localization_gap import baseline
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The profile's file; what speaks for Gemini fails now and then."""
     brisk = Manner(per_minute=1e6, first_pause=0.001, longest_pause=0.005, answers=8)
     with pytest.MonkeyPatch.context() as patch, serving(0.1) as server:
-        patch.setattr(vqa, "Manner", lambda: brisk)
+        patch.setattr(vlm_judge, "Manner", lambda: brisk)
         patch.setattr(conditions, "MAX_DESCRIPTION", 16)
         patch.setenv("GEMINI_API_KEY", KEY)
         patch.setenv("GOOGLE_GEMINI_BASE_URL", server.address)
@@ -47,7 +49,7 @@ def run(name: str, **given: Any) -> dict[str, Any]:
                 assert given.keys() <= space.keys()
                 space |= given
     found: Any = space["chapter"]
-    assert results.summary_of(found.folder) is not None  # it finished, with all that it declares
+    assert store.summary_of(found.folder) is not None  # it finished, with all that it declares
     values: dict[str, Any] = json.loads((found.folder / chapter.VALUES).read_text())
     return values
 

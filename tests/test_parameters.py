@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from abplib.errors import AbpError
+from abplib.core.errors import AbpError
 from abplib.parameters import CHAPTERS, parse
 from abplib.profiles import Profile
 

@@ -7,7 +7,7 @@ import toybook
 import yaml
 from pydantic import ValidationError
 
-from abplib.errors import AbpError
+from abplib.core.errors import AbpError
 from abplib.profiles import Profile, known_profiles
 
 

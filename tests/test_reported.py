@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from abplib.reported import VQA, figure_8, reported, table_1
+from abplib.paper import VQA, figure_8, reported, table_1
 
 HEADINGS = ["LPIPS comp.", "L2 comp.", "VQA edit", "VQA accuracy", "VQA leakage"]
 PRINTED = """

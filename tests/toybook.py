@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from abplib.samples import Sample
+from abplib.samples.base import Sample
 
 
 class Toys:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abplib.training import Configuration, SweepSettings
+from abplib.proxies.configurations import Configuration, SweepSettings
 
 SETTINGS = SweepSettings(
     n_batches=7,

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from abplib.plots.style import ACCENT, INK, QUIET, RULE, canvas, styled
-from abplib.routing import Example
-from abplib.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL
+from abplib.samples.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL
+from abplib.sections.routing import Example
 
 CLASS_COLOURS: Mapping[str, str] = {
     NOUN: "#3f72b0",

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from abplib.plots.style import GROUPS, INK, QUIET, TARGET, WIDTH, canvas, styled
-from abplib.proxy import ProxyConfig
-from abplib.training import SweepSettings
+from abplib.proxies.configurations import SweepSettings
+from abplib.proxies.qformer import ProxyConfig
 
 _STATES = ("#e8eef6", GROUPS["outer"][0])
 _QUERIES = ("#e6f3ea", GROUPS["middle_prompt"][0])

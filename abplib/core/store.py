@@ -1,0 +1,192 @@
+"""Results are files: atomic writes, tidy tables, folders keyed by what made them.
+
+Every file appears under its name complete or not at all: it is written beside its place, flushed
+to the disk and renamed. A computation keeps its files in `folder(step, **inputs)`, whose name is a
+hash of the inputs, so the same inputs find the same folder and other inputs never do. It is made
+`alone`: where two processes want the same, one computes and the other waits and reads.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from abplib.core import paths
+from abplib.core.errors import AbpError
+
+_METADATA = b"abplib"
+_INPUTS = "inputs.json"
+_DONE = "done.json"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a scratch path to write; on success it takes the place of `path`, else it is removed.
+
+    Raises:
+        AbpError: the file system refuses (disk full, no permission).
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        raise AbpError(
+            f"Cannot write {path} ({error.strerror or error}): free some space there, or point "
+            "ABP_RESULTS at another folder; what was already computed is kept."
+        ) from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(*places: Path) -> Iterator[None]:
+    """Keep other processes from making these files or folders meanwhile: they wait.
+
+    The first place names the lock. Look for what is to be made once inside, and write it only
+    there: scratch files found on entering are removed as a killed process's, which holds nobody up.
+
+    Raises:
+        AbpError: the file system has no locks, or cannot be written.
+    """
+    place = places[0]
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise AbpError(
+            f"Cannot lock {place} ({error}): point ABP_RESULTS at a folder on another file system."
+        ) from error
+    try:
+        for place in places:
+            _clear(place)
+        yield
+    finally:
+        lock.release()
+
+
+def _clear(place: Path) -> None:
+    """Remove the scratch files of a file, or those in a folder; `folder` sees to its inputs."""
+    inside = [path for path in place.rglob(".*.tmp") if not path.name.startswith(f".{_INPUTS}.")]
+    for scratch in (*place.parent.glob(f".{glob.escape(place.name)}.*.tmp"), *inside):
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8, atomically."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN is refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        AbpError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AbpError(f"{path} is missing: run the step that writes it.") from error
+    except ValueError as error:
+        raise AbpError(f"{path} is not readable JSON: delete it and run its step again.") from error
+
+
+def write_parquet(
+    path: Path, frame: pd.DataFrame, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a tidy table, atomically, with `metadata` (JSON values) in the file's own schema."""
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), _METADATA: json.dumps(dict(metadata or {})).encode()}
+    )
+    with replacing(path) as scratch:
+        pq.write_table(table, scratch, compression="zstd")
+
+
+def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read a table written by `write_parquet` and its metadata.
+
+    Raises:
+        AbpError: the file is missing or is not a parquet file.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise AbpError(f"{path} is missing: run the step that writes it.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise AbpError(f"{path} is not a readable table: delete it and run again.") from error
+    metadata = (table.schema.metadata or {}).get(_METADATA, b"{}")
+    return table.to_pandas(), json.loads(metadata)
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits that identify a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_frame(frame: pd.DataFrame) -> str:
+    """Sixteen hex digits that identify a table's columns and every value in it, in order."""
+    rows = pd.util.hash_pandas_object(frame, index=False).to_numpy()
+    return hashlib.sha256(repr(list(frame.columns)).encode() + rows.tobytes()).hexdigest()[:16]
+
+
+def digest_files(*files: str | Path) -> str:
+    """Sixteen hex digits that identify the contents of files, for instance of source code."""
+    return hashlib.sha256(b"\0".join(Path(f).read_bytes() for f in files)).hexdigest()[:16]
+
+
+def digest_folder(folder: str | Path) -> str:
+    """Sixteen hex digits that identify the names and contents of all files in a folder."""
+    contents = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                name = path.relative_to(folder).as_posix()
+                contents[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(contents)
+
+
+def folder(step: str, *, base: Path | None = None, **inputs: Any) -> Path:
+    """The folder of one computation: `<base or results>/<step>/<digest of inputs>/`.
+
+    It is made when absent, with the inputs (JSON values) beside the results in `inputs.json`.
+    """
+    place = (base or paths.results()) / step / digest(inputs)
+    if not (place / _INPUTS).exists():
+        with alone(place / _INPUTS):
+            write_json(place / _INPUTS, inputs)
+    return place
+
+
+def mark_done(place: Path, **summary: Any) -> None:
+    """Declare the computation in `place` complete; write this last."""
+    write_json(place / _DONE, summary)
+
+
+def summary_of(place: Path) -> dict[str, Any] | None:
+    """What `mark_done` was given for `place`, or None while the computation is unfinished."""
+    return read_json(place / _DONE) if (place / _DONE).exists() else None

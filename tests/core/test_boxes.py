@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+
+from abplib.core import boxes
+
+SIDE = 12
+
+
+def random_boxes(n: int, seed: int) -> torch.Tensor:
+    """Boxes on the pixel grid of a SIDE x SIDE image, some of them empty."""
+    corners = torch.randint(0, SIDE + 1, (n, 2, 2), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+
+
+def cells(box: torch.Tensor) -> np.ndarray:
+    inside = np.zeros((SIDE, SIDE), dtype=bool)
+    x1, y1, x2, y2 = box.tolist()
+    inside[y1:y2, x1:x2] = True
+    return inside
+
+
+def test_overlaps_agree_with_counting_cells() -> None:
+    first, second = random_boxes(300, 0), random_boxes(300, 1)
+    measured_iou = boxes.iou(first / SIDE, second / SIDE)
+    measured_giou = boxes.giou(first / SIDE, second / SIDE)
+    for row, (a, b) in enumerate(zip(first, second, strict=True)):
+        both, either = (cells(a) & cells(b)).sum(), (cells(a) | cells(b)).sum()
+        hull = cells(torch.cat([torch.minimum(a, b)[:2], torch.maximum(a, b)[2:]])).sum()
+        iou = both / either if either else 0.0
+        giou = iou - (hull - either) / hull if hull else 0.0
+        assert measured_iou[row].item() == pytest.approx(iou, abs=1e-5)
+        assert measured_giou[row].item() == pytest.approx(giou, abs=1e-5)
+    assert torch.equal(boxes.area(first), torch.tensor([int(cells(b).sum()) for b in first]))
+
+
+def test_giou_pulls_disjoint_boxes_together_and_has_a_gradient_on_empty_ones() -> None:
+    box = torch.tensor([[0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.3, 0.3]], requires_grad=True)
+    boxes.giou(box, torch.tensor([[0.7, 0.1, 0.9, 0.2], [0.5, 0.5, 0.8, 0.8]])).sum().backward()
+    assert box.grad is not None and torch.isfinite(box.grad).all()
+    assert box.grad[0, 2] > 0  # growing towards the other box
+
+
+def test_center_distance_is_euclidean_in_sides() -> None:
+    a = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.0, 0.0, 1.0, 1.0]])
+    b = torch.tensor([[0.3, 0.4, 0.5, 0.6], [0.4, 0.4, 0.6, 0.6]])
+    assert boxes.center_distance(a, b).tolist() == pytest.approx([0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0.8, 0.9, 0.2, 0.1), (0.2, 0.1, 0.8, 0.9)),
+        ((-0.5, 0.2, 1.5, 0.4), (0.0, 0.2, 1.0, 0.4)),
+        ((2.0, 2.0, 3.0, 3.0), (1.0, 1.0, 1.0, 1.0)),
+        ((1.2, 0.5, -0.1, 0.5), (0.0, 0.5, 1.0, 0.5)),
+    ],
+)
+def test_corners_are_swapped_and_clamped(box: boxes.Box, expected: boxes.Box) -> None:
+    assert boxes.order_and_clamp(box) == expected
+
+
+def test_pixels_are_a_matter_of_the_image_size() -> None:
+    assert boxes.to_pixels((0.1, 0.2, 0.5, 1.0), (200, 50)) == pytest.approx((20, 10, 100, 50))
+    assert boxes.from_pixels((20, 10, 100, 50), (200, 50)) == pytest.approx((0.1, 0.2, 0.5, 1.0))
+    assert boxes.from_pixels((100, 60, 20, 10), (200, 50)) == pytest.approx((0.1, 0.2, 0.5, 1.0))
+
+
+A, B = (10.0, 20.0, 30.0, 40.0), (5.0, 6.0, 70.0, 80.0)
+ONE_BOX = [
+    # Qwen's own format, whole
+    ('```json\n[\n\t{"bbox_2d": [10, 20, 30, 40], "label": "the dog"}\n]\n```', "the dog"),
+    ('```json\n[{"bbox_2d": [10, 20, 30, 40], "label": ""}]\n```', ""),
+    ('[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]', "dog"),
+    ('{"bbox_2d": [10, 20, 30, 40], "label": "dog"}', "dog"),
+    ('{"label": "dog", "bbox_2d": [10, 20, 30, 40]}', "dog"),
+    ('{"bbox_2d": [10.0, 20.00, 30.0, 40.0]}', ""),
+    ('{"bbox_2d":[10,20,30,40],"label":"third dog (brown)"}', "third dog (brown)"),
+    ('{"bbox_2d": [10, 20, 30, 40], "label": "dog", "sub_label": "brown"}', "dog"),
+    ('```\n{"bbox_2d": [10, 20, 30, 40], "label": "dog"}\n```', "dog"),
+    # cut off or badly closed
+    ('```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}', "dog"),
+    ('```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "do', ""),
+    ('```json\n[{"bbox_2d": [10, 20, 30, 40], "la', ""),
+    ('```json\n[{"bbox_2d": [10, 20, 30, 40]', ""),
+    ('[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}, {"bbox_2d": [5, 6', "dog"),
+    ('[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}, {"bbox_2d": [5, 6, 70, 8', "dog"),
+    ('[{"bbox_2d": [10, 20, 30, 40], "label": "dog"},]', "dog"),
+    ('[{"bbox_2d": [10, 20, 30, 40,], "label": "dog",}]', "dog"),
+    # Python literals and other keys
+    ("[{'bbox_2d': [10, 20, 30, 40], 'label': 'dog'}]", "dog"),
+    ("{'bbox_2d': (10, 20, 30, 40), 'label': None}", ""),
+    ('{"bbox": [10, 20, 30, 40], "label": "dog"}', "dog"),
+    ('{"box_2d": [10, 20, 30, 40], "label": "it\'s a dog"}', "it's a dog"),
+    ('{"x1": 10, "y1": 20, "x2": 30, "y2": 40, "label": "dog"}', "dog"),
+    # bare numbers
+    ("[10, 20, 30, 40]", ""),
+    ("(10, 20, 30, 40)", ""),
+    ("[[10, 20, 30, 40]]", ""),
+    ("[[10, 20], [30, 40]]", ""),
+    ("[10.0,20.0,30.0,40.0]\n", ""),
+    ("10, 20, 30, 40", ""),
+    ("10 20 30 40", ""),
+    # the corners that the prompt of A.1 speaks of
+    ("(10, 20), (30, 40)", ""),
+    ("(10,20),(30,40)", ""),
+    ("(10, 20) (30, 40)", ""),
+    ("x1=10, y1=20, x2=30, y2=40", ""),
+    ("x1: 10, y1: 20, x2: 30, y2: 40", ""),
+    ("<|object_ref_start|>the dog<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>", ""),
+    # words around it
+    ("The dog should turn brown. [10, 20, 30, 40]", ""),
+    ("The bounding box is [10, 20, 30, 40], which holds the 2 dogs.", ""),
+    (
+        'Sure! Here it is:\n```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]\n```\nDone.',
+        "dog",
+    ),
+]
+
+
+@pytest.mark.parametrize(("answer", "label"), ONE_BOX)
+def test_the_box_of_an_answer_is_read(answer: str, label: str) -> None:
+    assert boxes.parse_boxes(answer) == [(A, label)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "There is no dog in this image.",
+        "[]",
+        "```json\n[]\n```",
+        '{"bbox_2d": [], "label": "dog"}',
+        '{"bbox_2d": [10, 20, 30], "label": "dog"}',
+        '{"bbox_2d": [10, 20, 30, 40, 50], "label": "dog"}',
+        '[{"bbox_2d": [10, 20, 30, 4',
+        "[ten, twenty, thirty, forty]",
+        "The 4 dogs are at 10, 20, 30, 40 and more.",
+    ],
+)
+def test_no_box_is_made_up(answer: str) -> None:
+    assert boxes.parse_boxes(answer) == []
+
+
+def test_every_box_comes_in_order_with_its_own_label() -> None:
+    answer = '[{"bbox_2d": [10, 20, 30, 40]}, {"label": "cat", "bbox_2d": [5, 6, 70, 80]}]'
+    assert boxes.parse_boxes(answer) == [(A, ""), (B, "cat")]
+    assert boxes.parse_boxes("[[10, 20, 30, 40], [5, 6, 70, 80]]") == [(A, ""), (B, "")]
+
+
+def test_numbers_stay_as_written() -> None:
+    assert boxes.parse_boxes("[30, -4.5, 10, 2000]") == [((30.0, -4.5, 10.0, 2000.0), "")]
+
+
+def test_overlay_outlines_the_box_on_a_copy() -> None:
+    source = noise(40, 20)
+    before = np.array(source)
+    drawn = np.array(boxes.draw_overlay(source, (0.25, 0.25, 0.75, 1.0), "#00ff00", width=2))
+    changed = (drawn != before).any(axis=-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (5, 19, 10, 30)
+    assert (drawn[changed] == (0, 255, 0)).all()
+    assert not changed[8:17, 13:28].any()
+    assert (np.array(source) == before).all()
+    whole = np.array(boxes.draw_overlay(source, (0.0, 0.0, 1.0, 1.0), "#00ff00", width=1))
+    assert (whole[[0, -1]] == (0, 255, 0)).all() and (whole[:, [0, -1]] == (0, 255, 0)).all()
