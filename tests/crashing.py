@@ -22,6 +22,7 @@ from abplib import experiment
 from abplib.core import store
 from abplib.editing import runs
 from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.judging import verdicts
 from abplib.judging.preservation import Preservation
 from abplib.judging.scene_oracle import SceneOracle
 from abplib.profiles import Profile
@@ -114,13 +115,15 @@ def evaluating(test: Connection, base: Path) -> None:
         return edit_many(self, images, instructions, seeds, *rest)
 
     QwenImageEditor._edit_many = asking_edit  # type: ignore[method-assign]
-    runs._BATCH = BATCH
+    runs._BATCH = verdicts._BATCH = BATCH
     boxes = {"exact": [samples[index].box for index in range(N_EDITS)]}
     files = {
         name: runs.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
         for name in METHODS
     }
-    runs.judged(files, samples, AskingOracle(ask), Preservation("untrained", side=32), base=base)
+    verdicts.judged(
+        files, samples, AskingOracle(ask), Preservation("untrained", side=32), base=base
+    )
 
 
 def _asking(test: Connection) -> Ask:

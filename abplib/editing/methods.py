@@ -1,4 +1,4 @@
-"""The methods of Table 1 that edit with the profile's editor, and what each of them is shown."""
+"""The rows of Table 1: methods that edit with the profile's editor, controls, other systems."""
 
 from __future__ import annotations
 
@@ -35,3 +35,28 @@ METHODS: dict[str, Method] = {
 
 CONTROLS = ("identity", "paste")
 """Methods in which no model edits: the source as it is, the exact edit pasted into the box."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A system beside Qwen-Image-Edit."""
+
+    label: str
+    editor: str
+    """Its editor's class, as `module:class`."""
+
+
+OTHERS: dict[str, System] = {
+    "qwen_image_edit_2509": System(
+        "Qwen-Image-Edit-2509", "abplib.editing.qwen_image_edit_2509:QwenImageEditor2509"
+    ),
+    "fibo_edit": System("FIBO-Edit", "abplib.editing.stock:FiboEditor"),
+    "flux2_dev": System("FLUX.2 dev", "abplib.editing.stock:Flux2Editor"),
+    "flux_kontext": System("FLUX.1 Kontext", "abplib.editing.stock:FluxKontextEditor"),
+}
+"""By the names of Table 1's data, where the paper has them."""
+
+
+def label(name: str) -> str:
+    """What tables and figures call a method or another system."""
+    return (METHODS | OTHERS)[name].label

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from abplib.core.boxes import Box
-from abplib.editing.runs import label
+from abplib.editing.methods import label
 from abplib.plots.pictures import outline
 from abplib.plots.style import ACCENT, INK, QUIET, TARGET, WIDTH, canvas, styled
 

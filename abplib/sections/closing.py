@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 
 from abplib.core.stats import Interval, PairedTable, proportion_difference, with_interval
 from abplib.editing.methods import METHODS
-from abplib.editing.runs import succeeded
+from abplib.judging.verdicts import succeeded
 from abplib.sections.editing_validation import DIFFERENCES, TUNED
 
 

@@ -24,9 +24,7 @@ from abplib.core.stats import (
     wilson,
     with_interval,
 )
-from abplib.editing.methods import CONTROLS, METHODS, Guide
-from abplib.editing.others import OTHERS
-from abplib.editing.runs import label
+from abplib.editing.methods import CONTROLS, METHODS, OTHERS, Guide, label
 
 COMPARED = ("baseline", "full_description", "norm_avg", "ours")
 """The methods of section 4.6 that edit with Qwen-Image-Edit."""

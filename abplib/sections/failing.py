@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from abplib.core.stats import wilson
-from abplib.editing.methods import CONTROLS
-from abplib.editing.runs import label, succeeded
+from abplib.editing.methods import CONTROLS, label
 from abplib.judging.base import FAILURES
+from abplib.judging.verdicts import succeeded
 from abplib.sections.closing import successes
 
 SUCCESS, NOT_TOLD = "success", "kind not told"

@@ -15,9 +15,9 @@ import torch
 from abplib.core.errors import AbpError
 from abplib.core.stats import Interval, PairedTable, proportion_difference, wilson
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.editing.runs import VERDICTS, succeeded
 from abplib.experiment import Measure, load_editor
 from abplib.judging.base import FAILURES, NO_EDIT, WRONG_OBJECT
+from abplib.judging.verdicts import VERDICTS, succeeded
 from abplib.paper import reported
 from abplib.profiles import Profile
 from abplib.sections import localization

@@ -1,4 +1,4 @@
-"""Edits and verdicts are made once, and a killed evaluation goes on where it was."""
+"""Edits are made once, and a killed evaluation goes on where it was."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from abplib.editing.controls import Identity
 from abplib.editing.methods import CONTROLS, METHODS
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.experiment import load_editor
-from abplib.judging.base import Judgement
-from abplib.judging.preservation import Preservation
 from abplib.profiles import Profile
-from abplib.samples.base import Sample, SampleSet
+from abplib.samples.base import Sample
 
 PROFILE = Profile.load("smoke")
 SAMPLES = PROFILE.evaluation
@@ -32,22 +30,6 @@ BOX: Box = (0.1, 0.1, 0.6, 0.6)
 def editor() -> QwenImageEditor:
     """The smoke profile's, with the LoRA that reads boxes."""
     return load_editor(PROFILE)
-
-
-class CountingJudge:
-    """Calls every edit a success and remembers whom it was asked about."""
-
-    name = "counting"
-    fingerprint = "counting"
-
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-
-    def judge(
-        self, samples: SampleSet, index: int, edited_images: Sequence[Image.Image]
-    ) -> list[Judgement]:
-        self.asked.append(index)
-        return [Judgement(True, None, 4, 3, 2, "as asked")] * len(edited_images)
 
 
 @pytest.fixture
@@ -167,28 +149,6 @@ def test_only_known_exact_edits_can_be_pasted(editor: QwenImageEditor, tmp_path:
 
     with pytest.raises(AbpError, match="The exact edits of photographs are not known"):
         runs.make_edits("paste", editor, Photographs(), 1, 0, {}, base=tmp_path)
-
-
-def test_verdicts_are_asked_for_once_and_stand_beside_the_distances(
-    editor: QwenImageEditor, tmp_path: Path
-) -> None:
-    files = {
-        name: runs.make_edits(name, editor, SAMPLES, 2, 0, {}, base=tmp_path)
-        for name in ("identity", "paste")
-    }
-    assert (pixels(files["identity"])[1] == np.asarray(SAMPLES[1].image)).all()
-    judge, preservation = CountingJudge(), Preservation("untrained")
-    found = runs.judged(files, SAMPLES, judge, preservation, base=tmp_path)
-    assert judge.asked == [0, 1]  # both methods together
-    assert list(found["method"]) == ["identity"] * 2 + ["paste"] * 2
-    assert list(found["sample_id"][:2]) == [SAMPLES[0].id, SAMPLES[1].id]
-    assert found["lpips"].abs().max() < 1e-6 and (found["l2"] == 0).all()
-    again = runs.judged(files, SAMPLES, judge, preservation, base=tmp_path)
-    assert again.equals(found) and judge.asked == [0, 1]
-    assert all(kind is None for kind in again["failure"][again["success"]])
-    tidy = runs.tidy(found).set_index(["sample_id", "method", "metric"])["value"]
-    assert tidy[SAMPLES[0].id, "paste", "vqa"] == 3
-    assert tidy[SAMPLES[0].id, "paste", "edit_success"] == 1
 
 
 def test_controls_run_no_model(editor: QwenImageEditor, edited: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from abplib.__main__ import main
 from abplib.core import hub, paths
 from abplib.core.errors import AbpError
-from abplib.editing.others import OTHERS
+from abplib.editing.methods import OTHERS
 from abplib.judging.gemini import KEYS
 from abplib.profiles import Profile, known_profiles
 from abplib.publish.plan import Plan

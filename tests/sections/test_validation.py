@@ -11,7 +11,7 @@ import pytest
 from abplib.core.errors import AbpError
 from abplib.core.stats import with_interval
 from abplib.editing.methods import METHODS
-from abplib.editing.runs import tidy
+from abplib.judging.verdicts import tidy
 from abplib.sections import claims, closing, editing_validation
 from abplib.sections.decodability import HOLDS, REVERSED, UNDECIDED
 
