@@ -33,7 +33,6 @@ from abplib.samples.base import SampleSet
 from abplib.sections.decodability import labels_of, sweep_settings
 from abplib.vlm.encoder import ConditionEncoder
 
-_BATCH = 64
 _CHOICE = "choice.json"
 _CORNERS = ["x1", "y1", "x2", "y2"]
 _SHIPPED = torch.float16
@@ -142,13 +141,7 @@ def predict(
 ) -> dict[int, Tensor]:
     """Each layer's proxy's boxes of the first `n` samples, {layer: [n, 4]}."""
     found: dict[int, list[Tensor]] = {layer: [] for layer in proxies}
-    for start in range(0, n, _BATCH):
-        chunk = [samples[index] for index in range(start, min(start + _BATCH, n))]
-        encoding = encoder.encode(
-            [sample.image for sample in chunk],
-            [sample.instruction for sample in chunk],
-            layers=list(proxies),
-        )
+    for _, encoding in encoder.over(samples, n, layers=list(proxies)):
         for layer, proxy in proxies.items():
             states, mask = Configuration(f"layer_{layer}", (layer,)).select(encoding)
             found[layer].append(proxy.to(states.device)(states, mask).cpu())

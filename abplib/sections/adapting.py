@@ -15,8 +15,6 @@ from abplib.vlm.conformance import CHECKS, Finding, examine
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.twins import TWINS
 
-_BATCH = 16
-
 
 def adapters() -> pd.DataFrame:
     """One row for each known family: what its adapter tells."""
@@ -80,10 +78,8 @@ def changes(
     """
     layers = range(encoder.n_layers)
     rows = []
-    for start in range(0, n, _BATCH):
-        batch = [samples[index] for index in range(start, min(start + _BATCH, n))]
-        asked = [s.image for s in batch], [s.instruction for s in batch]
-        right, wrong = (e.encode(*asked, layers=layers, final=True) for e in (encoder, other))
+    passes = (e.over(samples, n, layers=layers, final=True) for e in (encoder, other))
+    for (batch, right), (_, wrong) in zip(*passes, strict=True):
         for layer, states in right.states.items():
             size = torch.linalg.vector_norm(states.float(), dim=(1, 2))
             apart = torch.linalg.vector_norm((wrong.states[layer] - states).float(), dim=(1, 2))

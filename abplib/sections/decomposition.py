@@ -26,8 +26,6 @@ from abplib.samples.base import SampleSet
 from abplib.samples.words import ENGLISH, classify, join
 from abplib.vlm.encoder import ConditionEncoder, Encoding
 
-_BATCH = 50
-
 
 @dataclass(frozen=True, eq=False)
 class ProxyAttention:
@@ -118,13 +116,8 @@ def _read(
 ) -> None:
     parts, tokens = [], []
     proxy.to(encoder.model.device)
-    for start in range(0, n, _BATCH):
-        batch = [samples[index] for index in range(start, min(start + _BATCH, n))]
-        encoding = encoder.encode(
-            [sample.image for sample in batch],
-            [sample.instruction for sample in batch],
-            layers=[layer for layer in configuration.layers if layer != "final"],
-        )
+    layers = [layer for layer in configuration.layers if layer != "final"]
+    for batch, encoding in encoder.over(samples, n, layers=layers):
         states, mask = configuration.select(encoding)
         blocks = [block.cpu().numpy() for block in proxy.attention(states, mask)]
         parts.append(np.concatenate(blocks, axis=1))

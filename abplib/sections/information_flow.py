@@ -27,7 +27,7 @@ from abplib.core.errors import AbpError
 from abplib.prompts import DESCRIBE_INSTRUCTION
 from abplib.samples.base import SampleSet
 from abplib.vlm import attention
-from abplib.vlm.encoder import ConditionEncoder
+from abplib.vlm.encoder import ConditionEncoder, Encoding
 from abplib.vlm.loading import ImageLike
 
 GENERIC = DESCRIBE_INSTRUCTION
@@ -44,7 +44,6 @@ Kind = Literal["raw", "relative"]
 
 _PRIOR_WIDTH = 0.25
 """Standard deviation of the centre prior, in sides of the image."""
-_BATCH = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,24 +76,24 @@ def attention_maps(
 
     Raises AbpError as `ConditionEncoder.encode` does.
     """
-    own, generic = (
-        _image_rows(encoder, images, asked, layers)
-        for asked in (instructions, [GENERIC] * len(images))
-    )
+    return _maps(encoder, images, encoder.encode(images, instructions, attention=layers), layers)
+
+
+def _maps(
+    encoder: ConditionEncoder, images: Sequence[ImageLike], own: Encoding, layers: Sequence[int]
+) -> list[AttentionMaps]:
+    """Maps from the pass `own` and a second one with `GENERIC`."""
+    generic = encoder.encode(images, [GENERIC] * len(images), attention=layers)
     return [
         AttentionMaps(rows, baseline[:, :n_generic].mean(1), tokens, n_prompt)
-        for (rows, tokens, n_prompt), (baseline, _, n_generic) in zip(own, generic, strict=True)
+        for (rows, tokens, n_prompt), (baseline, _, n_generic) in zip(
+            _image_rows(own, layers), _image_rows(generic, layers), strict=True
+        )
     ]
 
 
-def _image_rows(
-    encoder: ConditionEncoder,
-    images: Sequence[ImageLike],
-    instructions: Sequence[str],
-    layers: Sequence[int],
-) -> list[tuple[Tensor, Tensor, int]]:
+def _image_rows(encoding: Encoding, layers: Sequence[int]) -> list[tuple[Tensor, Tensor, int]]:
     """Each sample's alpha over its image, [layers, R, rows, columns], `tokens` and `n_prompt`."""
-    encoding = encoder.encode(images, instructions, attention=layers)
     alpha = torch.stack([encoding.attention[layer] for layer in layers], dim=1).cpu()
     found = []
     for row, grid in enumerate(encoding.grids):
@@ -197,10 +196,8 @@ def _score(
     encoder: ConditionEncoder, samples: SampleSet, n: int, layers: Sequence[int], place: Path
 ) -> None:
     tokens, controls = [], []
-    for start in range(0, n, _BATCH):
-        batch = [samples[index] for index in range(start, min(start + _BATCH, n))]
-        images, instructions = [s.image for s in batch], [s.instruction for s in batch]
-        found = attention_maps(encoder, images, instructions, layers)
+    for batch, encoding in encoder.over(samples, n, attention=layers):
+        found = _maps(encoder, [sample.image for sample in batch], encoding, layers)
         for sample, maps in zip(batch, found, strict=True):
             index = pd.MultiIndex.from_product(
                 [[sample.id], layers, maps.tokens.tolist()], names=["sample_id", "layer", "token"]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
+from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm import loading as vlms
 from abplib.vlm.adapters import Adapter, adapter_of
 from abplib.vlm.attention import reading_rows
@@ -226,6 +227,29 @@ class ConditionEncoder:
                 for layer, found in (reader.found if reader else {}).items()
             },
         )
+
+    def over(
+        self,
+        samples: SampleSet,
+        n: int,
+        *,
+        layers: Sequence[int] = (),
+        final: bool = False,
+        attention: Sequence[int] = (),
+        batch: int = 50,
+    ) -> Iterator[tuple[list[Sample], Encoding]]:
+        """The first `n` samples, `batch` at a time, each time with what `encode` says of them.
+
+        Raises AbpError where there are not as many samples, and as `encode` does.
+        """
+        check_number(n, samples)
+        for start in range(0, n, batch):
+            some = [samples[index] for index in range(start, min(start + batch, n))]
+            images, instructions = [s.image for s in some], [s.instruction for s in some]
+            yield (
+                some,
+                self.encode(images, instructions, layers=layers, final=final, attention=attention),
+            )
 
     def _check_layers(self, layers: Sequence[int]) -> None:
         for layer in layers:

@@ -22,6 +22,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from abplib.core.errors import AbpError
 from abplib.prompts import N_DROPPED
+from abplib.samples.scenes.sets import general
 from abplib.vlm.encoder import ConditionEncoder, Encoding
 from abplib.vlm.loading import fingerprint, fit_image, load_image
 
@@ -160,6 +161,18 @@ def test_spans_are_image_prompt_and_template(encoder: ConditionEncoder, batch: B
 def test_preparing_apart_gives_the_same(encoder: ConditionEncoder, batch: Batch) -> None:
     prepared = encoder.encode(encoder.prepare(*batch), layers=(1,))
     assert torch.equal(prepared.states[1], encoder.encode(*batch, layers=(1,)).states[1])
+
+
+def test_samples_go_through_in_batches(encoder: ConditionEncoder) -> None:
+    samples = general()
+    passes = list(encoder.over(samples, 3, layers=(1,), attention=(2,), batch=2))
+    assert [s.id for some, _ in passes for s in some] == [samples[i].id for i in range(3)]
+    last, encoding = passes[1]
+    alone = encoder.encode([last[0].image], [last[0].instruction], layers=(1,), attention=(2,))
+    assert torch.equal(encoding.states[1], alone.states[1])
+    assert torch.equal(encoding.attention[2], alone.attention[2])
+    with pytest.raises(AbpError, match="0 samples are asked for"):
+        next(encoder.over(samples, 0))
 
 
 def test_placing_by_free_memory_gives_the_same(
