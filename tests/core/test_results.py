@@ -39,8 +39,8 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
 def test_one_process_computes_and_a_killed_one_holds_nobody_up(tmp_path: Path) -> None:
     place = tmp_path / "sweep" / "key"
     holding = (
-        "import sys, time; from pathlib import Path; from abplib import results\n"
-        "with results.alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from abplib.core import store\n"
+        "with store.alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", holding, str(place)], stdout=subprocess.PIPE, text=True
