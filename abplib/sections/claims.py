@@ -1,112 +1,98 @@
-"""What of section 4.6's claims holds on a run, decided by rule; chapter 5.
-
-`scores` are rows of `edits.tidy`.
-"""
+"""What of the paper's claims holds on a run, decided by rule; numbers beside the paper's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 from abplib.core.stats import Interval, with_interval
-from abplib.editing.methods import METHODS
-from abplib.judging.base import BEST
-from abplib.paper import VQA
-from abplib.sections.decodability import HOLDS, REVERSED, UNDECIDED, Verdict, verdict_of
-from abplib.sections.editing_validation import COMPARED, DIFFERENCES, difference
 
-_NOTHING = 1e-6  # a distance that only rounding makes
+HOLDS, REVERSED, UNDECIDED = "holds", "does not hold", "undecided"
 
 
-def verdicts(scores: pd.DataFrame, seed: int) -> list[Verdict]:
-    """What of section 4.6 holds on this run, by paired intervals; see `_against`."""
-    others = COMPARED[:3]
-    return [
-        _against(
-            scores, seed, "ours_vqa", "Ours has the highest mean VQA score", "4.6, Figure 8",
-            "ours", others, ("vqa",),
-        ),
-        _against(
-            scores, seed, "ours_questions", "Ours leads in each of the three questions", "C.1",
-            "ours", others, VQA,
-        ),
-        _against(
-            scores, seed, "ours_success", "Ours succeeds more often than the baseline", "4.6",
-            "ours", ("baseline",), ("edit_success",),
-        ),
-        _against(
-            scores, seed, "ours_lpips", "Ours changes less outside the box than the baseline",
-            "Table 1", "ours", ("baseline",), ("lpips",), lower=True,
-        ),
-        _against(
-            scores, seed, "strongest_baseline", "Full description is the strongest baseline", "4.6",
-            "full_description", ("baseline", "norm_avg"), ("vqa",),
-        ),
-        _against(
-            scores, seed, "norm_avg_lpips", "Norm-AVG changes least outside the box", "Table 1",
-            "norm_avg", ("baseline", "full_description", "ours"), ("lpips",), lower=True,
-        ),
-        _against(
-            scores, seed, "norm_avg_vqa", "Norm-AVG has a lower mean VQA score than the baseline",
-            "Figure 8", "norm_avg", ("baseline",), ("vqa",), lower=True,
-        ),
-        _controls(scores),
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class ClaimCheck:
+    """A claim of the paper beside what this run says of it."""
+
+    key: str
+    claim: str
+    where: str
+    """In the paper."""
+    measured: str
+    verdict: str
+    """`HOLDS`, `REVERSED` or `UNDECIDED`."""
+    found: Interval | None = None
+    """What it was decided by; None where something else than an interval decided."""
 
 
-def _against(
-    scores: pd.DataFrame,
-    seed: int,
+def decide(interval: Interval, bound: float = 0.0, above: bool = True) -> str:
+    """Of the claim that a number is above (or below) `bound`.
+
+    It holds where the whole interval lies on the claim's side, does not hold where it lies on the
+    other, and is undecided where the interval takes in the bound or is not known (NaN).
+    """
+    sides = interval.low > bound, interval.high < bound
+    if not any(sides):
+        return UNDECIDED
+    return HOLDS if sides == (above, not above) else REVERSED
+
+
+def against(
     key: str,
     claim: str,
     where: str,
-    method: str,
-    rivals: Sequence[str],
-    metrics: Sequence[str],
+    differences: Mapping[str, Interval],
     *,
-    lower: bool = False,
-) -> Verdict:
-    """Of the claim that a method is above (or below) each rival in each metric.
+    above: bool = True,
+    fmt: str = "+.3f",
+    of: str = "",
+) -> ClaimCheck:
+    """Of the claim that something is above (or below) each of its rivals.
 
-    It holds where all intervals of the differences lie on the claim's side of zero, does not hold
-    where one lies on the other side, and is undecided otherwise. Shown is the difference that goes
-    least the claim's way.
+    It holds where it does by all differences, does not hold where it does not by one, and is
+    undecided otherwise. Shown is the difference that goes least the claim's way.
+
+    Args:
+        differences: to each rival, by the rival's name.
+        fmt: how a difference is written.
+        of: what it is a difference of, written before it.
     """
-    found = {
-        (rival, metric): difference(scores, metric, method, rival, seed)
-        for rival in rivals
-        for metric in metrics
-    }
-    decided = {verdict_of(d if lower else _mirrored(d)) for d in found.values()}
-    verdict = REVERSED if REVERSED in decided else UNDECIDED if UNDECIDED in decided else HOLDS
-    hardest = max(found, key=lambda of: found[of].high if lower else -found[of].low)
-    (rival, metric), least = hardest, found[hardest]
-    fmt = DIFFERENCES.get(metric, DIFFERENCES["vqa"])
-    measured = f"{with_interval(least, fmt)} against {METHODS[rival].label}"
-    if len(metrics) > 1:
-        measured += f", {metric.removeprefix('vqa_')}"
-    return Verdict(key, claim, where, measured, verdict, least)
+    decided = {decide(difference, above=above) for difference in differences.values()}
+    verdict = next(v for v in (REVERSED, UNDECIDED, HOLDS) if v in decided)
+    bounds = {rival: d.low if above else -d.high for rival, d in differences.items()}
+    rival = min(bounds, key=bounds.__getitem__)
+    measured = f"{of}{with_interval(differences[rival], fmt)} against {rival}"
+    return ClaimCheck(key, claim, where, measured, verdict, differences[rival])
 
 
-def _controls(scores: pd.DataFrame) -> Verdict:
-    """Whether no edit and the exact edit score on every sample as they must."""
-    table = scores.pivot(index=["method", "sample_id"], columns="metric", values="value")
-    nothing, exact = table.loc["identity"], table.loc["paste"]
-    right = (
-        (nothing["vqa_edit"] == 0)
-        & (nothing["vqa_accuracy"] == 0)
-        & (nothing["vqa_leakage"] == BEST)
-        & (nothing["edit_success"] == 0)
-        & (exact["vqa"] == BEST)
-        & (exact["edit_success"] == 1)
-        & ~(nothing["lpips"] > _NOTHING)
-        & ~(exact["lpips"] > _NOTHING)
-    )
-    verdict = HOLDS if right.all() else REVERSED
-    measured = f"{int(right.sum())} of {len(right)} samples"
-    return Verdict("controls", "Controls score as they must", "a check", measured, verdict)
+def claims_table(checks: Sequence[ClaimCheck]) -> pd.DataFrame:
+    """Claim, verdict, what was measured, where the paper makes the claim."""
+    rows = [
+        {"claim": c.claim, "verdict": c.verdict, "this run": c.measured, "paper": c.where}
+        for c in checks
+    ]
+    return pd.DataFrame(rows).set_index("claim")
 
 
-def _mirrored(found: Interval) -> Interval:
-    return Interval(-found.value, -found.high, -found.low, found.n)
+@dataclass(frozen=True)
+class Measure:
+    """A number with what a table and `values.json` say of it."""
+
+    name: str
+    label: str
+    found: Interval
+    unit: str
+    paper: float | None = None
+
+
+def beside_paper(measures: Sequence[Measure]) -> pd.DataFrame:
+    """The table of a chapter: paper beside this run, indexed by measure."""
+    rows = [
+        {"paper": m.paper, "this run": m.found.value, "low": m.found.low, "high": m.found.high,
+         "n": m.found.n, "unit": m.unit}
+        for m in measures
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, index=pd.Index([m.label for m in measures], name="measure"))
+    return frame.astype({"paper": float})

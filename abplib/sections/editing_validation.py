@@ -25,6 +25,8 @@ from abplib.core.stats import (
     with_interval,
 )
 from abplib.editing.methods import CONTROLS, METHODS, OTHERS, Guide, label
+from abplib.judging.base import BEST
+from abplib.sections.claims import HOLDS, REVERSED, ClaimCheck, against
 
 COMPARED = ("baseline", "full_description", "norm_avg", "ours")
 """The methods of section 4.6 that edit with Qwen-Image-Edit."""
@@ -45,6 +47,9 @@ READINGS = {
     "ssim": "SSIM",
 }  # fmt: skip
 """The three ways to take LPIPS outside a box, and SSIM there; see `abplib.judging.preservation`."""
+
+_NOTHING = 1e-6
+"""A distance that only rounding makes."""
 
 DIFFERENCES = {"lpips": "+.4f", "vqa": "+.3f", "edit_success": "+.1%"}
 """Metrics that methods are compared in, and how their differences are written."""
@@ -265,3 +270,54 @@ def _cell(mean: Mean) -> str:
     """Mean and standard error as Table 1 prints them; the mean alone of one sample."""
     error = "" if np.isnan(mean.sem) else f" ± {mean.sem:.4f}"
     return f"{mean.found.value:.4f}{error}"
+
+
+def claim_checks(scores: pd.DataFrame, seed: int) -> list[ClaimCheck]:
+    """What of section 4.6 and Table 1 holds on this run, by differences paired by sample."""
+
+    def check(
+        key: str, claim: str, where: str, method: str, rivals: Sequence[str],
+        metrics: Sequence[str], above: bool = True,
+    ) -> ClaimCheck:  # fmt: skip
+        found = {
+            label(rival) + (f", {metric.removeprefix('vqa_')}" if len(metrics) > 1 else ""):
+                difference(scores, metric, method, rival, seed)
+            for rival in rivals for metric in metrics
+        }  # fmt: skip
+        fmt = DIFFERENCES.get(metrics[0], DIFFERENCES["vqa"])
+        return against(key, claim, where, found, above=above, fmt=fmt)
+
+    return [
+        check("ours_vqa", "Ours has the highest mean VQA score", "4.6, Figure 8",
+              "ours", COMPARED[:3], ["vqa"]),
+        check("ours_questions", "Ours leads in each of the three questions", "C.1",
+              "ours", COMPARED[:3], reported.VQA),
+        check("ours_success", "Ours succeeds more often than the baseline", "4.6",
+              "ours", ["baseline"], ["edit_success"]),
+        check("ours_lpips", "Ours changes less outside the box than the baseline", "Table 1",
+              "ours", ["baseline"], ["lpips"], above=False),
+        check("strongest_baseline", "Full description is the strongest baseline", "4.6",
+              "full_description", ["baseline", "norm_avg"], ["vqa"]),
+        check("norm_avg_lpips", "Norm-AVG changes least outside the box", "Table 1",
+              "norm_avg", ["baseline", "full_description", "ours"], ["lpips"], above=False),
+        check("norm_avg_vqa", "Norm-AVG has a lower mean VQA score than the baseline", "Figure 8",
+              "norm_avg", ["baseline"], ["vqa"], above=False),
+        _controls(scores),
+    ]  # fmt: skip
+
+
+def _controls(scores: pd.DataFrame) -> ClaimCheck:
+    """Whether no edit and the exact edit score on every sample as they must."""
+    table = scores.pivot(index=["method", "sample_id"], columns="metric", values="value")
+    nothing, exact = table.loc["identity"], table.loc["paste"]
+    right = (
+        (nothing[["vqa_edit", "vqa_accuracy", "edit_success"]] == 0).all(axis=1)
+        & (nothing["vqa_leakage"] == BEST)
+        & (exact["vqa"] == BEST)
+        & (exact["edit_success"] == 1)
+        & ~(nothing["lpips"] > _NOTHING)
+        & ~(exact["lpips"] > _NOTHING)
+    )
+    verdict = HOLDS if right.all() else REVERSED
+    measured = f"{int(right.sum())} of {len(right)} samples"
+    return ClaimCheck("controls", "Controls score as they must", "a check", measured, verdict)

@@ -21,7 +21,6 @@ from abplib.judging.verdicts import VERDICTS, succeeded
 from abplib.paper import reported
 from abplib.profiles import Profile
 from abplib.sections import localization
-from abplib.sections.decodability import verdict_of
 from abplib.vlm.encoder import ConditionEncoder
 
 SUCCESS = "success"
@@ -108,14 +107,6 @@ def gap_measures(rows: pd.DataFrame) -> list[Measure]:
         Measure("no_edit_rate", NO_EDIT, rate(rows["edit_outcome"] == NO_EDIT), "fraction"),
         Measure("gap_points", "localization gap", points, "points", gap),
     ]
-
-
-def verdict(gap: Interval) -> str:
-    """Of the claim that there is a gap: it holds where the interval lies above zero.
-
-    It does not where the interval lies below, and is undecided where it holds zero.
-    """
-    return verdict_of(Interval(-gap.value, -gap.high, -gap.low, gap.n))
 
 
 def overall(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 
 from abplib.core.errors import AbpError
-from abplib.core.stats import Interval, PairedTable
+from abplib.core.stats import PairedTable
 from abplib.judging.base import FAILURES, LEAKAGE, NO_EDIT, WRONG_OBJECT
 from abplib.parameters import parse
 from abplib.plots import gap as plots
@@ -20,7 +20,6 @@ from abplib.plots.pictures import gallery
 from abplib.profiles import Profile
 from abplib.samples.base import Sample
 from abplib.sections import localization_gap
-from abplib.sections.decodability import HOLDS, REVERSED, UNDECIDED
 from abplib.sections.localization import ACCURATE
 from abplib.sections.localization import WRONG_OBJECT as WRONG_BOX
 from abplib.sections.localization_gap import SUCCESS
@@ -116,16 +115,6 @@ def test_measures_are_in_their_units_beside_the_papers() -> None:
     assert points.found.value == pytest.approx(100 * (4 - 2) / 6)
     assert points.found.low < points.found.value < points.found.high
     assert (points.paper, points.unit, points.found.n) == (pytest.approx(31.5), "points", 6)
-
-
-def test_the_verdict_follows_the_interval() -> None:
-    assert localization_gap.verdict(Interval(30, 20, 40, 9)) == HOLDS
-    assert localization_gap.verdict(Interval(-30, -40, -20, 9)) == REVERSED
-    assert localization_gap.verdict(Interval(5, -1, 11, 9)) == UNDECIDED
-    clear = localization_gap.gap_measures(rows([True] * 40, [LEAKAGE] * 20 + [None] * 20))[-1].found
-    assert localization_gap.verdict(clear) == HOLDS
-    turned = localization_gap.gap_measures(rows([True] * 20 + [False] * 20, [None] * 40))[-1].found
-    assert localization_gap.verdict(turned) == REVERSED
 
 
 def test_figure_1_follows_the_first_rule_that_any_sample_fits() -> None:

@@ -12,8 +12,8 @@ from abplib.core.errors import AbpError
 from abplib.core.stats import with_interval
 from abplib.editing.methods import METHODS
 from abplib.judging.verdicts import tidy
-from abplib.sections import claims, closing, editing_validation
-from abplib.sections.decodability import HOLDS, REVERSED, UNDECIDED
+from abplib.sections import closing, editing_validation
+from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
 
 N = 40
 BETTER = {  # edit, accuracy, leakage (means), LPIPS, part of the edits that succeed
@@ -61,7 +61,7 @@ def summary(scores: pd.DataFrame) -> editing_validation.Summary:
 
 
 def verdicts(means: dict[str, tuple[float, ...]]) -> dict[str, str]:
-    return {v.key: v.verdict for v in claims.verdicts(tidy(judged(means)), seed=0)}
+    return {v.key: v.verdict for v in editing_validation.claim_checks(tidy(judged(means)), seed=0)}
 
 
 def test_tidy_gives_the_mean_of_the_three_questions(scores: pd.DataFrame) -> None:
@@ -259,7 +259,7 @@ def test_verdicts_turn_with_the_rows(
 
 
 def test_a_claim_shows_the_rival_that_comes_closest() -> None:
-    rows = {v.key: v for v in claims.verdicts(tidy(judged()), seed=0)}
+    rows = {v.key: v for v in editing_validation.claim_checks(tidy(judged()), seed=0)}
     assert rows["ours_vqa"].measured.endswith("against Full description")
     assert rows["norm_avg_lpips"].measured.endswith("against Ours")
     assert rows["ours_questions"].measured.endswith("against Full description, edit")
@@ -268,7 +268,9 @@ def test_a_claim_shows_the_rival_that_comes_closest() -> None:
 
 def test_nothing_is_decided_by_one_sample() -> None:
     rows = judged()
-    found = {v.key: v for v in claims.verdicts(tidy(rows[rows["index"] == 0]), seed=0)}
+    found = {
+        v.key: v for v in editing_validation.claim_checks(tidy(rows[rows["index"] == 0]), seed=0)
+    }
     assert found.pop("controls").verdict == HOLDS
     assert {v.verdict for v in found.values()} == {UNDECIDED}
 
