@@ -89,9 +89,9 @@ def notebooks(check: bool) -> None:
 def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: Path | None) -> None:
     """Ask the VLM where an edit of your own IMAGE belongs."""
     from abplib.core.boxes import draw_overlay
+    from abplib.core.images import load_image
     from abplib.experiment import load_encoder
     from abplib.vlm.grounding import Grounder
-    from abplib.vlm.loading import load_image
 
     picture = load_image(image)
     chosen = Profile.load(profile, **({"vlm": vlm, "revision": None} if vlm else {}))
@@ -118,11 +118,11 @@ def locate(image: Path, instruction: str, out: Path | None, profile: str, seed: 
     Writes a PNG to OUT, or beside the image. The proxy is the profile's; without one, that of
     chapter 2, which is trained first where it has not been.
     """
+    from abplib.core.images import load_image
     from abplib.experiment import load_encoder
     from abplib.plots.locating import located
     from abplib.proxies.selection import find_guide
     from abplib.sections.own_image import locate as ask
-    from abplib.vlm.loading import load_image
 
     picture, chosen = load_image(image), Profile.load(profile)
     encoder = load_encoder(chosen)

@@ -12,6 +12,8 @@ from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.miniature import smoke_vlm
 
 SMOKE_AREA = 64 * 64
+CASES = Path(__file__).parent / "field" / "cases"
+"""What people brought: inputs after public reports, by number."""
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from PIL import Image
 
 from abplib.core import paths
 from abplib.core.boxes import Box, to_pixels
+from abplib.core.images import ImageLike
 from abplib.editing import other_twins
 from abplib.editing.base import Editor
 from abplib.experiment import load_encoder
@@ -30,7 +31,6 @@ from abplib.profiles import Profile
 from abplib.samples import multi_entity, omniedit, omniedit_rows
 from abplib.samples.scenes.sets import evaluation, general
 from abplib.vlm.grounding import Grounder
-from abplib.vlm.loading import ImageLike
 from recipes.multi_entity import stages
 from recipes.multi_entity.prompts import SCENES_SYSTEM
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
-from abplib.vlm.loading import ImageLike
+from abplib.core.images import ImageLike
 
 
 class Editor(ABC):

@@ -14,10 +14,10 @@ from PIL import Image
 
 from abplib.core.boxes import Box, to_pixels
 from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike, load_image
 from abplib.core.store import digest
 from abplib.editing.base import Editor
 from abplib.samples.base import SampleSet
-from abplib.vlm.loading import ImageLike, load_image
 
 
 @runtime_checkable

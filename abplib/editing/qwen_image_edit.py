@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from abplib.core.boxes import Box, draw_overlay
 from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike, load_image
 from abplib.core.parallel import at_once, side_by_side
 from abplib.core.store import digest, digest_files
 from abplib.editing import conditions, loading, qwen_pipeline
@@ -27,7 +28,6 @@ from abplib.editing.base import Editor
 from abplib.editing.stills import for_stills
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.loading import ImageLike
 
 T = TypeVar("T")
 
@@ -36,7 +36,6 @@ _NAMES = {
     "norm_avg": "Norm-AVG",
     "full_description": "Full description",
 }
-_MOST_OBLONG = 100
 
 
 def with_box(picture: Image.Image, box: Box) -> Image.Image:
@@ -136,12 +135,6 @@ class QwenImageEditor(Editor):
 
         Raises AbpError for a source that is too oblong for Qwen's processor.
         """
-        short, long = sorted(source.size)
-        if long >= _MOST_OBLONG * short:
-            raise AbpError(
-                f"An image of {source.width} x {source.height} pixels is too oblong to edit; crop "
-                f"it to sides of less than {_MOST_OBLONG} to 1."
-            )
         fitted = vlms.fit_image(source, self.image_area, self.pipeline.processor)
         return fitted if box is None else with_box(fitted, box)
 
@@ -168,7 +161,7 @@ class QwenImageEditor(Editor):
         sizes: list[tuple[int, int]] = []
         requests: dict[tuple[object, ...], _Request] = {}
         for row, image in enumerate(images):
-            source = vlms.load_image(image)
+            source = load_image(image)
             sizes.append(source.size)
             picture = self.picture(source, boxes[row])
             pixels = hashlib.sha256(picture.tobytes()).digest()

@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike, load_image
 from abplib.core.store import digest
 from abplib.editing import loading
 from abplib.editing.base import Editor
-from abplib.vlm import loading as vlms
-from abplib.vlm.loading import ImageLike
 
 SIDE = 1024
 """Side of the square whose area the pipelines are made for, in pixels."""
@@ -126,7 +125,7 @@ class StockEditor(Editor):
         batch_size: int,
     ) -> list[Image.Image]:
         self._check(instructions)
-        sources = [vlms.load_image(image) for image in images]
+        sources = [load_image(image) for image in images]
         sizes = [self.size(source.size) for source in sources]
         edits: dict[int, Image.Image] = {}
         with tqdm(total=len(sizes), desc=f"editing, {self.name}", disable=None) as progress:

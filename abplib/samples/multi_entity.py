@@ -11,8 +11,8 @@ from PIL import Image
 
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
+from abplib.core.images import load_image
 from abplib.samples.base import Fact, Sample
-from abplib.vlm.loading import load_image
 from recipes.multi_entity.rows import file_hash
 from recipes.multi_entity.stages import MANIFEST, spatial_term
 

@@ -20,10 +20,10 @@ from PIL import Image, UnidentifiedImageError
 
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
+from abplib.core.images import load_image
 from abplib.proxies.labels import Labels
 from abplib.samples.base import Sample
 from abplib.samples.omniedit import ID, TASK, Manifest, shard
-from abplib.vlm.loading import load_image
 
 FOLDER = "runs/omniedit"
 """Where the profile `paper` looks for the rows, in the checkout."""

@@ -24,11 +24,11 @@ from torch import Tensor
 from abplib.core import store
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike
 from abplib.prompts import DESCRIBE_INSTRUCTION
 from abplib.samples.base import SampleSet
 from abplib.vlm import attention
 from abplib.vlm.encoder import ConditionEncoder, Encoding
-from abplib.vlm.loading import ImageLike
 
 GENERIC = DESCRIBE_INSTRUCTION
 """The instruction behind the baseline."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from abplib.core.boxes import Box
+from abplib.core.images import ImageLike
 from abplib.proxies.configurations import Configuration
 from abplib.proxies.selection import Guide
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.loading import ImageLike
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike, load_image
 from abplib.prompts import EDIT_SYSTEM, EDIT_TEMPLATE, N_DROPPED
 from abplib.vlm import loading as vlms
-from abplib.vlm.loading import ImageLike
 
 _SLOT = "{}"
 """Where the instruction goes."""
@@ -64,7 +64,7 @@ class Adapter:
 
     def fit(self, image: ImageLike, area: int, processor: ProcessorMixin) -> Image.Image:
         """What the processor is given; `area` is in pixels, and for nothing where it stretches."""
-        return vlms.load_image(image)
+        return load_image(image)
 
     def image_tokens(self, input_ids: Tensor, model: PreTrainedModel) -> Tensor:
         """The tokens of the whole picture, row by row: Bool [B, S]."""

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike
 from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm import loading as vlms
 from abplib.vlm.adapters import Adapter, adapter_of
 from abplib.vlm.attention import reading_rows
-from abplib.vlm.loading import ImageLike
 
 Layer = int | Literal["final"]
 

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from abplib.core.boxes import Box, from_pixels, parse_boxes
 from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike
 from abplib.prompts import grounding_chat
 from abplib.vlm import loading as vlms
 from abplib.vlm.adapters import Adapter, adapter_of
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.loading import ImageLike
 
 MAX_NEW_TOKENS = 400
 

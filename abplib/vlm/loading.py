@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
@@ -24,33 +24,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from abplib.core import hub
 from abplib.core.errors import AbpError
-
-ImageLike = Image.Image | str | Path
+from abplib.core.images import ImageLike, load_image
 
 _HASHED = ("config.json", "*.safetensors", "*.bin", "tokenizer*.json", "*processor_config.json")
+_MOST_OBLONG = 100
+"""Qwen's processor refuses 200, which rounded sides reach sooner."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def load_image(image: ImageLike) -> Image.Image:
-    """The image, or the image file at a path, upright and RGB.
-
-    Raises AbpError when there is no such file or it is not an image.
-    """
-    if isinstance(image, (str, Path)):
-        try:
-            with Image.open(image) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except FileNotFoundError:
-            raise AbpError(f"There is no image at {image}; check the path.") from None
-        except (OSError, SyntaxError, Image.DecompressionBombError):
-            raise AbpError(
-                f"{image} cannot be read as an image; give a whole PNG or JPEG file."
-            ) from None
-    if not isinstance(image, Image.Image):
-        raise AbpError(
-            f"A {type(image).__name__} is not an image; give a PIL image or the path of one."
-        )
-    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def check_instructions(instructions: Sequence[str], processor: ProcessorMixin) -> None:
@@ -89,8 +68,14 @@ def fit_image(image: ImageLike, area: int, processor: ProcessorMixin) -> Image.I
 
 
 def resize(image: ImageLike, area: int, side: int) -> Image.Image:
-    """The same for image tokens of `side` pixels."""
+    """The same for image tokens of `side` pixels. AbpError for what is too oblong for Qwen."""
     upright = load_image(image)
+    short, long = sorted(upright.size)
+    if long >= _MOST_OBLONG * short:
+        raise AbpError(
+            f"An image of {upright.width} x {upright.height} pixels is too oblong; crop it to "
+            f"sides of less than {_MOST_OBLONG} to 1."
+        )
     multiple = 2 ** round(math.log2(side))
     ratio = upright.width / upright.height
     width = math.sqrt(area * ratio)

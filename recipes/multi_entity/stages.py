@@ -22,11 +22,11 @@ from PIL import Image
 from abplib.core import jsonl, store
 from abplib.core.boxes import Box, from_pixels, order_and_clamp
 from abplib.core.errors import AbpError
+from abplib.core.images import load_image
 from abplib.editing.base import Editor
 from abplib.judging.human.labels import DRAW_BOX, JUDGE_EDIT, Label, decided, grouped
 from abplib.judging.human.tasks import Task
 from abplib.vlm.grounding import Grounder
-from abplib.vlm.loading import load_image
 from recipes.multi_entity.prompts import (
     SCENES_REQUEST,
     SCENES_SYSTEM,

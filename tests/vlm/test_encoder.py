@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMOKE_AREA, noise
+from conftest import CASES, SMOKE_AREA, noise
 from diffusers import QwenImageEditPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
@@ -24,7 +24,7 @@ from abplib.core.errors import AbpError
 from abplib.prompts import N_DROPPED
 from abplib.samples.scenes.sets import general
 from abplib.vlm.encoder import ConditionEncoder, Encoding
-from abplib.vlm.loading import fingerprint, fit_image, load_image
+from abplib.vlm.loading import fingerprint, fit_image
 
 Batch = tuple[list[Image.Image], list[str]]
 
@@ -212,15 +212,6 @@ def test_images_are_resized_as_the_pipeline_does(size: tuple[int, int]) -> None:
     assert resized.size == expected.size and (np.array(resized) == np.array(expected)).all()
 
 
-def test_images_become_upright_rgb(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned a quarter
-    noise(40, 20).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg").size == (20, 40)
-    for mode in ("L", "RGBA", "P"):
-        assert load_image(noise(8, 8).convert(mode)).mode == "RGB"
-
-
 def test_the_fingerprint_follows_the_content(smoke_folder: Path, tmp_path: Path) -> None:
     model = SimpleNamespace()
     copy = shutil.copytree(smoke_folder, tmp_path / "copy")
@@ -265,20 +256,19 @@ def test_images_and_instructions_must_pair_up(
         encoder.encode([], [], layers=(0,))
 
 
-def test_what_is_no_image_is_refused(encoder: ConditionEncoder, tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("not an image")
-    noise(64, 64).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
-    cases: list[tuple[Any, str]] = [
-        (tmp_path / "absent.png", "There is no image at .*absent.png"),
-        (tmp_path / "text.png", "text.png cannot be read as an image"),
-        (tmp_path / "cut.png", "cut.png cannot be read as an image"),
-        (tmp_path, "cannot be read as an image"),
-        (np.zeros((4, 4, 3)), "A ndarray is not an image"),
-    ]
-    for wrong, message in cases:
-        with pytest.raises(AbpError, match=message):
-            encoder.prepare([wrong], ["remove it"])
+@pytest.mark.parametrize("name", ["3x3000", "20000x20", "30000x1", "3000x10", "5x1093"])
+def test_what_is_too_oblong_is_refused(encoder: ConditionEncoder, name: str) -> None:
+    """Field case 06: Qwen's processor would raise."""
+    with pytest.raises(AbpError, match="too oblong; crop it"):
+        encoder.prepare([CASES / f"06-extreme-aspect/{name}.png"], ["remove it"])
+
+
+@pytest.mark.parametrize("name", ["1x1", "16x16", "27x332"])
+def test_tiny_pictures_are_scaled_up(encoder: ConditionEncoder, name: str) -> None:
+    """Field case 07."""
+    prepared = encoder.prepare([CASES / f"07-tiny-images/{name}.png"], ["remove it"])
+    rows, columns = prepared.grids[0]
+    assert rows * columns == prepared.image_tokens.sum() > 8
 
 
 def inflict(folder: Path, damage: str) -> None:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from abplib.core import images
 from abplib.core.boxes import Box, draw_overlay, from_pixels, to_pixels
+from abplib.core.images import load_image
 from abplib.judging.human.labels import DRAW_BOX, JUDGE_BOX, JUDGE_EDIT, Key, Label, Step, round_box
 from abplib.samples.base import SampleSet
-from abplib.vlm.loading import load_image
 
 QUESTIONS: dict[Step, str] = {
     DRAW_BOX: "Draw the box of what this edit is about, or mend the one that is there.",

@@ -15,6 +15,7 @@ from abplib.__main__ import main
 from abplib.core import jsonl
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike
 from abplib.editing.base import Editor
 from abplib.editing.controls import EditedSamples
 from abplib.judging.human.labels import DRAW_BOX, Label
@@ -22,7 +23,6 @@ from abplib.samples.base import SampleSet
 from abplib.samples.multi_entity import SpatialSamples
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
-from abplib.vlm.loading import ImageLike
 from recipes.multi_entity import stages as spatial
 from recipes.multi_entity.rows import Boxed, Instruction, Picture, Structure, Verified
 
