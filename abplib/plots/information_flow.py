@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from abplib.core.stats import Interval
-from abplib.plots.decomposition import CLASS_COLOURS, plain
+from abplib.plots.decomposition import CLASS_COLOURS
 from abplib.plots.pictures import outline
-from abplib.plots.style import ACCENT, INK, QUIET, RULE, TARGET, WIDTH, canvas, styled
+from abplib.plots.style import ACCENT, INK, QUIET, RULE, TARGET, WIDTH, canvas, plain, styled
 from abplib.sections.pointing import SCORES, SOURCES, Example
 
 _HEAT = "inferno"
@@ -75,7 +75,7 @@ def token_bars(examples: Sequence[Example]) -> Figure:
         axes.set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(longest - 0.4, -0.6))
         axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
         axes.set_xlabel("part of attention", fontsize=9)
-        axes.set_title(f"$l^*$ = {example.best}", fontsize=9.5)
+        axes.set_title(f"$l^*$ = {example.best}", fontsize=9.5, parse_math=True)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
     used = {name for example in examples for name in example.tokens["word_class"]}
