@@ -23,6 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
@@ -30,18 +31,66 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from myst_nb import glue
 
-from abplib.core import code as sources
-from abplib.core import store
+from abplib.core import code, paths, store
 from abplib.core.errors import AbpError
 from abplib.parameters import ChapterParameters, parse
+from abplib.profiles import Profile
 
 VALUES = "values.json"
 _VALUE_NAME = re.compile(r"ch\d+(\.\w+)+")
 
 
+def code_cells(name: str) -> list[str]:
+    """The code cells of the chapter called `name`, in order; prose and tags are no part of them.
+
+    Raises:
+        AbpError: the chapter has no source.
+    """
+    path = paths.root() / "book" / "chapters" / f"{name}.md"
+    if not path.is_file():
+        raise AbpError(f"Chapter {name} has no source: {path} is missing.")
+    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def of_chapter(name: str, parameters: ChapterParameters) -> dict[str, Any]:
+    """All that determines a chapter's outputs, as JSON values: its prose is no part of it.
+
+    The files that its cells name, the parameters, what the paper reports, and `inputs` of the
+    profile that the parameters resolve to.
+
+    Raises:
+        AbpError: the chapter has no source, or as `inputs` does.
+    """
+    cells = code_cells(name)
+    return {
+        "files": store.digest_files(*code.named_files(*cells)),
+        "parameters": parameters.model_dump(exclude={"profile"}),
+        "reported": store.digest_files(*sorted((paths.root() / "data" / "paper").glob("*.json"))),
+        **inputs(parameters.resolve(), *cells),
+    }
+
+
+def inputs(profile: Profile, *pieces: str) -> dict[str, Any]:
+    """What determines the outcome of pieces of Python under a profile, as JSON values.
+
+    The profile itself, the code that it and the pieces reach, its models, and its samples.
+
+    Raises:
+        AbpError: models or samples are missing, or a piece is not plain Python.
+    """
+    fields = profile.model_dump()
+    return {
+        "profile": fields,
+        "code": code.digest(repr(fields), *pieces),
+        "model": profile.model_fingerprint,
+        "data": profile.data_fingerprint,
+    }
+
+
 def folder(name: str, parameters: ChapterParameters) -> Path:
     """Where the chapter's outputs go: `results/chapters/<name>/<hash of its inputs>/`."""
-    return store.folder(f"chapters/{name}", **sources.of_chapter(name, parameters))
+    return store.folder(f"chapters/{name}", **of_chapter(name, parameters))
 
 
 class Chapter:

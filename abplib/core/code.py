@@ -1,76 +1,56 @@
-"""What a chapter or a step is made of: its code, and the modules of the library that this reaches.
+"""The code that a computation is made of: its own, and the modules of the library that it reaches.
 
 A change to a module concerns whatever imports it, directly or through others, and nothing else.
 Imports are read off the source text, those inside functions too; nothing runs to find them.
+Comments, docstrings and line breaks are no part of code.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
+import inspect
 import re
+import sysconfig
+import textwrap
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jupytext
-
-from abplib.core import paths, store
+from abplib.core import paths
 from abplib.core.errors import AbpError
-from abplib.parameters import ChapterParameters
-from abplib.profiles import Profile
 
 _PACKAGE = Path(__file__).parent.parent
+_INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 _PATH = re.compile(r"[\w.-]+(/[\w.-]+)+")
 
 
-def code_cells(name: str) -> list[str]:
-    """The code cells of the chapter called `name`, in order; prose and tags are no part of them.
+def digest(*code: str) -> str:
+    """Sixteen hex digits that identify pieces of Python and all of the library that they reach.
 
     Raises:
-        AbpError: the chapter has no source.
+        AbpError: a piece is not plain Python.
     """
-    path = paths.root() / "book" / "chapters" / f"{name}.md"
-    if not path.is_file():
-        raise AbpError(f"Chapter {name} has no source: {path} is missing.")
-    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    own = [ast.unparse(_bare(_tree(piece))) for piece in code]
+    files = {file.relative_to(_PACKAGE).as_posix(): _bare_text(file) for file in reached(*code)}
+    return hashlib.sha256(repr((own, files)).encode()).hexdigest()[:16]
 
 
-def of_chapter(name: str, parameters: ChapterParameters) -> dict[str, Any]:
-    """All that determines a chapter's outputs, as JSON values: its prose is no part of it.
+def naming(thing: type | Callable[..., Any]) -> str:
+    """A piece of Python that stands for a class or function: the import of its module.
 
-    Its code cells and the files that they name, the parameters, what the paper reports, and
-    `inputs` of the profile that the parameters resolve to.
-
-    Raises:
-        AbpError: the chapter has no source, or as `inputs` does.
+    Its own source where it is written outside the library; nothing where it is an installed one's.
     """
-    cells = code_cells(name)
-    return {
-        "cells": store.digest(cells),
-        "files": store.digest_files(*named_files(*cells)),
-        "parameters": parameters.model_dump(exclude={"profile"}),
-        "reported": store.digest_files(*sorted((paths.root() / "data" / "paper").glob("*.json"))),
-        **inputs(parameters.resolve(), *cells),
-    }
-
-
-def inputs(profile: Profile, *code: str) -> dict[str, Any]:
-    """What determines the outcome of pieces of Python under a profile, as JSON values.
-
-    The profile itself, the modules of the library that it and the code reach, the files of its
-    models, and its samples.
-
-    Raises:
-        AbpError: models or samples are missing, or a piece is not plain Python.
-    """
-    fields = profile.model_dump()
-    return {
-        "profile": fields,
-        "code": store.digest_files(*reached(repr(fields), *code)),
-        "model": profile.model_fingerprint,
-        "data": profile.data_fingerprint,
-    }
+    if thing.__module__.partition(".")[0] == _PACKAGE.name:
+        return f"import {thing.__module__}"
+    try:
+        file = Path(inspect.getfile(thing))
+        if any(file.is_relative_to(place) for place in _INSTALLED):
+            return ""
+        return textwrap.dedent(inspect.getsource(thing))
+    except (OSError, TypeError):  # built in, or typed at a prompt
+        return ""
 
 
 def named_files(*code: str) -> list[Path]:
@@ -91,7 +71,7 @@ def reached(*code: str) -> list[Path]:
     Raises:
         AbpError: a piece is not plain Python.
     """
-    waiting = {file for piece in code for file in _named(piece)}
+    waiting = {file for piece in code for file in _named(_tree(piece))}
     found: set[Path] = set()
     while waiting:
         file = waiting.pop()
@@ -102,12 +82,31 @@ def reached(*code: str) -> list[Path]:
 
 @cache
 def _named_in(file: Path) -> frozenset[Path]:
-    return _named(file.read_text(encoding="utf-8"))
+    return _named(_tree(file.read_text(encoding="utf-8")))
 
 
-def _named(code: str) -> frozenset[Path]:
+@cache
+def _bare_text(file: Path) -> str:
+    return ast.unparse(_bare(_tree(file.read_text(encoding="utf-8"))))
+
+
+def _bare(tree: ast.Module) -> ast.Module:
+    """The tree without strings that stand for themselves, which are docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_text(node: ast.stmt) -> bool:
+    match node:
+        case ast.Expr(value=ast.Constant(value=str())):
+            return True
+    return False
+
+
+def _named(tree: ast.Module) -> frozenset[Path]:
     """Files of the library that a piece of Python itself names."""
-    tree = _tree(code)
     names = {text.partition(":")[0] for text in _strings(tree)}
     for node in ast.walk(tree):
         match node:

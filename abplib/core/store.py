@@ -1,29 +1,38 @@
 """Results are files: atomic writes, tidy tables, folders keyed by what made them.
 
 Every file appears under its name complete or not at all: it is written beside its place, flushed
-to the disk and renamed. A computation keeps its files in `folder(step, **inputs)`, whose name is a
-hash of the inputs, so the same inputs find the same folder and other inputs never do. It is made
-`alone`: where two processes want the same, one computes and the other waits and reads.
+to the disk and renamed. A computation that is `stored` keeps its files in a folder whose name is a
+hash of its arguments and of all code that it reaches, so the same inputs find the same folder and
+other inputs never do. It is made `alone`: where two processes want the same, one computes and the
+other waits and reads.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from functools import update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
+from pydantic import BaseModel
 
-from abplib.core import paths
+from abplib.core import code, paths
 from abplib.core.errors import AbpError
+
+P = ParamSpec("P")
+Lock = Callable[[Path], AbstractContextManager[None]]
 
 _METADATA = b"abplib"
 _INPUTS = "inputs.json"
@@ -190,3 +199,114 @@ def mark_done(place: Path, **summary: Any) -> None:
 def summary_of(place: Path) -> dict[str, Any] | None:
     """What `mark_done` was given for `place`, or None while the computation is unfinished."""
     return read_json(place / _DONE) if (place / _DONE).exists() else None
+
+
+class Stored(Generic[P]):
+    """A computation whose files are kept; see `stored`."""
+
+    def __init__(
+        self,
+        compute: Callable[Concatenate[Path, P], Mapping[str, Any] | None],
+        step: str,
+        free: Collection[str],
+        lock: Lock | None,
+    ) -> None:
+        self.compute, self.step, self.free, self.lock = compute, step, {*free, "base"}, lock
+        update_wrapper(self, compute)
+
+    def place(self, *args: P.args, **kwargs: P.kwargs) -> Path:
+        """Where the files for these arguments lie, or go when they are computed."""
+        bound = inspect.signature(self.compute).bind(Path(), *args, **kwargs)
+        bound.apply_defaults()
+        _, *named = bound.arguments.items()
+        keyed = {name: value for name, value in named if name not in self.free}
+        inputs, types = identify(keyed)
+        pieces = {code.naming(self.compute), *map(code.naming, types)}
+        base = bound.arguments.get("base")
+        return folder(self.step, base=base, **inputs, code=code.digest(*sorted(pieces)))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Path:
+        place = self.place(*args, **kwargs)
+        if self.lock is None:
+            self.compute(place, *args, **kwargs)
+            return place
+        with self.lock(place):
+            if summary_of(place) is None:
+                summary = self.compute(place, *args, **kwargs)
+                if summary_of(place) is None:
+                    mark_done(place, **(summary or {}))
+        return place
+
+
+def stored(
+    step: str, *, free: Collection[str] = (), lock: Lock | None = alone
+) -> Callable[[Callable[Concatenate[Path, P], Mapping[str, Any] | None]], Stored[P]]:
+    """Have a function `compute(place, ...)` write its files once for the same inputs.
+
+    The function is then called without `place` and returns it:
+
+        @stored("flow")
+        def score(place: Path, encoder: ConditionEncoder, samples: SampleSet, n: int) -> None:
+            store.write_parquet(place / "tokens.parquet", ...)
+
+        tokens, _ = store.read_parquet(score(encoder, samples, 100) / "tokens.parquet")
+
+    The inputs are its arguments (see `identify`), and the code that its module and the classes of
+    its arguments reach. It is run where it has not run to its end; what a killed run left in
+    `place` is still there, for the function to go on from. What it returns is `summary_of(place)`.
+
+    Args:
+        step: of the folder, `<results>/<step>/<hash>/`.
+        free: arguments that do not change what is computed (a batch size, a shard). One called
+            `base` is free too, and stands for the folder of results.
+        lock: keeps others out meanwhile: `alone`, or that of a group of processes. None for a
+            function that several processes run at a time in one place: it is called always, makes
+            what is missing, and locks file by file.
+    """
+    return lambda compute: Stored(compute, step, free, lock)
+
+
+def identify(value: Any) -> tuple[Any, set[type]]:
+    """A JSON value that is the same for the same input alone, and the classes it is made of.
+
+    An object is known by its `identity` or `fingerprint`, else by the fields of a dataclass or
+    pydantic model; a file or folder, an array, a tensor and a table by their contents.
+
+    Raises:
+        TypeError: nothing of this tells the value from others of its class.
+    """
+    types: set[type] = set()
+
+    def known(value: Any) -> Any:
+        for name in ("identity", "fingerprint"):
+            if not isinstance(value, type) and hasattr(value, name):
+                types.update(type(value).__mro__)
+                return known(getattr(value, name))
+        match value:
+            case None | bool() | int() | float() | str():
+                return value
+            case Path():
+                return digest_folder(value) if value.is_dir() else digest_files(value)
+            case Mapping():
+                return {str(key): known(inner) for key, inner in value.items()}
+            case BaseModel():
+                types.update(type(value).__mro__)
+                return value.model_dump(mode="json")
+            case pd.DataFrame():
+                return digest_frame(value)
+            case np.generic():
+                return value.item()
+            case Sequence():
+                return [known(inner) for inner in value]
+        if is_dataclass(value) and not isinstance(value, type):
+            types.update(type(value).__mro__)
+            return {field.name: known(getattr(value, field.name)) for field in fields(value)}
+        if hasattr(value, "__array__"):
+            array = np.asarray(value)
+            told = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+            return [str(array.dtype), list(array.shape), told]
+        if type(value).__module__ == "torch":  # a dtype
+            return str(value)
+        raise TypeError(f"A {type(value).__name__} has no fingerprint: {value!r:.60}")
+
+    return known(value), types

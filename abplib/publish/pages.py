@@ -24,8 +24,7 @@ import yaml
 from nbformat import NotebookNode
 
 from abplib.chapter import VALUES
-from abplib.core import code as sources
-from abplib.core import paths, store
+from abplib.core import code, paths, store
 from abplib.core.errors import AbpError
 from abplib.publish.notebooks import as_written, folder_of
 
@@ -72,8 +71,8 @@ def build(profile: str, log: Callable[[str], None] = print) -> Path:
 
 def key(profile: str) -> str:
     """Hash of what determines the pages beside the chapters' outputs."""
-    files = [*written(), *sources.reached(f"import {__name__}")]
-    return store.digest([profile, _tools(), store.digest_files(*files)])
+    own = code.digest(f"import {__name__}")
+    return store.digest([profile, _tools(), store.digest_files(*written()), own])
 
 
 def chapters() -> list[str]:

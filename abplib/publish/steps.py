@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from abplib.core import code as sources
+from abplib import chapter as chapters
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.core.shards import Shard
@@ -128,8 +128,8 @@ def key(step: Callable[..., object] | str, profile: str) -> str:
     chosen = Profile.load(profile)
     try:
         if isinstance(step, str):
-            return store.digest(sources.of_chapter(step, parse(step, {"profile": profile})))
-        return store.digest(sources.inputs(chosen, inspect.getsource(step)))
+            return store.digest(chapters.of_chapter(step, parse(step, {"profile": profile})))
+        return store.digest(chapters.inputs(chosen, inspect.getsource(step)))
     except AbpError as error:
         return str(error)
 

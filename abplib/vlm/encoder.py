@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,16 @@ class ConditionEncoder:
                 f"The tokenizer cuts the system prompt into {self.n_dropped} tokens where the "
                 f"pipeline drops {self.adapter.n_dropped}; use the model's own tokenizer."
             )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that determines what the encoder gives."""
+        return {
+            "vlm": self.fingerprint,
+            "image_area": self.image_area,
+            "dtype": str(self.model.dtype),
+            "adapter": self.adapter,
+        }
 
     @classmethod
     def from_pretrained(

@@ -42,6 +42,11 @@ class EditorSource:
     """Pixels at which it edits."""
     dtype: torch.dtype
 
+    @property
+    def identity(self) -> list[str | int]:
+        """What determines what it gives, wherever it lies."""
+        return [self.fingerprint, self.image_area, str(self.dtype)]
+
     @classmethod
     def of(
         cls, source: str | Path, *, image_area: int, dtype: torch.dtype, revision: str | None = None

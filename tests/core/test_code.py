@@ -9,6 +9,7 @@ import click
 import pytest
 import toybook
 
+from abplib.chapter import code_cells
 from abplib.core import code as sources
 from abplib.core.errors import AbpError
 from abplib.profiles import Profile
@@ -29,38 +30,45 @@ def reached_by(step: click.Command) -> set[str]:
 
 def test_imports_are_followed_wherever_they_stand() -> None:
     assert reached("import numpy, os.path") == set()
-    assert reached("from abplib import errors") == {"__init__.py", "errors.py"}
-    assert reached("def late():\n    import abplib.core.jsonl") >= {"jsonl.py", "errors.py"}
+    assert reached("from abplib.core import errors") == {
+        "__init__.py",
+        "core/__init__.py",
+        "core/errors.py",
+    }
+    assert reached("def late():\n    import abplib.core.jsonl") >= {
+        "core/jsonl.py",
+        "core/errors.py",
+    }
     assert reached("from abplib.samples.scenes.sets import evaluation") >= {
-        "mini/__init__.py",
-        "mini/sets.py",
-        "mini/scenes.py",
-        "samples.py",  # through the others
+        "samples/scenes/__init__.py",
+        "samples/scenes/sets.py",
+        "samples/scenes/scene.py",
+        "samples/base.py",  # through the others
     }
 
 
 def test_modules_that_a_profile_names_are_followed() -> None:
-    assert "judges/oracle.py" in reached(repr(Profile.load("mini").model_dump()))
+    assert "judging/scene_oracle.py" in reached(repr(Profile.load("mini").model_dump()))
     assert reached("'abplib.absent:thing', 'abplib is a word', 'otherlib.mini.sets:x'") <= {
         "__init__.py"
     }
 
 
 def test_a_plot_concerns_its_chapters_and_no_step() -> None:
-    users = {name for name in chapters() if "plots/gap.py" in reached(*sources.code_cells(name))}
+    users = {name for name in chapters() if "plots/gap.py" in reached(*code_cells(name))}
     assert users == {"01_localization_gap", "05_editing_validation"}
     for step in (steps.labels, steps.sweep, steps.answers, steps.edit):
         assert not any(file.startswith("plots/") for file in reached_by(step))
 
 
 def test_what_computes_concerns_its_steps() -> None:
-    assert "training.py" in reached_by(steps.sweep)
-    assert "training.py" not in reached_by(steps.labels)
-    assert "editors/flux_kontext.py" in reached_by(steps.edit)
-    assert "editors/flux_kontext.py" not in reached_by(steps.answers)
+    assert "proxies/configurations.py" in reached_by(steps.sweep)
+    assert "proxies/configurations.py" not in reached_by(steps.labels)
+    assert "editing/flux_kontext.py" in reached_by(steps.edit)
+    assert "editing/flux_kontext.py" not in reached_by(steps.answers)
     for name in chapters():
-        runners = {"book.py", "notebooks.py", "steps.py", "__main__.py"}
-        assert not runners & reached(*sources.code_cells(name))
+        runners = {"publish/pages.py", "publish/notebooks.py", "publish/steps.py", "__main__.py"}
+        assert not runners & reached(*code_cells(name))
 
 
 def test_a_step_follows_its_profile_and_says_what_is_missing(
