@@ -21,7 +21,7 @@ from abplib.samples.scenes.sets import general
 from abplib.sections.decodability import sweep_settings
 from abplib.sections.flops import Lengths, lengths_of
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
-from abplib.vlm.miniature import VLMShape, build_processor
+from abplib.vlm.twins import VLMShape, build_processor
 from benchmarks.measuring import spent
 
 T = TypeVar("T")

@@ -34,7 +34,7 @@ def train_vlm(
     """Train the miniature VLM from scratch, or go on where a run was killed."""
     import torch
 
-    from abplib.vlm.miniature import VLMShape
+    from abplib.vlm.twins import VLMShape
     from recipes.miniature.vlm_training import VLMTraining, train
 
     asked = {"see_steps": see_steps, "speak_steps": speak_steps}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.miniature import smoke_vlm
+from abplib.vlm.twins import smoke_vlm
 
 SMOKE_AREA = 64 * 64
 CASES = Path(__file__).parent / "field" / "cases"

@@ -49,8 +49,7 @@ from transformers import (
 from abplib.core import paths, store
 from abplib.editing import twins
 from abplib.editing.twins import smoke_editor
-from abplib.vlm import miniature
-from recipes.miniature import answers
+from abplib.vlm import twins as vlm_twins
 
 WIDTH = 32
 """Of hidden states."""
@@ -106,7 +105,7 @@ def smoke_fibo() -> Path:
 
 
 def _made(name: str, build: Callable[[], DiffusionPipeline]) -> Path:
-    made_by = store.digest_files(__file__, twins.__file__, miniature.__file__, answers.__file__)
+    made_by = store.digest_files(__file__, twins.__file__, vlm_twins.__file__)
     folder = paths.results() / "twins" / f"smoke_{name}-{made_by}"
     if not folder.exists():
         partial = folder.with_suffix(".making")
@@ -193,7 +192,7 @@ def _flux2() -> DiffusionPipeline:
     markers = ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"]
     markers += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_bpe([SYSTEM_MESSAGE, *answers.corpus(60, 64)]),
+        tokenizer_object=_bpe([SYSTEM_MESSAGE, *vlm_twins.sample_texts()]),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
@@ -260,7 +259,7 @@ def _flux2() -> DiffusionPipeline:
 
 def _fibo() -> DiffusionPipeline:
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_bpe(['{"edit_instruction": "', *answers.corpus(60, 64)]),
+        tokenizer_object=_bpe(['{"edit_instruction": "', *vlm_twins.sample_texts()]),
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
         model_max_length=4096,

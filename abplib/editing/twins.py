@@ -17,9 +17,8 @@ from diffusers import (
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.editing.lora import adapter
-from abplib.vlm import miniature
+from abplib.vlm import twins as vlm_twins
 from abplib.vlm.loading import load_vlm
-from recipes.miniature import answers
 
 
 @dataclass(frozen=True)
@@ -130,20 +129,20 @@ def save_editor(pipeline: QwenImageEditPipeline, folder: Path) -> Path:
 
 
 SMOKE = EditorShape(
-    side=miniature.SMOKE.side, channels=4, vae_width=8, vae_mult=(1, 1, 2, 2), layers=2, heads=2,
+    side=vlm_twins.SMOKE.side, channels=4, vae_width=8, vae_mult=(1, 1, 2, 2), layers=2, heads=2,
     head_dim=16, rope=(4, 6, 6),
 )  # fmt: skip
 
 
 def smoke_editor() -> Path:
     """Folder of a tiny Qwen-Image-Edit and its LoRA, of random weights, made when absent."""
-    made_by = store.digest_files(__file__, adapter.__file__, miniature.__file__, answers.__file__)
+    made_by = store.digest_files(__file__, adapter.__file__, vlm_twins.__file__)
     folder = paths.results() / "twins" / f"smoke_editor-{made_by}"
     with store.alone(folder):
         if not (folder / "model_index.json").exists():
-            vae, dit = build_vae(SMOKE, seed=1), build_dit(SMOKE, miniature.SMOKE.width, seed=2)
+            vae, dit = build_vae(SMOKE, seed=1), build_dit(SMOKE, vlm_twins.SMOKE.width, seed=2)
             whole = save_editor(
-                assemble(miniature.smoke_vlm(), vae, dit), folder.with_suffix(".making")
+                assemble(vlm_twins.smoke_vlm(), vae, dit), folder.with_suffix(".making")
             )
             adapter.add_lora(dit, rank=4, seed=3, trained=True)
             adapter.save_lora(dit, whole / "lora")

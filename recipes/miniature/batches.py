@@ -22,7 +22,7 @@ from abplib.samples.scenes.objects import COLOURS, KINDS
 from abplib.samples.scenes.references import MARGIN
 from abplib.samples.scenes.render import SIDE, masks, render
 from abplib.samples.scenes.scene import Scene
-from abplib.vlm.miniature import VLMShape, number_tokens
+from abplib.vlm.twins import VLMShape, number_tokens
 from recipes.miniature.answers import Lesson, lesson, training_scene
 
 MAX_RANK = 9

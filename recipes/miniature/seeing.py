@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_position_ids
 
 from abplib.samples.scenes.objects import COLOURS, KINDS
-from abplib.vlm.miniature import VLMShape
+from abplib.vlm.twins import VLMShape
 from recipes.miniature.batches import MAX_RANK
 
 

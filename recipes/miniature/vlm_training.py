@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
 
 from abplib.core.errors import AbpError
-from abplib.vlm.miniature import (
+from abplib.vlm.twins import (
     VLMShape,
     build_processor,
     build_tokenizer,

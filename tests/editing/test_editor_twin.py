@@ -19,12 +19,12 @@ from abplib.editing.twins import (
     smoke_editor,
 )
 from abplib.prompts import EDIT_PREFIX, N_DROPPED
-from abplib.vlm import miniature
+from abplib.vlm import twins as vlm_twins
 
 
 @pytest.fixture
 def pipeline(smoke_folder: Path) -> QwenImageEditPipeline:
-    return assemble(smoke_folder, build_vae(SMOKE, 1), build_dit(SMOKE, miniature.SMOKE.width, 2))
+    return assemble(smoke_folder, build_vae(SMOKE, 1), build_dit(SMOKE, vlm_twins.SMOKE.width, 2))
 
 
 def test_the_stock_pipeline_loads_what_was_saved(

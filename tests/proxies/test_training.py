@@ -27,7 +27,7 @@ from abplib.proxies.qformer import Proxy, box_loss
 from abplib.proxies.sweep import Sweep, sweep
 from abplib.samples.base import Sample
 from abplib.vlm.encoder import ConditionEncoder, Encoding
-from abplib.vlm.miniature import smoke_vlm
+from abplib.vlm.twins import smoke_vlm
 
 
 class Noise:

@@ -32,7 +32,7 @@ def faults(encoder: ConditionEncoder) -> dict[str, str]:
 
 @pytest.mark.parametrize("family", TWINS)
 def test_a_family_conforms_as_it_is_loaded(family: str, tmp_path: Path) -> None:
-    folder = save(TWINS[family], tmp_path / "vlm")
+    folder = save(*TWINS[family](), tmp_path / "vlm")
     encoder = ConditionEncoder.from_pretrained(folder, image_area=AREA)
     check_encoder(encoder)
     assert len(examine(encoder)) == 11

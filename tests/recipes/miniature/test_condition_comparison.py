@@ -22,7 +22,7 @@ from abplib.samples.scenes.render import render
 from abplib.samples.scenes.sets import evaluation
 from abplib.sections import trained_conditions
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
-from abplib.vlm.miniature import smoke_vlm
+from abplib.vlm.twins import smoke_vlm
 from recipes.miniature import condition_comparison, condition_states, editor_data
 from recipes.miniature.condition_comparison import RUNS, ComparisonPlan, build, compare, edit_all
 from recipes.miniature.condition_states import (

@@ -19,7 +19,7 @@ from abplib.editing.stills import for_stills
 from abplib.editing.twins import SMOKE, build_dit, build_vae
 from abplib.samples.scenes.sets import evaluation, multi_entity
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.miniature import smoke_vlm
+from abplib.vlm.twins import smoke_vlm
 from recipes.miniature import editor_data, vae_training
 from recipes.miniature.editor import EditorPlan, make_editor
 from recipes.miniature.editor_data import EDITS, Pairs, encode_pairs, scene_edits, to_latents

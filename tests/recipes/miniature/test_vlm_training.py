@@ -14,7 +14,7 @@ from abplib import prompts
 from abplib.core.errors import AbpError
 from abplib.samples.scenes.scene import Scene, Thing
 from abplib.vlm.loading import load_vlm
-from abplib.vlm.miniature import SMOKE, build_processor, build_tokenizer, build_vlm
+from abplib.vlm.twins import SMOKE, build_processor, build_tokenizer, build_vlm
 from recipes.miniature import vlm_training
 from recipes.miniature.answers import Lesson, Turn, boxed, lesson, training_scene
 from recipes.miniature.batches import Packer, patches, picture, sight
