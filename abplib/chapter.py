@@ -3,15 +3,22 @@
 The second cell of a chapter is
 
     from abplib.chapter import Chapter
-    chapter = Chapter.start("02_proxies", globals(), figures=["fig4"], values=["ch2.*"])
+    chapter = Chapter.start("02_proxies", globals())
 
-and its last one is `chapter.finish()`, which refuses to end without what was declared. All outputs
-go to `results/chapters/<name>/<key>/`, where the key is a hash of everything that determines them.
+and its last one is `chapter.finish()`. A cell that shows a figure or a table says so in its own
+metadata, where its name and caption (MyST markdown) stand:
+
+    mystnb: {figure: {name: fig4, caption: ...}}        table: {name: claims, caption: ...}
+
+and `finish` refuses to end without one of these. All outputs go to
+`results/chapters/<name>/<key>/`, where the key is a hash of everything that determines them.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
+import difflib
 import html
 import inspect
 import io
@@ -20,6 +27,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +54,16 @@ def code_cells(name: str) -> list[str]:
     Raises:
         AbpError: the chapter has no source.
     """
+    return [source for source, _ in _cells(name)]
+
+
+def _cells(name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Source and metadata of the code cells of a chapter."""
     path = paths.root() / "book" / "chapters" / f"{name}.md"
     if not path.is_file():
         raise AbpError(f"Chapter {name} has no source: {path} is missing.")
     notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return [(c.source, c.metadata) for c in notebook.cells if c.cell_type == "code"]
 
 
 def of_chapter(name: str, parameters: ChapterParameters) -> dict[str, Any]:
@@ -146,33 +159,43 @@ class Chapter:
             display(HTML(f'<div class="abp-note" role="note">{text}</div>'))
         return chapter
 
+    @cached_property
+    def experiment(self) -> Any:
+        """The profile made real, with the chapter's seed: its models, samples, sweep."""
+        from abplib import experiment
+
+        return experiment.Experiment(self.profile, self.params.seed)  # type: ignore[attr-defined]
+
     def figure(
         self,
-        name: str,
-        figure: Figure,
-        caption: str,
-        *,
-        made_by: Callable[..., object],
+        figure: Figure | str,
+        *old: Any,
+        made_by: Callable[..., object] | None = None,
         reported: bool = False,
         source: str | None = None,
     ) -> None:
         """Show a figure, saved as `figures/<name>.png` (at twice its resolution) and `.svg`.
 
         The book shows the vectors, or the pixels where the figure holds images. Pages refer to it
-        as {numref}`name`; one figure a cell. The caption is MyST markdown; a line saying what
-        made the figure is set under it.
+        as {numref}`name`; one figure a cell, whose metadata say its name and its caption. A line
+        saying what made the figure is set under it.
 
         Args:
-            made_by: the plotting function, named in that line.
             reported: whether all its numbers are the paper's own, none of this run.
             source: where they come from, if from neither.
         """
+        if isinstance(figure, str):
+            name, (figure, caption) = figure, old
+        else:
+            name, caption = self._about("figure")
+        assert isinstance(figure, Figure)
         place = self.folder / "figures"
         png = _save(figure, place / f"{name}.png", dpi=2 * figure.dpi)
         svg = _save(figure, place / f"{name}.svg", metadata={"Date": None})
         self._files["figures"][name] = [png, svg]
-        function = f"{made_by.__module__}.{made_by.__qualname__}"
-        made = f"made by `{function}` · {source or (_REPORTED if reported else self._provenance())}"
+        maker = made_by or _plotter()
+        drawn = f"made by `{maker.__module__}.{maker.__qualname__}` · " if maker else ""
+        made = drawn + (source or (_REPORTED if reported else self._provenance()))
         width = round(figure.get_figwidth() * figure.dpi)
         plt.close(figure)  # or the inline backend shows it a second time
         bundle: dict[str, Any] = {"text/plain": f"Figure {name}"}
@@ -191,10 +214,8 @@ class Chapter:
 
     def table(
         self,
-        name: str,
-        frame: pd.DataFrame,
-        caption: str,
-        *,
+        frame: pd.DataFrame | str,
+        *old: Any,
         fmt: str = ".3f",
         formatters: Mapping[str, Callable[[Any], str]] | None = None,
         reported: bool = False,
@@ -209,6 +230,11 @@ class Chapter:
             reported: whether all its numbers are the paper's own, none of this run.
             source: where they come from, if from neither.
         """
+        if isinstance(frame, str):
+            name, (frame, caption) = frame, old
+        else:
+            name, caption = self._about("table")
+        assert isinstance(frame, pd.DataFrame)
         if any(level is not None for level in frame.index.names):
             frame = frame.reset_index()
         path = self.folder / "tables" / f"{name}.csv"
@@ -226,11 +252,25 @@ class Chapter:
         made = source or (_REPORTED if reported else self._provenance().replace("`", ""))
         display(
             HTML(
-                f'<div class="abp-table"><p class="abp-caption">{html.escape(caption)}</p>'
+                f'<div class="abp-table">{table_caption(caption)}'
                 f'<div style="overflow-x: auto">{body}</div>'
                 f'<p class="abp-made">{html.escape(made)}</p></div>'
             )
         )
+
+    def record(self, frame: pd.DataFrame, fmt: str = ".3f") -> None:
+        """Record the numbers of a frame, one a row, each as `value` does.
+
+        Columns: name (or the index), value, and what there is of low, high, n, unit, paper and
+        fmt; a missing one, or a NaN, says that a number has none.
+        """
+        for row in frame.reset_index().to_dict("records"):
+            known = {
+                key: row[key]
+                for key in ("n", "unit", "paper", "low", "high", "fmt")
+                if key in row and pd.notna(row[key])
+            }
+            self.value(row["name"], row["value"], **{"fmt": fmt, **known})
 
     def value(
         self,
@@ -251,7 +291,7 @@ class Chapter:
         `<path of the chapter>::<name>:s`.
 
         Args:
-            name: `ch<number>.<name>`, further dots allowed.
+            name: `<name>` or `ch<number>.<name>`, further dots allowed.
             n: samples behind the value.
             paper: what the paper reports.
             low: lower end of the interval.
@@ -261,6 +301,8 @@ class Chapter:
         Raises:
             AbpError: an ill-formed name, half an interval, or a number that is not finite.
         """
+        if not name.startswith(prefix := f"ch{int(self.name[:2])}."):
+            name = prefix + name
         if not _VALUE_NAME.fullmatch(name):
             raise AbpError(f"Value {name!r} is ill-named: call it ch<number>.<name>.")
         if (low is None) != (high is None):
@@ -292,10 +334,11 @@ class Chapter:
             AbpError: naming what is missing or empty.
         """
         made: dict[str, Collection[str]] = {**self._files, "values": self._values}
+        told = {"figures": self._named("figure"), "tables": self._named("table")}
         missing = [
             f"{kind[:-1]} {pattern}"
             for kind, patterns in self._declared.items()
-            for pattern in patterns
+            for pattern in (*patterns, *told.get(kind, ()))
             if not any(fnmatchcase(name, pattern) for name in made[kind])
         ]
         if missing:
@@ -313,6 +356,22 @@ class Chapter:
             values=sorted(self._values),
             seconds=round(time.monotonic() - self._began, 1),
         )
+
+    def _named(self, kind: str) -> dict[str, str]:
+        """Names and captions of the figures or tables that the chapter's cells tell of."""
+        told = (about(metadata, kind) for _, metadata in _cells(self.name))
+        return {fact["name"]: fact["caption"] for fact in told if fact}
+
+    def _about(self, kind: str) -> tuple[str, str]:
+        """Name and caption of the figure or table that the running cell shows.
+
+        A cell that somebody changed is still the one that it is nearest to.
+        """
+        told = {source: about(metadata, kind) for source, metadata in _cells(self.name)}
+        known = {source: fact for source, fact in told.items() if fact}
+        if near := difflib.get_close_matches(_running(), known, n=1, cutoff=0.3):
+            return known[near[0]]["name"], known[near[0]]["caption"]
+        return f"{kind}-{len(self._files[f'{kind}s']) + 1}", ""
 
     def _provenance(self) -> str:
         """Profile, model and data behind a figure or a table, in one line of MyST."""
@@ -333,6 +392,39 @@ def verify(name: str, place: Path, artefacts: Sequence[str]) -> None:
     empty = [a for a in artefacts if not (place / a).is_file() or not (place / a).stat().st_size]
     if empty:
         raise AbpError(f"Chapter {name} left {', '.join(empty)} missing or empty in {place}.")
+
+
+def about(metadata: Mapping[str, Any], kind: str) -> Mapping[str, str] | None:
+    """Name and caption of a "figure" or "table" in the metadata of the cell that shows it."""
+    place = metadata.get("mystnb", {}) if kind == "figure" else metadata
+    told: Mapping[str, str] | None = place.get(kind)
+    return told
+
+
+def table_caption(text: str) -> str:
+    """The caption of a table as HTML; `code` and *emphasis* as in markdown."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip()))
+    marked = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked)
+    return f'<p class="abp-caption">{marked}</p>'
+
+
+def _running() -> str:
+    """The source of the cell that is running."""
+    shell = get_ipython()
+    return "" if shell is None else str(shell.history_manager.input_hist_raw[-1])
+
+
+def _plotter() -> Callable[..., object] | None:
+    """The function of `abplib.plots` that the running cell calls, if it calls one."""
+    shell = get_ipython()
+    known = {} if shell is None else shell.user_ns
+    for node in ast.walk(ast.parse(_running() if known else "")):
+        if isinstance(node, ast.Call):
+            root, *rest = ast.unparse(node.func).split(".")
+            called = reduce(lambda thing, name: getattr(thing, name, None), rest, known.get(root))
+            if inspect.isfunction(called) and called.__module__.startswith("abplib.plots."):
+                return called
+    return None
 
 
 _NEVER_PARAMETERS = (Chapter, type(annotations))

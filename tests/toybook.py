@@ -85,9 +85,7 @@ lr = None
 
 from abplib.chapter import Chapter
 
-chapter = Chapter.start(
-    "02_proxies", globals(), figures=["toy-*"], tables=["squares"], values=["ch2.toy"]
-)
+chapter = Chapter.start("02_proxies", globals())
 ```
 
 The number is {glue:text}`ch2.toy:s`, the paper's {glue:text}`ch2.toy.paper:s`, over
@@ -96,6 +94,12 @@ The number is {glue:text}`ch2.toy:s`, the paper's {glue:text}`ch2.toy.paper:s`, 
 $$ \\boldsymbol{A}_{h,q}^{(l)} = \\sum_i a_{h,q}^{(l,i)} $$
 
 ```{code-cell} ipython3
+---
+mystnb:
+  figure:
+    name: toy-line
+    caption: A *line* with $x^2$.
+---
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -116,17 +120,28 @@ def draw(image):
 
 chapter.value("ch2.toy", 0.5, n=len(chapter.profile.evaluation), unit="fraction", paper=0.25,
               low=0.4, high=0.6, fmt=".2f")
-chapter.figure("toy-line", draw(False), "A *line* with $x^2$.", made_by=draw)
+chapter.figure(draw(False))
 ```
 
 ```{code-cell} ipython3
-chapter.figure("toy-image", draw(True), "An image.", made_by=draw)
+---
+mystnb:
+  figure:
+    name: toy-image
+    caption: An image.
+---
+chapter.figure(draw(True))
 ```
 
 ```{code-cell} ipython3
+---
+table:
+  name: squares
+  caption: Squares of *roots*.
+---
 frame = pd.DataFrame({"square": [1.0, 4.0], "a rather wide column " * 6: ["x", "y"]},
                      index=pd.Index([1, 2], name="root"))
-chapter.table("squares", frame, "Squares.")
+chapter.table(frame)
 chapter.finish()
 ```
 """

@@ -23,7 +23,7 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 
-from abplib.chapter import VALUES
+from abplib.chapter import VALUES, about, table_caption
 from abplib.core import code, paths, store
 from abplib.core.errors import AbpError
 from abplib.publish.notebooks import as_written, folder_of
@@ -44,6 +44,7 @@ _LOADED = {  # tag -> the attribute by which a page loads something
     "object": "data",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_TABLE_CAPTION = re.compile(r'<p class="abp-caption">.*?</p>', re.DOTALL)
 _CSS_REMOTE = re.compile(r"""(?:@import\s+|url\()\s*["']?((?:https?:)?//[^"')\s]+)""")
 _SCRIPT_REMOTE = re.compile(r"""["']((?:https?:)?//[^"'\s]*\.m?js)\b""")
 
@@ -148,8 +149,8 @@ def written() -> list[Path]:
 def typesettable(notebook: NotebookNode) -> NotebookNode:
     """An executed notebook as Sphinx is to see it.
 
-    Captions that `Chapter.figure` left in the outputs become those of numbered figures, papermill's
-    cell folds away, and records of the run (times, paths) go.
+    Captions are those that cells have by now, papermill's cell folds away, and records of the run
+    (times, paths) go.
 
     Raises:
         AbpError: two figures in one cell.
@@ -170,13 +171,17 @@ def typesettable(notebook: NotebookNode) -> NotebookNode:
             names = ", ".join(figure["name"] for figure in figures)
             raise AbpError(f"One cell shows the figures {names}: give each a cell of its own.")
         for figure in figures:
+            caption = (about(cell.metadata, "figure") or figure)["caption"].strip()
             cell.metadata["mystnb"] = {
-                "figure": {
-                    "name": figure["name"],
-                    "caption": f"{figure['caption']}\n\n{figure['made']}",
-                },
-                "image": {"alt": re.sub(r"[*_`$\\{}]", "", figure["caption"])},
+                "figure": {"name": figure["name"], "caption": f"{caption}\n\n{figure['made']}"},
+                "image": {"alt": re.sub(r"[*_`$\\{}]", "", caption)},
             }
+        if table := about(cell.metadata, "table"):
+            for output in cell.outputs:
+                if "text/html" in output.get("data", {}):
+                    shown = "".join(output.data["text/html"])
+                    caption = table_caption(table["caption"])
+                    output.data["text/html"] = _TABLE_CAPTION.sub(lambda _: caption, shown)  # noqa: B023
     return notebook
 
 

@@ -40,7 +40,6 @@ def test_prose_captions_and_tables_are_on_the_page(built: Path) -> None:
     for text in (">0.50<", ">0.25<", ">3<", ">[0.40, 0.60]<", "nothing here is measured"):
         assert text in page
     assert page.count("<figure") == 2
-    assert page.count("__main__.draw") == 2
     assert page.count(".svg") and page.count(".png")
     assert 'id="table-squares"' in page
     assert "../mathjax/tex-svg-full.js" in page
@@ -85,6 +84,27 @@ def test_new_prose_takes_the_outputs_of_the_run(built: Path) -> None:
         assert (now.source, now.outputs) == (then.source, then.outputs)
     assert "injected-parameters" in code[0][1].metadata["tags"]
     assert code[0][2].metadata["tags"] == ["hide-cell"]
+
+
+def test_new_captions_take_the_outputs_of_the_run(built: Path) -> None:
+    source = built / "book" / "chapters" / f"{CHAPTER}.md"
+    good, profile = source.read_text(), str(built / "toy.yaml")
+    place = notebooks.folder_of(CHAPTER, {"profile": profile})
+    source.write_text(good.replace("An image.", "A picture.").replace("of *roots*", "of `roots`"))
+    try:
+        assert notebooks.folder_of(CHAPTER, {"profile": profile}) == place
+        cells = pages.typesettable(notebooks.as_written(CHAPTER, place)).cells
+    finally:
+        source.write_text(good)
+    captions = [c.metadata.mystnb.figure.caption for c in cells if "mystnb" in c.metadata]
+    assert [caption.partition("\n")[0] for caption in captions] == [
+        "A *line* with $x^2$.",
+        "A picture.",
+    ]
+    assert all("profile toy profile, nothing here is measured" in text for text in captions)
+    shown = cells[-1].outputs[0].data["text/html"]
+    assert '<p class="abp-caption">Squares of <code>roots</code>.</p>' in shown
+    assert shown.count("abp-caption") == 1 and "profile toy profile" in shown
 
 
 def test_pages_of_a_chapter_that_has_not_run_are_refused(toy: Path) -> None:
