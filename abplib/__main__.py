@@ -90,12 +90,10 @@ def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: P
     """Ask the VLM where an edit of your own IMAGE belongs."""
     from abplib.core.boxes import draw_overlay
     from abplib.core.images import load_image
-    from abplib.experiment import load_encoder
     from abplib.vlm.grounding import Grounder
 
     picture = load_image(image)
-    chosen = Profile.load(profile, **({"vlm": vlm, "revision": None} if vlm else {}))
-    answer = Grounder.of(load_encoder(chosen)).locate([picture], [instruction])[0]
+    answer = Grounder.of(_encoder(profile, vlm)).locate([picture], [instruction])[0]
     click.echo(answer.text)
     if answer.box is None:
         raise AbpError("The answer holds no box: word the edit otherwise or take another model.")
@@ -119,16 +117,14 @@ def locate(image: Path, instruction: str, out: Path | None, profile: str, seed: 
     chapter 2, which is trained first where it has not been.
     """
     from abplib.core.images import load_image
-    from abplib.experiment import load_encoder
+    from abplib.experiment import Experiment
     from abplib.plots.locating import located
-    from abplib.proxies.selection import find_guide
     from abplib.sections.own_image import locate as ask
 
-    picture, chosen = load_image(image), Profile.load(profile)
-    encoder = load_encoder(chosen)
-    encoder.prepare([picture], [instruction])  # refuse what it cannot take before any training
-    guide = find_guide(chosen, encoder, seed)
-    found = ask(encoder, guide, picture, instruction)
+    picture, made = load_image(image), Experiment(Profile.load(profile), seed)
+    made.encoder.prepare([picture], [instruction])  # refuse what it cannot take before training
+    guide = made.guide()
+    found = ask(made.encoder, guide, picture, instruction)
     out = out or image.with_name(f"{image.stem}-located.png")
     with store.replacing(out) as scratch:
         located(picture, instruction, found).savefig(scratch, format="png", dpi=200)
@@ -164,16 +160,14 @@ def states(
 @click.option("--profile", default="mini", show_default=True)
 def guide(profile: str) -> None:
     """Choose the proxy that guides the editor among chapter 2's, and ship it."""
-    from abplib.parameters import ChapterParameters
-    from abplib.proxies.selection import swept_guide
+    from abplib.experiment import Experiment
 
-    chosen = Profile.load(profile)
-    folder = chosen.proxy_folder
+    made = Experiment(Profile.load(profile), steps.SEED)
+    folder = made.proxy_folder
     if folder is None:
-        raise AbpError(f"Profile {chosen.name!r} ships no proxy: set proxy to a folder for it.")
-    encoder = _encoder(profile, None)
-    found = swept_guide(chosen, encoder, ChapterParameters().seed)
-    found.save(folder, encoder)
+        raise AbpError(f"Profile {profile!r} ships no proxy: set proxy to a folder for it.")
+    found = made.swept_guide()
+    found.save(folder, made.encoder)
     click.echo(f"{folder}: layer {found.layer}, IoU {found.iou:.3f} on the tuning samples")
 
 
@@ -213,10 +207,10 @@ main.add_command(steps.edit)
 
 def _encoder(profile: str, vlm: str | None) -> ConditionEncoder:
     """The VLM of a profile, or another one in its place."""
-    from abplib.experiment import load_encoder
+    from abplib.experiment import Experiment
 
     other = {} if vlm is None else {"vlm": vlm, "revision": None}
-    return load_encoder(Profile.load(profile, **other))
+    return Experiment(Profile.load(profile, **other)).encoder
 
 
 def _number(number: float | None) -> str:

@@ -41,6 +41,8 @@ from myst_nb import glue
 
 from abplib.core import code, paths, store
 from abplib.core.errors import AbpError
+from abplib.core.stats import Interval
+from abplib.experiment import Experiment
 from abplib.parameters import ChapterParameters, parse
 from abplib.profiles import Profile
 
@@ -92,12 +94,12 @@ def inputs(profile: Profile, *pieces: str) -> dict[str, Any]:
     Raises:
         AbpError: models or samples are missing, or a piece is not plain Python.
     """
-    fields = profile.model_dump()
+    fields, made = profile.model_dump(), Experiment(profile)
     return {
         "profile": fields,
         "code": code.digest(repr(fields), *pieces),
-        "model": profile.model_fingerprint,
-        "data": profile.data_fingerprint,
+        "model": made.model_fingerprint,
+        "data": made.data_fingerprint,
     }
 
 
@@ -121,6 +123,7 @@ class Chapter:
         self.name = name
         self.params = parameters
         self.profile = parameters.resolve()
+        self.experiment = Experiment(self.profile, parameters.seed)
         self.folder = folder(name, parameters)
         self._declared = {"figures": figures, "tables": tables, "values": values}
         self._files: dict[str, dict[str, list[Path]]] = {"figures": {}, "tables": {}}
@@ -376,8 +379,15 @@ class Chapter:
     def _provenance(self) -> str:
         """Profile, model and data behind a figure or a table, in one line of MyST."""
         title = self.profile.title + (f", {self.profile.note}" if self.profile.note else "")
-        data = self.profile.data_fingerprint[:8]
+        data = self.experiment.data_fingerprint[:8]
         return f"profile {title} · model `{self.profile.vlm}` · data `{data}`"
+
+
+def record(chapter: Chapter, name: str, found: Interval, unit: str, **shown: Any) -> None:
+    """Give the chapter a value with its interval, where there is one (one sample has none)."""
+    if math.isfinite(found.low):
+        shown |= {"low": found.low, "high": found.high}
+    chapter.value(name, found.value, n=found.n, unit=unit, **shown)
 
 
 _REPORTED = "numbers reported by the paper, none measured here"

@@ -7,19 +7,14 @@ analysis itself has no branch on it. A profile is a YAML file, one of those ship
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from abplib.core import paths
 from abplib.core.errors import AbpError, explain
-from abplib.core.references import content_of, function_of, source_of
-from abplib.core.store import digest, digest_files
 from abplib.editing.lora.settings import Count, LoraTraining
-from abplib.samples.base import SampleSet
 
 _SHIPPED = Path(__file__).with_name("profiles")
 
@@ -133,142 +128,6 @@ class Profile(BaseModel):
         except ValidationError as error:
             raise AbpError(f"Profile {name!r}: {explain(error)}.") from error
 
-    @property
-    def vlm_source(self) -> str:
-        """What `from_pretrained` takes: an existing folder, or a hub id.
-
-        Raises:
-            AbpError: `vlm` names a folder that is not there, or a function that is not.
-        """
-        return source_of("vlm", self.vlm, "Qwen/Qwen2.5-VL-7B-Instruct")
-
-    @property
-    def editor_source(self) -> str:
-        """The same of the editor.
-
-        Raises:
-            AbpError: the profile has none, or as `vlm_source` does.
-        """
-        if self.editor is None:
-            raise AbpError(
-                f"Profile {self.name!r} has no editor: set editor to the folder of a "
-                "Qwen-Image-Edit or to its hub id."
-            )
-        return source_of("editor", self.editor, "Qwen/Qwen-Image-Edit")
-
-    def other_source(self, name: OtherEditorName) -> str:
-        """The same of another system's editor.
-
-        Raises:
-            AbpError: the profile does not name it, or as `vlm_source` does.
-        """
-        if name not in self.other_editors:
-            raise AbpError(
-                f"Profile {self.name!r} has no {name}: name its source under other_editors."
-            )
-        source = self.other_editors[name].source
-        return source_of(f"other_editors.{name}.source", source, "black-forest-labs/FLUX.2-dev")
-
-    @property
-    def lora_place(self) -> Path:
-        """Where the LoRA lies, or goes when it is trained.
-
-        Raises:
-            AbpError: the profile names none.
-        """
-        if self.lora is None:
-            raise AbpError(f"Profile {self.name!r} has no LoRA: set lora to the folder of one.")
-        inside = Path(self.editor_source) / self.lora
-        return inside if inside.parent.is_dir() else paths.root() / self.lora
-
-    @property
-    def lora_folder(self) -> Path:
-        """Where the LoRA lies.
-
-        Raises:
-            AbpError: the profile names none, or its folder is not there.
-        """
-        folder = self.lora_place
-        if not folder.is_dir():
-            raise AbpError(
-                f"There is no LoRA in {folder}: restore it, or train one by `abp train-lora "
-                f"--profile {self.name}`."
-            )
-        return folder
-
-    @property
-    def proxy_folder(self) -> Path | None:
-        """Where the shipped proxy lies, if the profile names one."""
-        return None if self.proxy is None else paths.root() / self.proxy
-
-    @property
-    def comparison_file(self) -> Path | None:
-        """Where the comparison of trained conditions lies, if the profile names one."""
-        return None if self.comparison is None else paths.root() / self.comparison
-
-    @property
-    def evaluation(self) -> SampleSet:
-        """The samples that results are measured on; the first `n_eval` are used."""
-        return _sample_set(self.eval_set, paths.root())
-
-    @property
-    def training(self) -> SampleSet:
-        """The samples that proxies are trained on."""
-        return _sample_set(self.train_set, paths.root())
-
-    @property
-    def tuning(self) -> SampleSet:
-        """The samples that choices are made on."""
-        return _sample_set(self.tuning_set, paths.root())
-
-    @property
-    def human_labels_file(self) -> Path | None:
-        """The file of `human_labels`, if the profile names one.
-
-        Raises:
-            AbpError: it is not there.
-        """
-        if self.human_labels is None:
-            return None
-        path = paths.root() / self.human_labels
-        if not path.is_file():
-            raise AbpError(
-                f"There are no labels at {path}: make them with book/annotation.md, or leave "
-                "human_labels out."
-            )
-        return path
-
-    @property
-    def judging(self) -> Any:
-        """The judge, made anew."""
-        return function_of(self.judge)()
-
-    @property
-    def model_fingerprint(self) -> str:
-        """Hash of the files of VLM, editors, LoRA, proxy and comparison, or of hub ids."""
-        parts = [content_of(self.vlm_source, self.revision)]
-        if self.editor is not None:
-            parts.append(content_of(self.editor_source, self.editor_revision))
-        for name, other in self.other_editors.items():
-            parts.append(content_of(self.other_source(name), other.revision))
-            if self.lora is not None and self.lora_place.is_dir():
-                parts.append(content_of(str(self.lora_place)))
-        if (proxy := self.proxy_folder) is not None and proxy.is_dir():
-            parts.append(content_of(str(proxy)))
-        if (table := self.comparison_file) is not None:
-            files = (table, table.with_suffix(".json"))
-            parts += [digest_files(file) for file in files if file.is_file()]
-        return digest(parts)
-
-    @property
-    def data_fingerprint(self) -> str:
-        """Hash of the contents of all sample sets, and of people's labels."""
-        sets = (self.evaluation, self.training, self.tuning)
-        told = [samples.fingerprint for samples in sets]
-        if (labels := self.human_labels_file) is not None:
-            told.append(digest_files(labels))
-        return digest(told)
-
 
 def known_profiles() -> list[str]:
     """Names of the shipped profiles, sorted."""
@@ -283,15 +142,6 @@ def require_known(name: str) -> str:
     """
     _locate(name)
     return name
-
-
-@cache
-def _sample_set(reference: str, _root: Path) -> SampleSet:
-    """What a function returns in a checkout, made once: it may read files there."""
-    made = function_of(reference)()
-    if not isinstance(made, SampleSet):
-        raise AbpError(f"{reference!r} returned {type(made).__name__}, which is no SampleSet.")
-    return made
 
 
 def _locate(name: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from abplib.experiment import load_encoder
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import general
 from abplib.vlm.encoder import ConditionEncoder
@@ -47,7 +47,7 @@ def measure(
     """`n_larger` samples of `image_area` pixels go through the decoder, `n_samples` the VLM."""
     torch.set_num_threads(1)
     models = {
-        "miniature": (load_encoder(Profile.load(profile)), n_samples),
+        "miniature": (Experiment(Profile.load(profile)).encoder, n_samples),
         "decoder": (random_encoder(decoder, image_area=image_area), n_larger),
     }
     found, tokens = {}, {}

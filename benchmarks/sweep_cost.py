@@ -20,7 +20,7 @@ from typing import Any
 import click
 import torch
 
-from abplib.experiment import load_encoder
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.publish.plan_models import facts
 from abplib.sections import flops
@@ -47,7 +47,7 @@ def measure(
     chosen = Profile.load(profile, **own)
     dtype = getattr(torch, chosen.dtype)
     if shape is None:
-        encoder = load_encoder(chosen)
+        encoder = Experiment(chosen).encoder
     else:
         encoder = random_encoder(shape, image_area=chosen.image_area, dtype=dtype, device=device)
     work = Workload.of(encoder, chosen, n_batches)

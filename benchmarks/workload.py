@@ -14,11 +14,11 @@ from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 
 from abplib.core import paths
 from abplib.core.parallel import ahead, at_once, side_by_side, streamed
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.proxies.bank import Bank
 from abplib.proxies.configurations import Configuration, SweepSettings, configurations
 from abplib.samples.scenes.sets import general
-from abplib.sections.decodability import sweep_settings
 from abplib.sections.flops import Lengths, lengths_of
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
 from abplib.vlm.twins import VLMShape, build_processor
@@ -47,7 +47,7 @@ class Workload:
     @classmethod
     def of(cls, encoder: ConditionEncoder, profile: Profile, n_batches: int) -> Workload:
         """Both terms of the loss are there from the first batch on, as in most of a sweep."""
-        return cls(encoder, replace(sweep_settings(profile, seed=0), l1_steps=0), n_batches)
+        return cls(encoder, replace(Experiment(profile).settings, l1_steps=0), n_batches)
 
     @property
     def device(self) -> torch.device:

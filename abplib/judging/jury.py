@@ -12,20 +12,7 @@ from PIL import Image
 
 from abplib.core.store import digest
 from abplib.judging.base import Judge, Judgement
-from abplib.judging.human_judge import HumanJudge
-from abplib.profiles import Profile
 from abplib.samples.base import SampleSet
-
-
-def judge_of(profile: Profile) -> Judge:
-    """The profile's judge; where it names people's labels, success and failure are theirs to tell.
-
-    Raises:
-        AbpError: the labels are not there, or as the judge itself does.
-    """
-    judge: Judge = profile.judging
-    labels = profile.human_labels_file
-    return judge if labels is None else Jury(HumanJudge(labels), judge)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from abplib.core.errors import AbpError
-from abplib.proxies.qformer import ProxyConfig
+from abplib.proxies.qformer import Proxy, ProxyConfig
+from abplib.samples.base import SampleSet
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Layer
 
+Tokens = Literal["all", "prompt"]
 _FINAL_RATE = 0.3
 """What the learning rate ends at, as a part of its base value (B.1)."""
 
@@ -25,7 +28,7 @@ class Configuration:
     """How figures and tables call it."""
     layers: tuple[Layer, ...]
     """Decoder blocks, or "final"; read together."""
-    tokens: Literal["all", "prompt"] = "all"
+    tokens: Tokens = "all"
     """The whole kept sequence, or only the tokens of the user's instruction."""
 
     def select(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
@@ -51,6 +54,25 @@ def configurations(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
         Configuration("final", ("final",)),
         Configuration("middle_prompt", encoder.middle_layers, "prompt"),
     )
+
+
+@torch.inference_mode()
+def predict(
+    encoder: ConditionEncoder,
+    proxies: Mapping[Configuration, Proxy],
+    samples: SampleSet,
+    n: int,
+    batch: int = 50,
+) -> dict[str, Tensor]:
+    """The proxies' boxes of the first `n` samples from one pass of each, {name: [n, 4]}."""
+    layers = sorted({l for c in proxies for l in c.layers if l != "final"})
+    final = any("final" in c.layers for c in proxies)
+    found: dict[str, list[Tensor]] = {configuration.name: [] for configuration in proxies}
+    for _, encoding in encoder.over(samples, n, layers=layers, final=final, batch=batch):
+        for configuration, proxy in proxies.items():
+            states, mask = configuration.select(encoding)
+            found[configuration.name].append(proxy.to(states.device)(states, mask).cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 @dataclass(frozen=True)

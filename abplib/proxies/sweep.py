@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,20 +25,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from abplib.core import processes, store
+from abplib.core.boxes import center_distance, iou
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ahead, streamed
 from abplib.proxies import bank as banks
 from abplib.proxies import configurations as training
-from abplib.proxies import qformer as proxies
+from abplib.proxies import qformer as qformers
 from abplib.proxies.bank import Bank
 from abplib.proxies.baselines import CORNERS, baselines, scored
-from abplib.proxies.configurations import Configuration, SweepSettings
+from abplib.proxies.configurations import Configuration, SweepSettings, predict
 from abplib.proxies.labels import Labels
+from abplib.proxies.qformer import Proxy
 from abplib.samples.base import SampleSet, check_number
 from abplib.vlm import encoder as encoders
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
 
-_CODE = (banks, encoders, proxies, training)
+_CODE = (banks, encoders, qformers, training)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,21 +102,27 @@ def sweep(
         train_set=train_set.fingerprint,
         labels=labels.fingerprint,
         eval_set=eval_set.fingerprint,
-        n_eval=n_eval,
         configurations=[asdict(configuration) for configuration in chosen],
         settings=asdict(settings),
         code=store.digest_files(*(str(part.__file__) for part in _CODE), __file__),
     )
     with processes.alone(place):
         if store.summary_of(place) is None:
-            run = _Run(encoder, train_set, labels, eval_set, chosen, settings, n_eval, place)
-            run.finish(progress)
+            _Run(encoder, train_set, labels, eval_set, chosen, settings, place).finish(progress)
+        scores = place / f"samples_{n_eval}.parquet"
         if processes.is_first():
             _checkpoint(place).unlink(missing_ok=True)
+            if not scores.exists():
+                proxies = {
+                    c: Proxy.load(place / "proxies" / c.name, encoder.fingerprint) for c in chosen
+                }
+                found = predict(encoder, proxies, eval_set, n_eval, settings.micro_batch)
+                rows = _scored(found, labels, eval_set, settings.seed)
+                store.write_parquet(scores, rows)
     return Sweep(
         folder=place,
         curves=store.read_parquet(place / "curves.parquet")[0],
-        samples=store.read_parquet(place / "samples.parquet")[0],
+        samples=store.read_parquet(scores)[0],
         summary=store.summary_of(place) or {},
     )
 
@@ -139,11 +147,10 @@ class _Run:
         eval_set: SampleSet,
         chosen: Sequence[Configuration],
         settings: SweepSettings,
-        n_eval: int,
         place: Path,
     ) -> None:
         self.encoder, self.settings, self.place = encoder, settings, place
-        self.train_set, self.eval_set, self.n_eval = train_set, eval_set, n_eval
+        self.train_set, self.eval_set = train_set, eval_set
         self.labels = labels
         usable = labels.usable
         if usable.empty:
@@ -180,18 +187,13 @@ class _Run:
                 self.recent.append(self._learn(passes, some))
                 bar.update()
                 last = bank.n_steps == settings.n_batches
-                if bank.n_steps % settings.eval_every == 0 and not last:
-                    self._measure(self._evaluate(min(settings.n_curve_eval, self.n_eval))[0])
+                if bank.n_steps % settings.eval_every == 0 or last:
+                    self._measure()
                 if bank.n_steps % settings.checkpoint_every == 0 or last:
                     self.seconds = time.monotonic() - started
                     self._save()
-        final, exact = self._evaluate(self.n_eval)
-        self._measure(final)
-        self.seconds = time.monotonic() - started
-        ids = list(final["sample_id"][: self.n_eval])
-        others = baselines(ids, exact, self.boxes.cpu(), settings.seed)
         if processes.is_first():
-            self._write(pd.concat([final, others], ignore_index=True), needed)
+            self._write(needed)
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
         """This process's micro-batches of some rows."""
@@ -223,43 +225,29 @@ class _Run:
         processes.add_up([self.bank.losses, *self.bank.gradients])
         return self.bank.step()
 
-    def _evaluate(self, n: int) -> tuple[pd.DataFrame, Tensor]:
-        """Rows of `Sweep.samples` for the first `n` samples, proxy by proxy, and the exact boxes.
-
-        One VLM pass serves all proxies.
-        """
+    def _measure(self) -> None:
+        """Add a point to each curve; one VLM pass serves all proxies."""
+        n = min(self.settings.n_curve_eval, len(self.eval_set))
         parts = self._parts(np.arange(n))
         mine = []
-        for rows, (encoding, ids, exact) in zip(
+        for rows, (encoding, _, exact) in zip(
             parts, self._passes(self.eval_set, parts), strict=True
         ):
-            found = self.bank.predict(encoding)
-            boxes = {name: predicted.cpu() for name, predicted in found.items()}
-            mine.append((int(rows[0]), ids, exact, boxes))
+            found = {name: boxes.cpu() for name, boxes in self.bank.predict(encoding).items()}
+            mine.append((int(rows[0]), exact, found))
         whole = sorted(processes.gathered(mine), key=lambda part: part[0])
-        ids = [name for _, some, _, _ in whole for name in some]
-        exact = torch.cat([some for _, _, some, _ in whole])
-        tables = [
-            scored(name, ids, torch.cat([found[name] for *_, found in whole]), exact)
-            for name in self.bank.configurations
-        ]
-        return pd.concat(tables, ignore_index=True), exact
-
-    def _measure(self, evaluated: pd.DataFrame) -> None:
-        """Add a point to each curve."""
+        exact = torch.cat([exact for _, exact, _ in whole])
         losses = np.mean(self.recent, axis=0)
         self.recent = []
-        for (name, rows), loss in zip(
-            evaluated.groupby("configuration", sort=False), losses, strict=True
-        ):
-            shown = rows.head(self.settings.n_curve_eval)
+        for name, loss in zip(self.bank.configurations, losses, strict=True):
+            boxes = torch.cat([found[name] for *_, found in whole])
             self.curves.append(
                 {
                     "step": self.bank.n_steps,
                     "samples_seen": self.bank.n_steps * self.settings.batch_size,
-                    "configuration": str(name),
-                    "center_error": float(shown["center_error"].mean()),
-                    "iou": float(shown["iou"].mean()),
+                    "configuration": name,
+                    "center_error": float(center_distance(boxes, exact).double().mean()),
+                    "iou": float(iou(boxes, exact).double().mean()),
                     "train_loss": float(loss),
                 }
             )
@@ -289,11 +277,10 @@ class _Run:
         self.curves, self.recent = progress["curves"], progress["recent"]
         self.seconds = progress["seconds"]
 
-    def _write(self, samples: pd.DataFrame, needed: int) -> None:
+    def _write(self, needed: int) -> None:
         for name, proxy in self.bank.proxies.items():
             proxy.save(self.place / "proxies" / name, self.encoder.fingerprint)
         store.write_parquet(self.place / "curves.parquet", pd.DataFrame(self.curves))
-        store.write_parquet(self.place / "samples.parquet", samples)
         store.mark_done(
             self.place,
             seconds=round(self.seconds, 1),
@@ -301,6 +288,18 @@ class _Run:
             usable=len(self.rows),
             unusable=self.labels.unusable,
         )
+
+
+def _scored(
+    found: Mapping[str, Tensor], labels: Labels, eval_set: SampleSet, seed: int
+) -> pd.DataFrame:
+    """Rows of `Sweep.samples` of the proxies' boxes, {name: [n, 4]}, and of the baselines."""
+    (n,) = {len(boxes) for boxes in found.values()}
+    samples = [eval_set[index] for index in range(n)]
+    ids, exact = [s.id for s in samples], torch.tensor([s.box for s in samples])
+    trained = torch.tensor(labels.usable[CORNERS].to_numpy(np.float32))
+    tables = [scored(name, ids, boxes, exact) for name, boxes in found.items()]
+    return pd.concat([*tables, baselines(ids, exact, trained, seed)], ignore_index=True)
 
 
 def _checkpoint(place: Path) -> Path:

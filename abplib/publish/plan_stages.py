@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from abplib.core.errors import AbpError
 from abplib.editing.methods import CONTROLS, METHODS
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.publish.plan_models import Model, facts, model_of
 from abplib.samples.omniedit import HUB_ID
@@ -67,7 +68,7 @@ def _samples(profile: Profile) -> Iterator[Stage]:
     lacking: dict[str, list[str]] = {}
     for name in ("evaluation", "training", "tuning"):
         try:
-            getattr(profile, name)
+            getattr(Experiment(profile), name)
         except AbpError as error:
             lacking.setdefault(str(error), []).append(name)
     if lacking and profile.eval_set.startswith(_SPATIAL):
@@ -95,7 +96,7 @@ def _multi_entity(profile: Profile) -> Iterator[Stage]:
 def _vlm(profile: Profile) -> Iterator[Stage]:
     n_train = profile.n_batches * profile.batch_size
     try:
-        vlm = profile.vlm_source
+        vlm = Experiment(profile).vlm_source
     except AbpError as error:
         yield Stage("VLM", "all chapters", (), None, lacks=(str(error),))
         return
@@ -123,11 +124,11 @@ def _editing(profile: Profile) -> Iterator[Stage]:
     if profile.editor is None:
         return
     try:
-        editor = profile.editor_source
+        editor = Experiment(profile).editor_source
     except AbpError as error:
         yield Stage("edits (ch. 1, 5)", "editing", (), None, lacks=(str(error),))
         return
-    if profile.lora is not None and not profile.lora_place.is_dir():
+    if profile.lora is not None and not Experiment(profile).lora_place.is_dir():
         budget = profile.lora_training
         cost = 4 if budget.gradient_checkpointing else 3
         yield Stage(
@@ -147,7 +148,7 @@ def _editing(profile: Profile) -> Iterator[Stage]:
     )
     for name in profile.other_editors:
         try:
-            source = profile.other_source(name)
+            source = Experiment(profile).other_source(name)
         except AbpError as error:
             yield Stage(f"{name} (ch. 5)", "", (), None, lacks=(str(error),))
         else:

@@ -43,18 +43,19 @@ _shard = click.option(
 @click.option("--ship", is_flag=True, help="Also write all of them beside the model.")
 def labels(profile: str, number: int | None, shard: Shard, ship: bool) -> None:
     """Let the VLM label the training samples of chapter 2."""
-    from abplib.experiment import load_encoder
+    from abplib.experiment import Experiment
     from abplib.proxies.labels import predict_labels, predict_shard
 
-    chosen = Profile.load(profile)
-    n = number or min(chosen.n_batches * chosen.batch_size, len(chosen.training))
-    path = Path(chosen.vlm_source) / LABELS_FILE
+    made = Experiment(Profile.load(profile), SEED)
+    n = number or made.n_labels
+    path = Path(made.vlm_source) / LABELS_FILE
     if ship and not path.parent.is_dir():
-        raise AbpError(f"{chosen.vlm} is no folder to ship labels in: save the model to one first.")
-    encoder = load_encoder(chosen)
-    predict_shard(encoder, chosen.training, n, shard, shipped=path)
+        raise AbpError(
+            f"{made.profile.vlm} is no folder to ship labels in: save the model to one first."
+        )
+    predict_shard(made.encoder, made.training, n, shard, shipped=path)
     if ship:
-        found = predict_labels(encoder, chosen.training, n, shipped=path)
+        found = predict_labels(made.encoder, made.training, n, shipped=path)
         found.ship(path)
         click.echo(f"{path}: {len(found.usable)} of {n} usable, {found.unusable or 'none'} not")
 
@@ -63,22 +64,20 @@ def labels(profile: str, number: int | None, shard: Shard, ship: bool) -> None:
 @_profile
 def sweep(profile: str) -> None:
     """Train the proxies of chapter 2, which chapters 3 and 4 take apart."""
-    from abplib.experiment import load_encoder
-    from abplib.proxies.selection import sweep_of
+    from abplib.experiment import Experiment
 
-    chosen = Profile.load(profile)
-    sweep_of(chosen, load_encoder(chosen), SEED)
+    Experiment(Profile.load(profile), SEED).sweep()
 
 
 @click.command()
 @_profile
 def answers(profile: str) -> None:
     """Ask the VLM for the boxes of the evaluation samples, for chapters 1 and 5."""
-    from abplib.experiment import load_encoder
+    from abplib.experiment import Experiment
     from abplib.sections.localization import ask
 
-    chosen = Profile.load(profile)
-    ask(load_encoder(chosen), chosen.evaluation, chosen.n_eval)
+    made = Experiment(Profile.load(profile), SEED)
+    ask(made.encoder, made.evaluation, made.profile.n_eval)
 
 
 @click.command()
@@ -91,30 +90,29 @@ def edit(method: str, profile: str, shard: Shard) -> None:
     METHOD is one of chapter 5's, such as `baseline` or `ours`, or another system that the profile
     names.
     """
-    from abplib.editing.others import load_other
     from abplib.editing.runs import make_edits, make_other_edits
-    from abplib.experiment import load_editor, load_encoder
-    from abplib.proxies.selection import answered_boxes, find_guide
+    from abplib.experiment import Experiment
+    from abplib.sections.editing_validation import answered_boxes
     from abplib.sections.localization import ask
 
     chosen = Profile.load(profile)
     known = (*METHODS, *chosen.other_editors)
     if method not in known:
         raise AbpError(f"There is no method {method!r}: choose from {', '.join(known)}.")
-    samples, n = chosen.evaluation, chosen.n_eval
+    made = Experiment(chosen, SEED)
+    samples, n = made.evaluation, chosen.n_eval
     if method in chosen.other_editors:
-        make_other_edits(load_other(chosen, method), samples, n, SEED, shard=shard)
+        make_other_edits(made.other(method), samples, n, SEED, shard=shard)
         return
     boxes: dict[Guide, Sequence[Box | None]] = {}
     match METHODS[method].guide:
         case "proxy":
-            encoder = load_encoder(chosen)
-            boxes["proxy"] = find_guide(chosen, encoder, SEED).boxes(encoder, samples, n)
+            boxes["proxy"] = made.guide().boxes(made.encoder, samples, n)
         case "vlm":
-            boxes["vlm"] = answered_boxes(ask(load_encoder(chosen), samples, n))
+            boxes["vlm"] = answered_boxes(ask(made.encoder, samples, n))
         case "exact":
             boxes["exact"] = [samples[index].box for index in range(n)]
-    make_edits(method, load_editor(chosen), samples, n, SEED, boxes, shard=shard)
+    make_edits(method, made.editor, samples, n, SEED, boxes, shard=shard)
 
 
 def key(step: Callable[..., object] | str, profile: str) -> str:
@@ -176,10 +174,10 @@ def omniedit(
     click.echo(f"{len(samples)} rows in {folder}, {samples.unusable or 'none'} unusable")
     click.echo(f"manifest {manifest.fingerprint}")
     if profile:
-        from abplib.experiment import load_encoder
-        from abplib.profiles import Profile
+        from abplib.experiment import Experiment
         from abplib.proxies.labels import predict_labels
 
-        found = predict_labels(load_encoder(Profile.load(profile)), samples, len(samples))
+        encoder = Experiment(Profile.load(profile)).encoder
+        found = predict_labels(encoder, samples, len(samples))
         write_labels(found, folder / "labels.jsonl")
         click.echo(f"{len(found.usable)} labels usable, {found.unusable or 'none'} not")

@@ -13,6 +13,7 @@ from transformers import Qwen2_5_VLConfig
 
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
+from abplib.experiment import Experiment
 from abplib.paper import reported
 from abplib.profiles import Profile
 from abplib.proxies.configurations import Configuration
@@ -20,7 +21,6 @@ from abplib.publish.plan import UTILISATION
 from abplib.publish.plan_models import facts
 from abplib.publish.plan_stages import gpu_hours
 from abplib.sections import flops
-from abplib.sections.decodability import sweep_settings
 from abplib.sections.flops import Lengths
 
 Result = dict[str, Any]
@@ -264,7 +264,7 @@ def at_scale(found: Result) -> pd.DataFrame:
     each configuration), one_pass (all configurations).
     """
     config = Qwen2_5_VLConfig(**facts()["models"][_VLM]["parts"]["vlm"]["config"])
-    settings = sweep_settings(Profile.load("paper"), seed=0)
+    settings = Experiment(Profile.load("paper")).settings
     chosen, n_samples = _of_the_paper(), reported("n_train")
     rows = {}
     for area in AREAS:

@@ -6,8 +6,7 @@ Chapter 2, sections 4.2 and 4.3.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,10 +15,10 @@ import torch
 from abplib import paper as reported
 from abplib.core import boxes
 from abplib.core.stats import Interval, bootstrap_mean
-from abplib.profiles import LABELS_FILE, Profile
+from abplib.profiles import Profile
 from abplib.proxies import text_only
 from abplib.proxies.configurations import Configuration, SweepSettings
-from abplib.proxies.labels import Labels, exact_labels, predict_labels
+from abplib.proxies.labels import Labels
 from abplib.samples.base import SampleSet
 from abplib.vlm.encoder import ConditionEncoder
 
@@ -34,12 +33,6 @@ def name_of(configuration: str) -> str:
     return words.get(configuration, configuration.replace("_", " "))
 
 
-def sweep_settings(profile: Profile, seed: int) -> SweepSettings:
-    """The profile's budget and shape of proxies; what a profile leaves out is the paper's."""
-    shared = {field.name for field in fields(SweepSettings)} & set(Profile.model_fields)
-    return SweepSettings(**{name: getattr(profile, name) for name in shared}, seed=seed)
-
-
 def groups_of(chosen: Sequence[Configuration], middle: Sequence[int]) -> dict[str, str]:
     """Each configuration's colour group of Figure 4: outer, middle, final or middle_prompt."""
     groups = {}
@@ -50,17 +43,6 @@ def groups_of(chosen: Sequence[Configuration], middle: Sequence[int]) -> dict[st
         else:
             groups[name] = "middle" if configuration.layers[0] in middle else "outer"
     return groups
-
-
-def labels_of(profile: Profile, encoder: ConditionEncoder, n: int) -> Labels:
-    """Boxes to train on for the first `n` training samples: the VLM's own, or exact ones.
-
-    The VLM's are read from `LABELS_FILE` beside its weights where that file is its own.
-    """
-    if profile.labels == "exact":
-        return exact_labels(encoder, profile.training, n)
-    shipped = Path(profile.vlm_source) / LABELS_FILE
-    return predict_labels(encoder, profile.training, n, shipped=shipped)
 
 
 def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from abplib import paper as reported
+from abplib.core.boxes import Box
 from abplib.core.stats import (
     Interval,
     bootstrap_mean,
@@ -26,6 +27,9 @@ from abplib.core.stats import (
 )
 from abplib.editing.methods import CONTROLS, METHODS, OTHERS, Guide, label
 from abplib.judging.base import BEST
+from abplib.judging.box_accuracy import centre_inside, evaluate_box
+from abplib.proxies.baselines import CORNERS
+from abplib.samples.base import SampleSet
 from abplib.sections.claims import HOLDS, REVERSED, ClaimCheck, against
 
 COMPARED = ("baseline", "full_description", "norm_avg", "ours")
@@ -321,3 +325,28 @@ def _controls(scores: pd.DataFrame) -> ClaimCheck:
     verdict = HOLDS if right.all() else REVERSED
     measured = f"{int(right.sum())} of {len(right)} samples"
     return ClaimCheck("controls", "Controls score as they must", "a check", measured, verdict)
+
+
+def answered_boxes(rows: pd.DataFrame) -> list[Box | None]:
+    """The VLM's boxes in rows of `localization.ask`; None where it gave none."""
+    corners = rows[CORNERS].to_numpy(float)
+    return [
+        (x1, y1, x2, y2) if answered else None
+        for (x1, y1, x2, y2), answered in zip(corners.tolist(), rows["answered"], strict=True)
+    ]
+
+
+def box_rows(samples: SampleSet, found: Mapping[Guide, Sequence[Box | None]]) -> pd.DataFrame:
+    """How good the boxes are that editors are shown: one row a source of boxes and sample.
+
+    Columns: source, index, sample_id, those of `metrics.BoxRow`, and centre_inside, whether the
+    box's centre lies in the exact box.
+    """
+    rows = []
+    for source, shown in found.items():
+        for index, box in enumerate(shown):
+            sample = samples[index]
+            about = {"source": source, "index": index, "sample_id": sample.id}
+            inside = box is not None and centre_inside(box, sample.box)
+            rows.append({**about, **evaluate_box(sample, box), "centre_inside": inside})
+    return pd.DataFrame(rows)

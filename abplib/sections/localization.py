@@ -13,11 +13,11 @@ import pandas as pd
 
 from abplib.core import boxes, store
 from abplib.core.stats import Interval, bootstrap_mean, wilson
-from abplib.experiment import Measure
 from abplib.judging import box_accuracy
 from abplib.judging.box_accuracy import MIN_COVERAGE, evaluate_box
 from abplib.paper import reported
 from abplib.samples.base import SampleSet, check_number
+from abplib.sections.claims import Measure
 from abplib.vlm import grounding, loading
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder

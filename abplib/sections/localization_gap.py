@@ -15,12 +15,11 @@ import torch
 from abplib.core.errors import AbpError
 from abplib.core.stats import Interval, PairedTable, proportion_difference, wilson
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.experiment import Measure, load_editor
 from abplib.judging.base import FAILURES, NO_EDIT, WRONG_OBJECT
 from abplib.judging.verdicts import VERDICTS, succeeded
 from abplib.paper import reported
-from abplib.profiles import Profile
 from abplib.sections import localization
+from abplib.sections.claims import Measure
 from abplib.vlm.encoder import ConditionEncoder
 
 SUCCESS = "success"
@@ -29,11 +28,6 @@ EDIT_OUTCOMES = (SUCCESS, *FAILURES)
 
 HALVES = {"accurate": "VLM: accurate box", "success": "editor: successful edit"}
 """The two answers on each sample, by their column, and how figures call them."""
-
-
-def baseline(profile: Profile) -> QwenImageEditor:
-    """The profile's editor as the paper's section 4.1 has it: without a LoRA, shown no box."""
-    return load_editor(profile.model_copy(update={"lora": None}))
 
 
 def same_vlm(encoder: ConditionEncoder, editor: QwenImageEditor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from abplib.core.boxes import Box
 from abplib.core.images import ImageLike
 from abplib.proxies.configurations import Configuration
-from abplib.proxies.selection import Guide
+from abplib.proxies.selection import GuidingProxy
 from abplib.vlm.encoder import ConditionEncoder
 
 
@@ -36,7 +36,9 @@ class Located:
 
 
 @torch.inference_mode()
-def locate(encoder: ConditionEncoder, guide: Guide, image: ImageLike, instruction: str) -> Located:
+def locate(
+    encoder: ConditionEncoder, guide: GuidingProxy, image: ImageLike, instruction: str
+) -> Located:
     """Ask a trained proxy and the VLM's attention. Raises AbpError as `encode` does."""
     layer = guide.layer
     encoding = encoder.encode([image], [instruction], layers=[layer], attention=[layer])

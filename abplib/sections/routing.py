@@ -14,53 +14,24 @@ import pandas as pd
 
 from abplib.core.stats import Interval, bootstrap_mean, wilson
 from abplib.paper import reported
-from abplib.parameters import Decomposition as Parameters
-from abplib.profiles import Profile
-from abplib.proxies.configurations import Configuration, configurations
-from abplib.proxies.sweep import sweep
+from abplib.proxies.attention import ProxyAttention
 from abplib.samples.words import CLASSES, NOUN, SPATIAL
 from abplib.sections.decodability import (
     HOLDS,
     REVERSED,
     UNDECIDED,
     Verdict,
-    labels_of,
-    sweep_settings,
     verdict_of,
 )
 from abplib.sections.decomposition import (
     Decomposition,
-    ProxyAttention,
     decompose,
     drops,
     preferred_layers,
-    read_attention,
 )
 from abplib.sections.dependence import Dependence
-from abplib.vlm.encoder import ConditionEncoder
 
 _BAND = (0.1, 0.9)
-
-
-def attention_of(parameters: Parameters, encoder: ConditionEncoder) -> ProxyAttention:
-    """The attention of the proxy of chapter 2 that reads the middle layers' prompt tokens.
-
-    Where `parameters.layers` are given, of one that reads theirs. The sweep that trains it is read
-    where it has been run with these parameters, whatever `n_samples` are, and run where not.
-    """
-    profile, chosen = parameters.resolve(), configurations(encoder)
-    if parameters.layers is not None:
-        name = "prompt_" + "_".join(map(str, parameters.layers))
-        chosen = (Configuration(name, tuple(parameters.layers), "prompt"),)
-    settings = sweep_settings(profile, parameters.seed)
-    n_labels = min(settings.n_batches * settings.batch_size, len(profile.training))
-    labels = labels_of(profile, encoder, n_labels)
-    swept = sweep(
-        encoder, profile.training, labels, profile.evaluation, chosen, settings,
-        n_eval=Profile.load(parameters.profile).n_eval,
-    )  # fmt: skip
-    folder = swept.folder / "proxies" / chosen[-1].name
-    return read_attention(encoder, profile.evaluation, profile.n_eval, chosen[-1], folder)
 
 
 def decide(attention: ProxyAttention, threshold: float) -> tuple[Decomposition, int]:

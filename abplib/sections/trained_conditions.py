@@ -25,7 +25,7 @@ from abplib.core.stats import (
     wilson,
     with_interval,
 )
-from abplib.profiles import Profile
+from abplib.experiment import Experiment
 
 LABELS = {
     "final": "Final states",
@@ -59,26 +59,28 @@ class Trained:
     """What was run: plan, device, and the layers, minutes and held-out loss of each condition."""
 
 
-def find(profile: Profile, vlm: str) -> tuple[Trained | None, str]:
-    """The profile's comparison, if it is there and of these models, and a sentence on it.
-
-    Args:
-        profile: names the table, and the samples evaluated.
-        vlm: fingerprint of the VLM that the comparison must be about.
+def find(experiment: Experiment) -> tuple[Trained | None, str]:
+    """The experiment's comparison, if it is there and of these models, and a sentence on it.
 
     Raises:
         AbpError: a file of the comparison cannot be read.
     """
-    path = profile.comparison_file
+    path = experiment.comparison_file
     if path is None:
-        return None, f"The profile {profile.name} comes with no such comparison; none is shown."
+        return (
+            None,
+            f"The profile {experiment.profile.name} comes with no such comparison; none is shown.",
+        )
     if not path.is_file():
         return None, (
             "This comparison has not been made yet, so nothing is shown; the command "
             "train-conditions makes it."
         )
     run = store.read_json(path.with_suffix(".json"))
-    if (run["vlm"], run["samples"]) != (vlm, profile.evaluation.fingerprint):
+    if (run["vlm"], run["samples"]) != (
+        experiment.encoder.fingerprint,
+        experiment.evaluation.fingerprint,
+    ):
         return None, (
             f"The comparison in {path.name} was made around another VLM or on other samples, so it "
             "is not shown; the command train-conditions makes it anew."

@@ -42,9 +42,9 @@ def make(
         spatial.paint_images(folder, FiboPainter.from_pretrained(), seed, log)
 
     def edits() -> None:
-        from abplib.editing.others import load_other
+        from abplib.experiment import Experiment
 
-        editor = load_other(Profile.load(profile), "qwen_image_edit_2509")
+        editor = Experiment(Profile.load(profile)).other("qwen_image_edit_2509")
         spatial.edit_images(folder, editor, seed, log)
 
     def instructions() -> None:
@@ -53,11 +53,11 @@ def make(
         spatial.write_instructions(folder, MistralDescriber.from_pretrained(), log)
 
     def boxes() -> None:
-        from abplib.experiment import load_encoder
+        from abplib.experiment import Experiment
         from abplib.vlm.grounding import Grounder
 
         chosen = Profile.load(profile)
-        spatial.ground_boxes(folder, Grounder.of(load_encoder(chosen)), chosen.vlm, log)
+        spatial.ground_boxes(folder, Grounder.of(Experiment(chosen).encoder), chosen.vlm, log)
 
     def verification() -> None:
         if labels is None:

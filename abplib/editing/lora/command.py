@@ -22,15 +22,17 @@ def train_lora(profile: str, out: Path | None) -> None:
     from abplib.core import processes
     from abplib.editing.lora import training
     from abplib.editing.lora.pairs import EditorSource
+    from abplib.experiment import Experiment
 
     chosen = Profile.load(profile)
+    made = Experiment(chosen)
     editor = EditorSource.of(
-        chosen.editor_source,
+        made.editor_source,
         image_area=chosen.image_area,
         dtype=getattr(torch, chosen.dtype),
         revision=chosen.editor_revision,
     )
-    folder = out or chosen.lora_place
-    training.train_lora(editor, chosen.tuning, chosen.lora_training, folder)
+    folder = out or made.lora_place
+    training.train_lora(editor, made.tuning, chosen.lora_training, folder)
     if processes.is_first():
         click.echo(folder)
