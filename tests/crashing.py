@@ -18,10 +18,10 @@ import torch
 import toysweep
 from PIL import Image
 
-from abplib import experiment
 from abplib.core import store
 from abplib.editing import runs
 from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.experiment import Experiment
 from abplib.judging import verdicts
 from abplib.judging.preservation import Preservation
 from abplib.judging.scene_oracle import SceneOracle
@@ -87,7 +87,7 @@ class AskingOracle(SceneOracle):
 def sweeping(test: Connection, base: Path) -> None:
     """Sweep on the smoke twin, with a checkpoint after every batch."""
     ask = _asking(test)
-    encoder = experiment.load_encoder(Profile.load("smoke"))
+    encoder = Experiment(Profile.load("smoke")).encoder
     encode = ConditionEncoder.encode
 
     def asking_encode(self: ConditionEncoder, prepared: Any, *rest: Any, **named: Any) -> Any:
@@ -106,8 +106,8 @@ def sweeping(test: Connection, base: Path) -> None:
 def evaluating(test: Connection, base: Path) -> None:
     """Edit with the smoke editor by two methods and judge the edits."""
     ask = _asking(test)
-    profile = Profile.load("smoke")
-    samples, editor = profile.evaluation, experiment.load_editor(profile)
+    made = Experiment(Profile.load("smoke"))
+    samples, editor = made.evaluation, made.editor
     edit_many = QwenImageEditor._edit_many
 
     def asking_edit(self: Any, images: Any, instructions: Any, seeds: Any, *rest: Any) -> Any:

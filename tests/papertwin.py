@@ -25,7 +25,7 @@ from abplib.core.boxes import Box, to_pixels
 from abplib.core.images import ImageLike
 from abplib.editing import other_twins
 from abplib.editing.base import Editor
-from abplib.experiment import load_encoder
+from abplib.experiment import Experiment
 from abplib.judging.human.labels import DRAW_BOX
 from abplib.profiles import Profile
 from abplib.samples import multi_entity, omniedit, omniedit_rows
@@ -141,7 +141,7 @@ def _multi_entity(folder: Path, profile: Profile) -> None:
     stages.edit_images(folder, Leveller(), 0, quiet)
     stages.reverse(folder, quiet)
     stages.write_instructions(folder, Speaker(), quiet)
-    stages.ground_boxes(folder, Grounder.of(load_encoder(profile)), profile.vlm, quiet)
+    stages.ground_boxes(folder, Grounder.of(Experiment(profile).encoder), profile.vlm, quiet)
     labels = []
     for task in stages.verification_tasks(folder):
         if task.step == DRAW_BOX:

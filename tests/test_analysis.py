@@ -7,11 +7,12 @@ import math
 
 import pytest
 
+from abplib.chapter import record
 from abplib.core import paths
 from abplib.core.errors import AbpError
 from abplib.core.stats import Interval
-from abplib.experiment import Measure, beside_paper, record
 from abplib.paper import numbers, reported
+from abplib.sections.claims import Measure, beside_paper
 
 
 class Recorder:

@@ -16,7 +16,7 @@ from abplib import chapter
 from abplib.core import jsonl, store
 from abplib.editing import conditions
 from abplib.editing.runs import make_edits
-from abplib.experiment import load_encoder
+from abplib.experiment import Experiment
 from abplib.judging import vlm_judge
 from abplib.judging.asking import Manner
 from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge
@@ -24,7 +24,6 @@ from abplib.parameters import CHAPTERS
 from abplib.profiles import Profile
 from abplib.publish.notebooks import source_of
 from abplib.sections import localization
-from abplib.sections.localization_gap import baseline
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +66,10 @@ def test_only_ids_and_sizes_are_not_the_papers(paper: Path) -> None:
 
 
 def test_what_people_said_decides_chapter_1(paper: Path, tmp_path: Path) -> None:
-    profile = Profile.load(str(paper))
-    samples, n = profile.evaluation, profile.n_eval
-    answers = localization.ask(load_encoder(profile), samples, n)
-    made = make_edits("baseline", baseline(profile), samples, n, 0, {})
+    twin = Experiment(Profile.load(str(paper)))
+    samples, n = twin.evaluation, twin.profile.n_eval
+    answers = localization.ask(twin.encoder, samples, n)
+    made = make_edits("baseline", twin.baseline, samples, n, 0, {})
     file = tmp_path / "labels.jsonl"
     for task in boxes_to_judge(samples, answers):
         jsonl.append(file, task.label("rater", answer="yes"))

@@ -3,17 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import toybook
-import yaml
 from pydantic import ValidationError
 
 from abplib.core.errors import AbpError
 from abplib.profiles import Profile, known_profiles
-
-
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return toybook.make(tmp_path, monkeypatch)
 
 
 def test_every_shipped_profile_loads_under_its_own_name() -> None:
@@ -75,53 +68,3 @@ def test_a_broken_profile_file_is_one_sentence(tmp_path: Path, text: str) -> Non
         Profile.load(str(path))
     assert "own.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_ones_own_profile_brings_its_samples_and_its_model(toy: Path) -> None:
-    profile = Profile.load(str(toy))
-    assert len(profile.evaluation) == 3
-    assert profile.evaluation is profile.training  # one set, made once
-    assert profile.vlm_source == str(toy.parent / "model")
-
-
-def test_fingerprints_follow_contents(toy: Path) -> None:
-    profile = Profile.load(str(toy))
-    before = profile.model_fingerprint
-    assert profile.model_fingerprint == before
-    (toy.parent / "model" / "config.json").write_text("{ }")
-    assert profile.model_fingerprint != before
-    ships = profile.model_copy(update={"proxy": "proxy"})
-    assert ships.model_fingerprint == profile.model_fingerprint  # nothing there yet
-    (toy.parent / "proxy").mkdir()
-    (toy.parent / "proxy" / "choice.json").write_text("{}")
-    assert ships.model_fingerprint != profile.model_fingerprint
-    hub = profile.model_copy(update={"vlm": "Qwen/Qwen2.5-VL-7B-Instruct"})
-    assert hub.model_fingerprint != hub.model_copy(update={"revision": "a"}).model_fingerprint
-
-
-@pytest.mark.parametrize("field", ["eval_set", "train_set", "tuning_set"])
-def test_the_fingerprint_of_the_data_follows_every_set(toy: Path, field: str) -> None:
-    (toy.parent / "otherworld.py").write_text(
-        "from toyworld import Toys\n\n\nclass Others(Toys):\n    fingerprint = 'other'\n\n\n"
-        "def others():\n    return Others()\n"
-    )
-    profile = Profile.load(str(toy))
-    other = Profile.load(str(toy), **{field: "otherworld:others"})
-    assert other.data_fingerprint != profile.data_fingerprint
-
-
-@pytest.mark.parametrize("vlm", ["data/mini/absent", "./absent", "/absent", "a/b/c", "absent"])
-def test_a_missing_model_folder_is_named(toy: Path, vlm: str) -> None:
-    with pytest.raises(AbpError, match=r"VLM folder .* is missing: restore it"):
-        _ = Profile.load(str(toy), vlm=vlm).vlm_source
-
-
-def test_a_hub_id_is_left_to_from_pretrained(toy: Path) -> None:
-    assert Profile.load(str(toy), vlm="Qwen/Qwen2.5-VL-7B-Instruct").vlm_source.startswith("Qwen/")
-
-
-@pytest.mark.parametrize("reference", ["absent_module:toys", "toyworld:absent", "toyworld:Path"])
-def test_a_sample_set_must_be_one(toy: Path, reference: str) -> None:
-    fields = {**yaml.safe_load(toy.read_text()), "eval_set": reference}
-    with pytest.raises(AbpError, match=reference):
-        _ = Profile(**fields).evaluation

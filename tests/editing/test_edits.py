@@ -17,19 +17,19 @@ from abplib.editing import runs
 from abplib.editing.controls import Identity
 from abplib.editing.methods import CONTROLS, METHODS
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.experiment import load_editor
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.samples.base import Sample
 
 PROFILE = Profile.load("smoke")
-SAMPLES = PROFILE.evaluation
+SAMPLES = Experiment(PROFILE).evaluation
 BOX: Box = (0.1, 0.1, 0.6, 0.6)
 
 
 @pytest.fixture(scope="module")
 def editor() -> QwenImageEditor:
     """The smoke profile's, with the LoRA that reads boxes."""
-    return load_editor(PROFILE)
+    return Experiment(PROFILE).editor
 
 
 @pytest.fixture

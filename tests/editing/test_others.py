@@ -21,9 +21,10 @@ from abplib.core.errors import AbpError
 from abplib.core.stats import Interval
 from abplib.editing import other_twins, runs
 from abplib.editing.base import Editor
-from abplib.editing.others import OTHERS, load_other
+from abplib.editing.others import OTHERS
 from abplib.editing.qwen_image_edit_2509 import ANNOUNCED
 from abplib.editing.stock import SIDE, StockEditor
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import evaluation
 from abplib.sections import editing_validation
@@ -354,13 +355,15 @@ def test_a_profile_names_other_editors() -> None:
     source = "abplib.editing.other_twins:smoke_kontext"
     named = {"flux_kontext": {"source": source, "n_steps": 2}}
     profile = Profile.load("smoke", other_editors=named)
-    editor = load_other(profile, "flux_kontext")
+    made = Experiment(profile)
+    editor = made.other("flux_kontext")
     assert (editor.n_steps, editor.guidance) == (2, 2.5)
     assert editor.image_area == profile.image_area
     assert editor.fingerprint == load("flux_kontext").fingerprint
-    assert profile.model_fingerprint != Profile.load("smoke", other_editors={}).model_fingerprint
+    without = Experiment(Profile.load("smoke", other_editors={}))
+    assert made.model_fingerprint != without.model_fingerprint
     with pytest.raises(AbpError, match="'smoke' has no flux2_dev: name its source"):
-        load_other(profile, "flux2_dev")
+        made.other("flux2_dev")
     with pytest.raises(AbpError, match="other_editors"):
         Profile.load("smoke", other_editors={"flux_3": {"source": source}})
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from abplib.core import images, jsonl
 from abplib.core.errors import AbpError
+from abplib.experiment import Experiment
 from abplib.judging.base import LEAKAGE, NO_EDIT, WRONG_OBJECT, Judgement
 from abplib.judging.human import label_studio
 from abplib.judging.human.labels import (
@@ -41,7 +42,7 @@ from abplib.judging.human.tasks import (
 )  # fmt: skip
 from abplib.judging.human.verdicts import HumanBoxes, agreement, by_people, judged_boxes
 from abplib.judging.human_judge import HumanJudge
-from abplib.judging.jury import Jury, judge_of
+from abplib.judging.jury import Jury
 from abplib.profiles import Profile
 from abplib.samples.base import Sample
 
@@ -237,15 +238,15 @@ def test_a_profile_names_what_people_said(
     files: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ABP_ROOT", str(tmp_path))
-    profile = Profile.load("paper", human_labels="said.jsonl")
+    named = Experiment(Profile.load("paper", human_labels="said.jsonl"))
     with pytest.raises(AbpError, match=r"no labels at .*said.jsonl: make them with book/annot"):
-        judge_of(profile)
+        _ = named.judge
     for task in boxes_to_judge(SAMPLES, ANSWERS):
         jsonl.append(tmp_path / "said.jsonl", label(task, "a", YES))
-    judge = judge_of(profile)
+    judge = named.judge
     assert judge.name.startswith("human raters, scores by gemini-2.5-pro")
-    assert judge_of(Profile.load("paper")).name == "gemini-2.5-pro (success: full marks)"
-    found = by_people(ANSWERS, SAMPLES, profile.human_labels_file)
+    assert Experiment(Profile.load("paper")).judge.name == "gemini-2.5-pro (success: full marks)"
+    found = by_people(ANSWERS, SAMPLES, named.human_labels_file)
     assert list(found["accurate"]) == [True, True, True, False]
     assert by_people(ANSWERS, SAMPLES, None) is ANSWERS
 

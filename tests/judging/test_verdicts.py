@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from abplib.editing import runs
-from abplib.experiment import load_editor
+from abplib.experiment import Experiment
 from abplib.judging import verdicts
 from abplib.judging.base import Judgement
 from abplib.judging.preservation import Preservation
@@ -17,7 +17,7 @@ from abplib.profiles import Profile
 from abplib.samples.base import SampleSet
 
 PROFILE = Profile.load("smoke")
-SAMPLES = PROFILE.evaluation
+SAMPLES = Experiment(PROFILE).evaluation
 
 
 class CountingJudge:
@@ -38,7 +38,7 @@ class CountingJudge:
 
 def test_verdicts_are_asked_for_once_and_stand_beside_the_distances(tmp_path: Path) -> None:
     files = {
-        name: runs.make_edits(name, load_editor(PROFILE), SAMPLES, 2, 0, {}, base=tmp_path)
+        name: runs.make_edits(name, Experiment(PROFILE).editor, SAMPLES, 2, 0, {}, base=tmp_path)
         for name in ("identity", "paste")
     }
     assert (np.asarray(Image.open(files["identity"][1])) == np.asarray(SAMPLES[1].image)).all()

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from abplib.core.stats import Interval
-from abplib.profiles import Profile
 from abplib.proxies.configurations import Configuration
 from abplib.proxies.labels import Labels
 from abplib.sections import decodability
@@ -73,13 +72,6 @@ def test_groups_follow_the_layers_that_are_read() -> None:
     ]
     found = decodability.groups_of(chosen, middle=(1,))
     assert found == {name: GROUPS[name] for name in found}
-
-
-def test_a_profile_decides_the_sweep() -> None:
-    profile = Profile.load("smoke", n_batches=7)
-    settings = decodability.sweep_settings(profile, seed=3)
-    assert (settings.n_batches, settings.seed, settings.width) == (7, 3, profile.width)
-    assert (settings.l1_steps, settings.lambda_giou) == (100, 0.4)
 
 
 def test_final_errors_are_means_with_intervals() -> None:

@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 
 from abplib.core.errors import AbpError
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.proxies.configurations import Configuration, SweepSettings
 from abplib.proxies.qformer import Proxy, ProxyConfig, box_loss
 from abplib.samples.scenes.sets import general
 from abplib.sections import flops
-from abplib.sections.decodability import sweep_settings
 from abplib.sections.flops import Lengths, learning, proxy_learning, vlm_pass
 from abplib.vlm.encoder import ConditionEncoder
 from benchmarks.workload import random_encoder
@@ -102,7 +102,7 @@ def test_a_bank_reads_all_kept_tokens_or_those_of_the_prompt() -> None:
 
 
 def test_a_sweep_is_counted_whatever_the_threads(encoder: ConditionEncoder) -> None:
-    settings = sweep_settings(Profile.load("smoke"), seed=0)
+    settings = Experiment(Profile.load("smoke")).settings
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

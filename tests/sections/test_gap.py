@@ -13,6 +13,7 @@ from PIL import Image
 
 from abplib.core.errors import AbpError
 from abplib.core.stats import PairedTable
+from abplib.experiment import Experiment
 from abplib.judging.base import FAILURES, LEAKAGE, NO_EDIT, WRONG_OBJECT
 from abplib.parameters import parse
 from abplib.plots import gap as plots
@@ -206,7 +207,7 @@ def test_a_pair_shows_the_box_on_the_source_alone() -> None:
 def test_the_editor_edits_without_its_lora_and_its_vlm_is_compared(
     encoder: ConditionEncoder,
 ) -> None:
-    editor = localization_gap.baseline(Profile.load("smoke"))
+    editor = Experiment(Profile.load("smoke")).baseline
     assert editor.lora is None
     assert localization_gap.same_vlm(encoder, editor)
     other = replace(editor)

@@ -12,9 +12,9 @@ from conftest import noise
 from PIL import Image
 
 from abplib.__main__ import main
-from abplib.proxies import selection
+from abplib.experiment import Experiment
 from abplib.proxies.qformer import Proxy, ProxyConfig
-from abplib.proxies.selection import Guide
+from abplib.proxies.selection import GuidingProxy
 from abplib.sections.information_flow import attention_maps
 from abplib.sections.own_image import locate
 from abplib.vlm.encoder import ConditionEncoder
@@ -23,13 +23,15 @@ WORDS = "turn the second red apple into a pear"
 
 
 @pytest.fixture
-def guide(encoder: ConditionEncoder) -> Guide:
+def guide(encoder: ConditionEncoder) -> GuidingProxy:
     torch.manual_seed(0)
-    return Guide(Proxy(ProxyConfig(encoder.width, width=16, n_heads=2)).eval(), 2, 0.5, "A note.")
+    return GuidingProxy(
+        Proxy(ProxyConfig(encoder.width, width=16, n_heads=2)).eval(), 2, 0.5, "A note."
+    )
 
 
 def test_box_and_maps_are_those_of_the_proxy_and_the_vlm(
-    encoder: ConditionEncoder, guide: Guide
+    encoder: ConditionEncoder, guide: GuidingProxy
 ) -> None:
     picture = noise(96, 64)
     found = locate(encoder, guide, picture, WORDS)
@@ -52,9 +54,9 @@ def abp(*arguments: str) -> Result:
 
 
 def test_the_picture_is_written_annotated(
-    tmp_path: Path, guide: Guide, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, guide: GuidingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "find_guide", lambda *_: guide)
+    monkeypatch.setattr(Experiment, "guide", lambda _: guide)
     noise(80, 60).save(tmp_path / "mine.jpg")
     done = abp(str(tmp_path / "mine.jpg"), WORDS)
     assert done.exit_code == 0, done.output
@@ -70,7 +72,7 @@ def test_the_picture_is_written_annotated(
 def test_bad_input_is_refused_before_any_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "find_guide", lambda *_: pytest.fail("a proxy was looked for"))
+    monkeypatch.setattr(Experiment, "guide", lambda _: pytest.fail("a proxy was looked for"))
     noise(80, 60).save(tmp_path / "mine.png")
     for path, words, said in (
         (tmp_path / "mine.png", " ", "is empty"),

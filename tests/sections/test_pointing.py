@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import noise
 
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.sections import information_flow, pointing
 from abplib.sections.decodability import HOLDS, REVERSED, UNDECIDED
@@ -170,7 +171,7 @@ def test_samples_are_chosen_by_their_place_in_the_order() -> None:
 
 
 def test_an_example_holds_the_maps_of_its_dominant_tokens(encoder: ConditionEncoder) -> None:
-    samples = Profile.load("smoke").evaluation
+    samples = Experiment(Profile.load("smoke")).evaluation
     sample = samples[0]
     maps = information_flow.attention_maps(
         encoder, [sample.image], [sample.instruction], [0, 1, 2, 3]

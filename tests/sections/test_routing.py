@@ -11,7 +11,7 @@ from test_decomposition import ROUTED, attention, of_masses
 
 from abplib.core.errors import AbpError
 from abplib.core.stats import Interval
-from abplib.parameters import Decomposition as Parameters
+from abplib.experiment import Experiment
 from abplib.parameters import parse
 from abplib.profiles import Profile
 from abplib.samples.words import FUNCTION, NOUN, SPATIAL
@@ -20,7 +20,6 @@ from abplib.sections.decodability import HOLDS, REVERSED, UNDECIDED
 from abplib.sections.decomposition import decompose, head_table
 from abplib.sections.dependence import Dependence
 from abplib.sections.routing import Steepness
-from abplib.vlm.encoder import ConditionEncoder
 
 
 def test_without_a_decisive_head_the_steepest_stands_in() -> None:
@@ -160,37 +159,8 @@ def test_a_single_layer_is_said_to_leave_no_choice() -> None:
     assert "by construction" not in routing.caveat(3)
 
 
-@pytest.fixture
-def parameters() -> Parameters:
-    given = {"profile": "smoke", "n_samples": 3, "layers": [1, 3]}
-    parsed = parse("03_decomposition", given)
-    assert isinstance(parsed, Parameters)
-    return parsed
-
-
-def test_the_proxy_of_other_layers_is_trained_and_read(
-    encoder: ConditionEncoder,
-    parameters: Parameters,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("ABP_RESULTS", str(tmp_path_factory.mktemp("results")))
-    profile = Profile.load("smoke", n_eval=4, n_curve_eval=2, n_batches=2, batch_size=2)
-    monkeypatch.setattr(Profile, "load", lambda name, **given: profile.model_copy(update=given))
-    found = routing.attention_of(parameters, encoder)
-    assert found.layers == (1, 3)
-    assert found.weights.shape[:4] == (3, 12, 2, 2)
-    assert found.weights.sum((-2, -1)) == pytest.approx(1, abs=1e-5)
-    assert set(found.tokens["span"]) == {"prompt"}
-    monkeypatch.setattr("abplib.proxies.sweep._Run", None)  # of any number of samples, from disk
-    more = routing.attention_of(parameters.model_copy(update={"n_samples": 4}), encoder)
-    assert more.weights[:3, ..., : found.weights.shape[-1]] == pytest.approx(
-        found.weights, abs=1e-5
-    )
-
-
 def test_kinds_fall_back_from_place_to_task() -> None:
-    samples = Profile.load("smoke").evaluation
+    samples = Experiment(Profile.load("smoke")).evaluation
     found = dependence.kinds(samples, 3)
     assert found.index.tolist() == [samples[i].id for i in range(3)]
     assert found.iloc[0] == samples[0].facts["spatial_term"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from abplib.core.errors import AbpError
+from abplib.experiment import Experiment
 from abplib.plots.conditions import trained_conditions as draw
 from abplib.profiles import Profile
+from abplib.samples.scenes.sets import evaluation
 from abplib.sections import trained_conditions
 from abplib.sections.trained_conditions import LABELS, RATES, Trained
 
@@ -36,7 +39,7 @@ def rows() -> pd.DataFrame:
 def run(**changes: Any) -> dict[str, Any]:
     about = {"layers": [1, 3], "parameters": 1_234_567, "minutes": 9.6, "held_out_loss": 0.25}
     made = {
-        "vlm": "v", "samples": Profile.load("smoke").evaluation.fingerprint, "device": "cpu",
+        "vlm": "v", "samples": evaluation().fingerprint, "device": "cpu",
         "conditions": {name: about for name in LABELS}
         | {"stacked": about | {"parameters": 1_300_000, "minutes": 11.0}},
         "plan": {
@@ -49,37 +52,39 @@ def run(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def profile(tmp_path: Path) -> Profile:
-    return Profile.load("smoke", comparison=str(tmp_path / "conditions.csv"))
+def experiment(tmp_path: Path) -> Experiment:
+    made = Experiment(Profile.load("smoke", comparison=str(tmp_path / "conditions.csv")))
+    vars(made)["encoder"] = SimpleNamespace(fingerprint="v")
+    return made
 
 
-def ship(profile: Profile, made: dict[str, Any]) -> None:
-    path = profile.comparison_file
+def ship(experiment: Experiment, made: dict[str, Any]) -> None:
+    path = experiment.comparison_file
     assert path is not None
     rows().to_csv(path, index=False)
     path.with_suffix(".json").write_text(json.dumps(made))
 
 
-def test_a_profile_without_a_comparison_shows_none_and_says_so(profile: Profile) -> None:
-    assert trained_conditions.find(Profile.load("smoke"), "v") == (
+def test_a_profile_without_a_comparison_shows_none_and_says_so(experiment: Experiment) -> None:
+    assert trained_conditions.find(Experiment(Profile.load("smoke"))) == (
         None, "The profile smoke comes with no such comparison; none is shown.",
     )  # fmt: skip
-    trained, told = trained_conditions.find(profile, "v")
+    trained, told = trained_conditions.find(experiment)
     assert trained is None and "has not been made yet" in told
 
 
 @pytest.mark.parametrize("changes", [{"vlm": "another"}, {"samples": "others"}])
 def test_a_comparison_of_something_else_is_not_shown(
-    profile: Profile, changes: dict[str, Any]
+    experiment: Experiment, changes: dict[str, Any]
 ) -> None:
-    ship(profile, run(**changes))
-    trained, told = trained_conditions.find(profile, "v")
+    ship(experiment, run(**changes))
+    trained, told = trained_conditions.find(experiment)
     assert trained is None and "another VLM or on other samples" in told
 
 
-def test_a_comparison_is_read_as_made_and_told_in_a_sentence(profile: Profile) -> None:
-    ship(profile, run())
-    trained, told = trained_conditions.find(profile, "v")
+def test_a_comparison_is_read_as_made_and_told_in_a_sentence(experiment: Experiment) -> None:
+    ship(experiment, run())
+    trained, told = trained_conditions.find(experiment)
     assert trained is not None
     pd.testing.assert_frame_equal(
         trained.rows.drop(columns="failure"), rows().drop(columns="failure")
@@ -91,19 +96,19 @@ def test_a_comparison_is_read_as_made_and_told_in_a_sentence(profile: Profile) -
     )
 
 
-def test_a_broken_table_is_one_sentence(profile: Profile, tmp_path: Path) -> None:
-    ship(profile, run())
+def test_a_broken_table_is_one_sentence(experiment: Experiment, tmp_path: Path) -> None:
+    ship(experiment, run())
     (tmp_path / "conditions.csv").write_text("")
     with pytest.raises(AbpError, match="not a readable table: restore it"):
-        trained_conditions.find(profile, "v")
+        trained_conditions.find(experiment)
 
 
-def test_a_new_comparison_makes_the_chapters_anew(profile: Profile) -> None:
-    before = profile.model_fingerprint
-    ship(profile, run())
-    made = profile.model_fingerprint
-    ship(profile, run(device="cuda"))
-    assert len({before, made, profile.model_fingerprint}) == 3
+def test_a_new_comparison_makes_the_chapters_anew(experiment: Experiment) -> None:
+    before = experiment.model_fingerprint
+    ship(experiment, run())
+    made = experiment.model_fingerprint
+    ship(experiment, run(device="cuda"))
+    assert len({before, made, experiment.model_fingerprint}) == 3
 
 
 def test_rates_are_those_of_the_rows() -> None:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from abplib.core.errors import AbpError
 from abplib.core.stats import with_interval
 from abplib.editing.methods import METHODS
 from abplib.judging.verdicts import tidy
+from abplib.samples.base import Sample
 from abplib.sections import closing, editing_validation
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
 
@@ -301,3 +303,20 @@ def test_edits_without_a_verdict_are_left_out_pair_by_pair() -> None:
 def test_a_judge_that_gives_no_success_is_named() -> None:
     with pytest.raises(AbpError, match="of no edit by Ours whether it succeeds"):
         closing.successes(left_open("ours", range(N)))
+
+
+def test_boxes_are_measured_against_the_exact_ones() -> None:
+    samples = [Sample(str(i), Image.new("RGB", (8, 8)), "", (0.2, 0.2, 0.4, 0.4)) for i in range(2)]
+    rows = editing_validation.box_rows(
+        samples, {"exact": [(0.2, 0.2, 0.4, 0.4)] * 2, "vlm": [None, (0.2, 0.2, 0.9, 0.9)]}
+    )
+    assert list(rows["source"]) == ["exact"] * 2 + ["vlm"] * 2
+    assert list(rows["answered"]) == [True, True, False, True]
+    assert list(rows["centre_inside"]) == [True, True, False, False]
+    assert rows["iou"].tolist() == pytest.approx([1, 1, 0, 0.04 / 0.49])
+
+
+def test_an_answer_without_a_box_gives_none() -> None:
+    corners = {"x1": [0.1, None], "y1": [0.2, None], "x2": [0.3, None], "y2": [0.4, None]}
+    rows = pd.DataFrame({**corners, "answered": [True, False]})
+    assert editing_validation.answered_boxes(rows) == [(0.1, 0.2, 0.3, 0.4), None]
