@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,8 @@ from papermill.cli import _resolve_type as papermill_type
 
 from abplib.core import store
 from abplib.core.errors import AbpError
-from abplib.editing.lora.command import train_lora
 from abplib.profiles import Profile, known_profiles
 from abplib.publish import steps
-from abplib.publish.plan_command import plan
-from abplib.tables import print_table
 
 if TYPE_CHECKING:  # importing models takes seconds, which `--help` need not cost
     from abplib.vlm.encoder import ConditionEncoder
@@ -196,8 +194,57 @@ def profiles() -> None:
     print_table(("profile", "vlm", "evaluated", "trained", "note"), rows)
 
 
-main.add_command(train_lora)
-main.add_command(plan)
+@main.command()
+@click.option("--profile", default="mini", show_default=True)
+def plan(profile: str) -> None:
+    """Say what a profile needs and what this machine lacks for it.
+
+    Exits with 1 where a stage cannot run. Nothing is downloaded.
+    """
+    from abplib.publish import plan
+
+    planned, machine = list(plan.stages(Profile.load(profile))), plan.Machine.here()
+    click.echo(f"Profile {profile} on this machine: {machine}\n")
+    print_table(plan.STAGE_HEADER, list(plan.stage_rows(planned)))
+    click.echo()
+    print_table(plan.MODEL_HEADER, list(plan.model_rows(planned)))
+    click.echo(f"\n{plan.FOOTNOTE}\n")
+    missing = plan.missing(planned, machine)
+    for sentence in missing:
+        click.echo(f"Missing: {sentence}")
+    if missing:
+        sys.exit(1)
+    click.echo("Nothing is missing.")
+
+
+@main.command()
+@click.option("--profile", default="mini", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Default: the profile's lora.")
+def train_lora(profile: str, out: Path | None) -> None:
+    """Train the LoRA that reads boxes on the profile's tuning samples; resumable.
+
+    On several GPUs: `accelerate launch --num_processes 4 -m abplib train-lora`.
+    """
+    import torch
+
+    from abplib.core import processes
+    from abplib.editing.lora import training
+    from abplib.editing.lora.pairs import EditorSource
+    from abplib.experiment import Experiment
+
+    made, chosen = Experiment(Profile.load(profile), steps.SEED), Profile.load(profile)
+    editor = EditorSource.of(
+        made.editor_source,
+        image_area=chosen.image_area,
+        dtype=getattr(torch, chosen.dtype),
+        revision=chosen.editor_revision,
+    )
+    folder = out or made.lora_place
+    training.train_lora(editor, made.tuning, chosen.lora_training, folder)
+    if processes.is_first():
+        click.echo(folder)
+
+
 main.add_command(steps.omniedit)
 main.add_command(steps.labels)
 main.add_command(steps.sweep)
@@ -211,6 +258,15 @@ def _encoder(profile: str, vlm: str | None) -> ConditionEncoder:
 
     other = {} if vlm is None else {"vlm": vlm, "revision": None}
     return Experiment(Profile.load(profile, **other)).encoder
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows under a header, each column as wide as its widest cell."""
+    lines = [tuple(header), *(tuple(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def _number(number: float | None) -> str:

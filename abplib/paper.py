@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
@@ -72,3 +74,17 @@ def figure_8() -> pd.DataFrame:
 
 def _read(file: str) -> dict[str, Any]:
     return store.read_json(paths.root() / "data" / "paper" / f"{file}.json")
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """What planning needs to know of the paper's models, data, services and GPU.
+
+    Raises:
+        AbpError: the file is missing.
+    """
+    path = paths.root() / "data" / "paper" / "models.yaml"
+    if not path.is_file():
+        raise AbpError(f"{path} is missing: restore it from the repository.")
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found

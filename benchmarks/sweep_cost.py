@@ -21,8 +21,8 @@ import click
 import torch
 
 from abplib.experiment import Experiment
+from abplib.paper import facts
 from abplib.profiles import Profile
-from abplib.publish.plan_models import facts
 from abplib.sections import flops
 from benchmarks.measuring import Way, compared, machine, peak_mib, quartiles, take_turns, write
 from benchmarks.workload import Workload, random_encoder

@@ -102,9 +102,9 @@ def stages(profile: Profile) -> Iterator[Stage]:
             yield Stage("edits (A.2)", f"{2 * n:,} edits", ("Qwen/Qwen-Image-Edit-2509",))
             mistral = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
             yield Stage("instructions (A.2)", f"{2 * n:,} pairs described", (mistral,))
-        data = HUB_ID if profile.train_set.startswith("abplib.samples.omniedit") else ""
-        fetched = {"data": data, "n_rows": n_train} if role == "training" and data else {}
-        yield Stage(f"{role} samples", lacks=lack, **fetched)
+        fetched = role == "training" and profile.train_set.startswith("abplib.samples.omniedit")
+        stage = Stage(f"{role} samples", lacks=lack)
+        yield stage._replace(data=HUB_ID, n_rows=n_train) if fetched else stage
     if lack := _lack(made, "vlm_source"):
         yield Stage("VLM", "all chapters", lacks=lack)
     else:

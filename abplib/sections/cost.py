@@ -14,12 +14,9 @@ from transformers import Qwen2_5_VLConfig
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
-from abplib.paper import reported
+from abplib.paper import facts, reported
 from abplib.profiles import Profile
 from abplib.proxies.configurations import Configuration
-from abplib.publish.plan import UTILISATION
-from abplib.publish.plan_models import facts
-from abplib.publish.plan_stages import gpu_hours
 from abplib.sections import flops
 from abplib.sections.flops import Lengths
 
@@ -37,6 +34,9 @@ STAGES = {
     "optimiser": "optimiser",
 }
 """What tables and figures call the stages of `benchmarks.sweep_cost`."""
+
+UTILISATION = 0.4
+"""Assumed part of a GPU's peak that passes reach."""
 
 _VLM = "Qwen/Qwen2.5-VL-7B-Instruct"
 
@@ -307,3 +307,8 @@ def _lengths(config: Qwen2_5_VLConfig, area: int, text: Mapping[str, Any]) -> Le
     side = round(math.sqrt(area) / (vision.patch_size * vision.spatial_merge_size))
     more = side**2 - math.prod(text["grid"])
     return Lengths((side, side), text["sequence"] + more, text["kept"] + more, text["prompt"])
+
+
+def gpu_hours(flops: float, utilisation: float) -> float:
+    """Hours on the paper's GPU at a part of its peak."""
+    return flops / (facts()["paper"]["gpu"]["tflops"] * 1e12 * utilisation) / 3600

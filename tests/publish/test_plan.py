@@ -1,8 +1,7 @@
-"""`abp plan`: counted models, stages and their cost, what a machine lacks."""
+"""`abp plan`: sizes of models, stages, what a machine lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,21 @@ from abplib.__main__ import main
 from abplib.core import hub, paths
 from abplib.core.errors import AbpError
 from abplib.editing.methods import OTHERS
+from abplib.experiment import Experiment
 from abplib.judging.gemini import KEYS
+from abplib.paper import facts
 from abplib.profiles import Profile, known_profiles
-from abplib.publish.plan import Plan
-from abplib.publish.plan_machine import Machine, services
-from abplib.publish.plan_models import facts, model_of
-from abplib.publish.plan_stages import Stage, gpu_hours, stages
+from abplib.publish import plan
+from abplib.publish.plan import Machine, Stage, missing, networks, stages
+from abplib.sections.cost import gpu_hours
 
 QWEN, EDIT, FLUX2 = (
     "Qwen/Qwen2.5-VL-7B-Instruct",
     "Qwen/Qwen-Image-Edit",
     "black-forest-labs/FLUX.2-dev",
 )
-A100 = Machine("A100", 80 * 10**9, 200 * 10**9, 32, 10**12)
-NONE = Machine(None, 0, 16 * 10**9, 4, 10**11)
+A100 = Machine("A100", 80 * 10**9, 200 * 10**9, 10**12)
+NONE = Machine(None, 0, 16 * 10**9, 10**11)
 
 
 def abp(*arguments: str) -> Result:
@@ -45,8 +45,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(key, raising=False)
 
 
-def missing(found: Sequence[Stage], machine: Machine) -> list[str]:
-    return Plan(found, machine, {}).missing()
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is not here can be had."""
+    monkeypatch.setattr(hub, "cached", lambda _id: None)
+    monkeypatch.setattr(hub, "check_access", lambda _id, _kind: None)
 
 
 @pytest.mark.parametrize(
@@ -63,36 +66,20 @@ def missing(found: Sequence[Stage], machine: Machine) -> list[str]:
 def test_parameters_counted_from_shapes_are_those_of_the_files(
     source: str, gigabytes: dict[str, float]
 ) -> None:
-    model = model_of(source)
-    assert model is not None
+    found = networks(source)
     for name, size in gigabytes.items():
-        assert 2 * model.part(name).parameters / 1e9 == pytest.approx(size, abs=0.06)
+        assert found[name] / 1e9 == pytest.approx(size, abs=0.06)
 
 
-def test_a_pass_costs_what_parameters_and_tokens_say() -> None:
-    model = model_of(QWEN)
-    assert model is not None
-    part = model.part("vlm")
-    assert part.flops(1437) == pytest.approx(2.5e13, rel=0.02)
-    assert part.flops(2874) > 2 * part.flops(1437)
+def test_hours_are_those_of_the_papers_gpu() -> None:
     assert gpu_hours(312e12 * 3600, 0.5) == pytest.approx(2)
-    editor = model_of(EDIT)
-    assert editor is not None
-    dit = editor.part("transformer")
-    assert dit.seen == pytest.approx(dit.parameters / 2, rel=0.01)  # every block is a joint one
-    with pytest.raises(AbpError, match="has no part vae_2"):
-        editor.part("vae_2")
 
 
-def test_a_folder_is_counted_from_its_headers(smoke_folder: Path, tmp_path: Path) -> None:
-    model = model_of(str(smoke_folder))
-    assert model is not None
+def test_a_folder_is_sized_by_its_weights(smoke_folder: Path, tmp_path: Path) -> None:
     weights = sum(file.stat().st_size for file in smoke_folder.glob("*.safetensors"))
-    assert model.bytes == weights
-    assert 2 * model.parameters < weights <= 4 * model.parameters + 10**5
-    assert model.part("vlm").token_side == 16
+    assert networks(str(smoke_folder)) == {smoke_folder.name: weights}
     with pytest.raises(AbpError, match="holds no weights"):
-        model_of(str(tmp_path))
+        networks(str(tmp_path))
 
 
 def test_every_model_has_a_source_and_a_known_kind_of_gate() -> None:
@@ -103,44 +90,47 @@ def test_every_model_has_a_source_and_a_known_kind_of_gate() -> None:
 
 
 def test_the_data_file_knows_every_model_of_the_paper_profile() -> None:
-    paper = Profile.load("paper")
-    assert set(paper.other_editors) == set(OTHERS)
+    paper = Experiment(Profile.load("paper"))
+    assert set(paper.profile.other_editors) == set(OTHERS)
     others = [paper.other_source(name) for name in OTHERS]
     for source in (paper.vlm_source, paper.editor_source, *others):
-        assert model_of(source) is not None
+        assert networks(source)
 
 
-def test_the_paper_on_its_own_gpu_lacks_no_gpu() -> None:
-    found = [stage for stage in stages(Profile.load("paper")) if stage.sources]
-    assert missing(found, A100) == []
-    costs = {stage.name: stage.flops for stage in found}
-    assert None not in costs.values()
-    assert {"labels (ch. 2)", "proxies (ch. 2)", "LoRA (B.2)", "images (A.2)"} <= set(costs)
+def of_paper() -> list[Stage]:
+    """The paper's stages that run models."""
+    return [stage for stage in stages(Profile.load("paper")) if stage.models]
 
 
-def test_a_gpu_that_is_too_small_is_named() -> None:
-    small = Machine("small", 24 * 10**9, 64 * 10**9, 8, 10**12)
-    found = [stage for stage in stages(Profile.load("paper")) if stage.sources]
-    said = missing(found, small)
+def test_the_paper_on_its_own_gpu_lacks_no_gpu(online: None) -> None:
+    assert missing(of_paper(), A100) == []
+    names = {stage.name for stage in of_paper()}
+    assert {"labels (ch. 2)", "proxies (ch. 2)", "LoRA (B.2)", "images (A.2)"} <= names
+
+
+def test_a_gpu_that_is_too_small_is_named(online: None) -> None:
+    said = missing(of_paper(), Machine("small", 24 * 10**9, 64 * 10**9, 10**12))
     assert any("edits (ch. 1, 5) keeps 41 GB of weights on the GPU" in line for line in said)
     assert not any("labels" in line for line in said)  # 17 GB fit
 
 
-def test_without_a_gpu_long_stages_cannot_run_and_short_ones_can() -> None:
-    long, short = Stage("long", "", (QWEN,), 1e20), Stage("short", "", (QWEN,), 1e15)
-    assert len(missing([long, short], NONE)) == 1
-    assert "use a GPU of 17 GB" in missing([long, short], NONE)[0]
+def test_without_a_gpu_large_models_cannot_run_and_small_ones_can(
+    online: None, smoke_folder: Path
+) -> None:
+    large, small = Stage("large", models=(QWEN,)), Stage("small", models=(str(smoke_folder),))
+    (said,) = missing([large, small], NONE)
+    assert "Stage large" in said and "use a GPU of 17 GB" in said
 
 
-def test_a_full_disk_is_named(offline: None) -> None:
-    full = Machine("A100", 80 * 10**9, 200 * 10**9, 32, 10**9)
-    assert "17 GB and 1 GB of disk are free" in missing([Stage("s", "", (QWEN,), 1.0)], full)[0]
+def test_a_full_disk_is_named(online: None) -> None:
+    full = Machine("A100", 80 * 10**9, 200 * 10**9, 10**9)
+    assert "17 GB and 1 GB of disk are free" in missing([Stage("s", models=(QWEN,))], full)[0]
 
 
-def test_a_model_of_unknown_size_is_said_to_be_so(offline: None) -> None:
-    plan = Plan([Stage("s", "", ("somebody/else",), None)], A100, {})
-    assert [row[2:5] for row in plan.stage_rows()] == [("unknown", "unknown", "unknown")]
-    assert next(plan.model_rows())[1:4] == ("unknown", "unknown", "unknown")
+def test_a_model_of_unknown_size_is_said_to_be_so(online: None) -> None:
+    unknown = [Stage("s", models=("somebody/else",))]
+    assert [row[2:4] for row in plan.stage_rows(unknown)] == [("unknown", "unknown")]
+    assert next(plan.model_rows(unknown))[1:4] == ("unknown", "unknown", "unknown")
 
 
 def test_the_paper_profile_lists_what_is_missing(
@@ -169,15 +159,18 @@ def test_the_default_profile_lacks_nothing() -> None:
 def test_a_missing_folder_is_a_missing_thing(tmp_path: Path, offline: None) -> None:
     for field in ("vlm", "editor"):
         profile = Profile.load("smoke", **{field: "data/mini/absent"})
-        assert any("data/mini/absent is missing" in line for line in missing(stages(profile), A100))
+        assert any(
+            "data/mini/absent is missing" in line for line in missing(list(stages(profile)), A100)
+        )
 
 
 def test_services_want_a_key(monkeypatch: pytest.MonkeyPatch, offline: None) -> None:
-    assert "set GEMINI_API_KEY" in services(["gemini-2.5-pro"])["gemini-2.5-pro"]
+    judging = [Stage("judging", service="gemini-2.5-pro")]
+    assert "set GEMINI_API_KEY" in missing(judging, A100)[0]
     monkeypatch.setenv(KEYS[0], "not-a-key")
-    assert services(["gemini-2.5-pro"]) == {}
+    assert missing(judging, A100) == []
 
 
 def test_every_shipped_profile_can_be_planned() -> None:
     for name in known_profiles():
-        assert stages(Profile.load(name))
+        assert list(stages(Profile.load(name)))
