@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hubcache import hub_cache
 from PIL import Image
 
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.twins import smoke_vlm
+
+__all__ = ["hub_cache"]
 
 SMOKE_AREA = 64 * 64
 CASES = Path(__file__).parent / "field" / "cases"

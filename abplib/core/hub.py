@@ -35,6 +35,16 @@ def cached(hub_id: str, revision: str | None = None) -> Path | None:
     return folder if _whole(folder) else None
 
 
+def commit(hub_id: str, revision: str | None = None) -> str:
+    """The commit of what the cache holds of a model: the name of its snapshot's folder.
+
+    Raises:
+        AbpError: it holds nothing.
+    """
+    with explained(hub_id):
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True)).name
+
+
 def remedy(hub_id: str, kind: Kind = "model") -> str:
     """How to get something of the hub, as the end of a sentence."""
     option = " --repo-type dataset" if kind == "dataset" else ""

@@ -139,7 +139,7 @@ class ConditionEncoder:
             model,
             processor,
             image_area=image_area,
-            fingerprint=vlms.fingerprint(vlm, model),
+            fingerprint=vlms.fingerprint(vlm, revision),
             adapter=adapter,
         )
 

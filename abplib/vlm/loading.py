@@ -206,14 +206,14 @@ def load_vlm(
     return model.eval().requires_grad_(False), processor
 
 
-def fingerprint(vlm: str | Path, model: PreTrainedModel) -> str:
-    """Hash of what decides the model's states: weights, configuration, tokenizer, processor.
+def fingerprint(vlm: str | Path, revision: str | None = None) -> str:
+    """Hash of what decides a loaded model's states: weights, configuration, tokenizer, processor.
 
     A folder is hashed by content, a hub model by its commit.
     """
     digest = hashlib.sha256()
     if not Path(vlm).is_dir():
-        digest.update(f"{vlm}@{model.config._commit_hash}".encode())
+        digest.update(f"{vlm}@{hub.commit(str(vlm), revision)}".encode())
         return digest.hexdigest()
     for path in sorted({path for pattern in _HASHED for path in Path(vlm).glob(pattern)}):
         digest.update(path.name.encode())

@@ -16,6 +16,7 @@ from conftest import CASES, SMOKE_AREA, noise
 from diffusers import QwenImageEditPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
+from hubcache import lay
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -213,13 +214,28 @@ def test_images_are_resized_as_the_pipeline_does(size: tuple[int, int]) -> None:
 
 
 def test_the_fingerprint_follows_the_content(smoke_folder: Path, tmp_path: Path) -> None:
-    model = SimpleNamespace()
     copy = shutil.copytree(smoke_folder, tmp_path / "copy")
-    assert fingerprint(copy, model) == fingerprint(smoke_folder, model)
+    assert fingerprint(copy) == fingerprint(smoke_folder)
     weights = load_file(copy / "model.safetensors")
     next(iter(weights.values())).add_(1e-3)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    assert fingerprint(copy, model) != fingerprint(smoke_folder, model)
+    assert fingerprint(copy) != fingerprint(smoke_folder)
+
+
+def test_a_hub_model_is_known_by_its_commit(smoke_folder: Path, hub_cache: Path) -> None:
+    """transformers sets no `_commit_hash` any more, so two commits looked alike."""
+
+    def loaded(revision: str | None = None) -> str:
+        model = ConditionEncoder.from_pretrained("org/vlm", image_area=64**2, revision=revision)
+        return model.fingerprint
+
+    lay(hub_cache, "org/vlm", smoke_folder, "c0ffee" + "0" * 34)
+    first = loaded()
+    lay(hub_cache, "org/vlm", smoke_folder, "decade" + "0" * 34)
+    assert loaded() != first
+    assert loaded("c0ffee" + "0" * 34) == first
+    with pytest.raises(AbpError, match="org/other is not here and the hub cannot be reached"):
+        ConditionEncoder.from_pretrained("org/other", image_area=64**2)
 
 
 @pytest.mark.parametrize("layer", [-1, 4, "last"])
