@@ -1,12 +1,10 @@
-"""Boxes: geometry, pixels at the edges, parsing of a VLM's answer, drawing.
+"""Boxes: geometry, pixels at the edges, drawing.
 
 A box is `(x1, y1, x2, y2)` with x1 <= x2 and y1 <= y2, as fractions of the source image
 (0 = left or top edge, 1 = right or bottom edge), except where a name says pixels.
 """
 
 from __future__ import annotations
-
-import re
 
 import torch
 from PIL import Image, ImageDraw
@@ -15,20 +13,6 @@ from torch import Tensor
 Box = tuple[float, float, float, float]
 
 _TINY = 1e-9  # keeps the ratios of empty boxes finite
-
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_COMPLETE_BOX = re.compile(
-    # [x1, y1, x2, y2], (x1, y1, x2, y2)
-    rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER},?\s*[\])]"
-    # (x1, y1), (x2, y2), [[x1, y1], [x2, y2]]
-    rf"|[\[(]{_NUMBER},{_NUMBER}[\])]\s*,?\s*[\[(]{_NUMBER},{_NUMBER}[\])]"
-    # "x1": 1, "y1": 2, "x2": 3, "y2": 4, also x1 = 1, ...
-    rf"|x1['\"]?\s*[:=]{_NUMBER},\s*['\"]?y1['\"]?\s*[:=]{_NUMBER},"
-    rf"\s*['\"]?x2['\"]?\s*[:=]{_NUMBER},\s*['\"]?y2['\"]?\s*[:=]{_NUMBER}"
-    # four numbers and nothing else
-    rf"|\A{_NUMBER}[,\s]{_NUMBER}[,\s]{_NUMBER}[,\s]{_NUMBER}\Z"
-)
-_LABEL = re.compile(r"""['"]label['"]\s*:\s*(?:"([^"]*)"|'([^']*)')""")
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -85,30 +69,6 @@ def from_pixels(box: Box, size: tuple[int, int]) -> Box:
     """Pixels of an image of `size` = (width, height) -> fractions, ordered and clamped."""
     width, height = size
     return order_and_clamp((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-
-
-def parse_boxes(text: str) -> list[tuple[Box, str]]:
-    """Every complete box in a VLM's answer, in order: `[(box as written, label or "")]`.
-
-    Reads Qwen's ```` ```json [{"bbox_2d": [...], "label": "..."}] ``` ````, whole or cut off,
-    Python literals, bare lists, corner pairs and named coordinates. Numbers stay as written:
-    neither scaled nor ordered. No box gives `[]`.
-    """
-    found: list[tuple[Box, str]] = []
-    for match in _COMPLETE_BOX.finditer(text):
-        x1, y1, x2, y2 = (float(number) for number in match.groups() if number is not None)
-        found.append(((x1, y1, x2, y2), _label_beside(text, match)))
-    return found
-
-
-def _label_beside(text: str, box: re.Match[str]) -> str:
-    """The label in the `{...}` that holds the box; it may precede or follow the box."""
-    opening = text.rfind("{", 0, box.start())
-    if opening < 0 or "}" in text[opening : box.start()]:
-        return ""
-    closing = text.find("}", box.end())
-    label = _LABEL.search(text, opening, closing if closing >= 0 else len(text))
-    return (label[1] or label[2] or "") if label else ""
 
 
 def draw_overlay(image: Image.Image, box: Box, colour: str = "red", width: int = 3) -> Image.Image:

@@ -99,7 +99,7 @@ def describe(
         image_area=encoder.image_area,
         max_new_tokens=MAX_DESCRIPTION,
     )
-    return [re.sub(r"<\|\w+\|>", "", text).strip() for text, _ in answers]  # markers that stayed
+    return [re.sub(r"<\|\w+\|>", "", text).strip() for text, *_ in answers]  # markers that stayed
 
 
 def _read(encoder: ConditionEncoder, kind: str, prepared: Prepared) -> Condition:

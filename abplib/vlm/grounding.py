@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from abplib.core.boxes import Box, from_pixels, parse_boxes
+from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike
 from abplib.prompts import grounding_chat
 from abplib.vlm import loading as vlms
 from abplib.vlm.adapters import Adapter, adapter_of
+from abplib.vlm.answers import boxes_in
 from abplib.vlm.encoder import ConditionEncoder
 
 MAX_NEW_TOKENS = 400
@@ -101,11 +102,9 @@ class Grounder:
             image_area=self.image_area,
             max_new_tokens=MAX_NEW_TOKENS,
         )
-        thousandths = self.boxes == "thousandths"
-        return [_read(text, (1000, 1000) if thousandths else seen) for text, seen in answers]
-
-
-def _read(text: str, frame: tuple[int, int]) -> Grounding:
-    """The answer's boxes are written in units of which the image has `frame` = (across, down)."""
-    boxes = [box for box, _ in parse_boxes(text)]
-    return Grounding(text, from_pixels(boxes[0], frame) if boxes else None, len(boxes))
+        found = []
+        for text, seen, whole in answers:
+            frame = (1000, 1000) if self.boxes == "thousandths" else seen
+            boxes = boxes_in(text, frame, cut=not whole)
+            found.append(Grounding(text, boxes[0] if boxes else None, len(boxes)))
+        return found

@@ -118,6 +118,8 @@ class Answer(NamedTuple):
     """Without special tokens and outer blanks."""
     seen: tuple[int, int]
     """Width and height in pixels of the image as the model saw it."""
+    whole: bool = True
+    """Whether the model ended it, and not the limit of tokens."""
 
 
 @torch.inference_mode()
@@ -140,6 +142,7 @@ def generate_text(
     n_prompt = inputs["input_ids"].shape[1]
     room = check_length(n_prompt + 1, model) + 1
     tokenizer = processor.tokenizer
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     generated = model.generate(
         **inputs.to(model.device),
         max_new_tokens=min(max_new_tokens, room),
@@ -147,14 +150,16 @@ def generate_text(
         temperature=None,
         top_p=None,
         top_k=None,
-        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+        eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )
-    written = tokenizer.batch_decode(generated[:, n_prompt:], skip_special_tokens=True)
-    patch = processor.image_processor.patch_size
+    said = generated[:, n_prompt:]
+    ended = torch.isin(said, torch.tensor(ends, device=said.device)).any(1).tolist()
+    written = tokenizer.batch_decode(said, skip_special_tokens=True)
+    patch, grids = processor.image_processor.patch_size, inputs["image_grid_thw"].tolist()
     return [
-        Answer(text.strip(), (columns * patch, rows * patch))
-        for text, (_, rows, columns) in zip(written, inputs["image_grid_thw"].tolist(), strict=True)
+        Answer(text.strip(), (columns * patch, rows * patch), whole)
+        for text, (_, rows, columns), whole in zip(written, grids, ended, strict=True)
     ]
 
 

@@ -32,13 +32,18 @@ def talkative(encoder: ConditionEncoder) -> Grounder:
     return Grounder(model, encoder.processor, SMOKE_AREA)
 
 
-def script(grounder: Grounder, monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> None:
+def script(
+    grounder: Grounder,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[str],
+    end: str = "<|im_end|>",
+) -> None:
     """Let the model say `answers`, in turn, to whatever it is asked."""
     tokenizer = grounder.processor.tokenizer
     remaining = iter(answers)
 
     def generate(*, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        said = [next(remaining) + "<|im_end|>" for _ in input_ids]
+        said = [next(remaining) + end for _ in input_ids]
         padded = tokenizer(said, padding=True, padding_side="right", return_tensors="pt")
         return torch.cat([input_ids, padded.input_ids], dim=1)
 
@@ -61,6 +66,14 @@ def test_answers_become_boxes_of_the_source_image(
         Grounding(answers[1], (0.25, 0.0, 0.5, 1.0), 2),
         Grounding(answers[2], None, 0),
     ]
+
+
+@pytest.mark.parametrize(("end", "n_boxes"), [("<|im_end|>", 1), ("", 0)])
+def test_a_list_that_the_limit_cut_is_no_box(
+    grounder: Grounder, monkeypatch: pytest.MonkeyPatch, end: str, n_boxes: int
+) -> None:
+    script(grounder, monkeypatch, ['[{"bbox_2d": [16, 32, 48, 6'], end)
+    assert grounder.locate([noise(64, 64)], ["remove it"])[0].n_boxes == n_boxes
 
 
 def test_generation_is_greedy_with_mrope_whatever_the_batch(
