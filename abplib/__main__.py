@@ -225,22 +225,13 @@ def train_lora(profile: str, out: Path | None) -> None:
 
     On several GPUs: `accelerate launch --num_processes 4 -m abplib train-lora`.
     """
-    import torch
-
     from abplib.core import processes
     from abplib.editing.lora import training
-    from abplib.editing.lora.pairs import EditorSource
     from abplib.experiment import Experiment
 
-    made, chosen = Experiment(Profile.load(profile), steps.SEED), Profile.load(profile)
-    editor = EditorSource.of(
-        made.editor_source,
-        image_area=chosen.image_area,
-        dtype=getattr(torch, chosen.dtype),
-        revision=chosen.editor_revision,
-    )
+    made = Experiment(Profile.load(profile), steps.SEED)
     folder = out or made.lora_place
-    training.train_lora(editor, made.tuning, chosen.lora_training, folder)
+    training.train_lora(made.baseline, made.tuning, made.profile.lora_training, folder)
     if processes.is_first():
         click.echo(folder)
 

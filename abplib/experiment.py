@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from abplib.core import paths
 from abplib.core.errors import AbpError
@@ -21,9 +21,8 @@ from abplib.profiles import LABELS_FILE, OtherEditorName, Profile
 from abplib.samples.base import SampleSet
 
 if TYPE_CHECKING:
+    from abplib.editing.loading import PipelineEditor
     from abplib.editing.qwen_image_edit import QwenImageEditor
-    from abplib.editing.qwen_image_edit_2509 import QwenImageEditor2509
-    from abplib.editing.stock import StockEditor
     from abplib.judging.base import Judge
     from abplib.proxies.attention import ProxyAttention
     from abplib.proxies.configurations import Configuration, SweepSettings
@@ -92,14 +91,15 @@ class Experiment:
         lora = self.lora_folder if self.profile.lora else None
         return self.baseline if lora is None else replace(self.baseline, lora=lora)
 
-    def other(self, name: OtherEditorName) -> StockEditor | QwenImageEditor2509:
+    def other(self, name: OtherEditorName) -> PipelineEditor:
         """The system that the profile names so, on a GPU where there is one."""
         import torch
 
-        from abplib.editing.others import OTHERS
+        from abplib.editing.methods import OTHERS
 
         source, about = self.other_source(name), self.profile.other_editors[name]
-        return OTHERS[name].from_pretrained(
+        kind: Any = function_of(OTHERS[name].editor)
+        editor: PipelineEditor = kind.from_pretrained(
             source,
             image_area=self.profile.image_area,
             n_steps=about.n_steps,
@@ -108,6 +108,7 @@ class Experiment:
             device="cuda" if torch.cuda.is_available() else "cpu",
             revision=about.revision,
         )
+        return editor
 
     @cached_property
     def judge(self) -> Judge:
@@ -232,7 +233,7 @@ class Experiment:
     @property
     def lora_folder(self) -> Path:
         """Where the LoRA lies."""
-        if not self.lora_place.is_dir():
+        if not self.lora_place.exists():
             raise AbpError(
                 f"There is no LoRA in {self.lora_place}: restore it, or train one by `abp "
                 f"train-lora --profile {self.profile.name}`."
@@ -272,7 +273,7 @@ class Experiment:
         for name, other in profile.other_editors.items():
             parts.append(content_of(self.other_source(name), other.revision))
         folders = [self.lora_place if profile.lora else None, self.proxy_folder]
-        parts += [content_of(str(folder)) for folder in folders if folder and folder.is_dir()]
+        parts += [content_of(str(folder)) for folder in folders if folder and folder.exists()]
         files = [] if table is None else [table, table.with_suffix(".json")]
         parts += [digest_files(file) for file in files if file.is_file()]
         return digest(parts)

@@ -25,7 +25,7 @@ Reference = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 """`module:function`, a function without arguments."""
 
 OtherEditorName = Literal["qwen_image_edit_2509", "fibo_edit", "flux2_dev", "flux_kontext"]
-"""Systems beside Qwen-Image-Edit; see `abplib.editing.others`."""
+"""Systems beside Qwen-Image-Edit; see `abplib.editing.methods`."""
 
 
 class OtherEditor(BaseModel):

@@ -23,7 +23,7 @@ from PIL import Image
 from abplib.core import paths
 from abplib.core.boxes import Box, to_pixels
 from abplib.core.images import ImageLike
-from abplib.editing import other_twins
+from abplib.editing import twins
 from abplib.editing.base import Editor
 from abplib.experiment import Experiment
 from abplib.judging.human.labels import DRAW_BOX
@@ -120,7 +120,7 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
     fields = yaml.safe_load((REPOSITORY / "abplib/profiles/paper.yaml").read_text())
     for name, made in OTHERS.items():
         fields["other_editors"][name] |= {
-            "source": str(getattr(other_twins, made)()),
+            "source": str(getattr(twins, made)()),
             "n_steps": 2,
         }
     path = root / "paper.yaml"

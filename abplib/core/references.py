@@ -10,7 +10,7 @@ from typing import Any
 
 from abplib.core import paths
 from abplib.core.errors import AbpError
-from abplib.core.store import digest, digest_folder
+from abplib.core.store import digest, digest_files, digest_folder
 
 
 def source_of(role: str, name: str, example: str) -> str:
@@ -48,5 +48,7 @@ def function_of(reference: str) -> Callable[[], Any]:
 
 
 def content_of(source: str, revision: str | None = None) -> str:
-    """Hash of a folder's files, or of a hub id."""
+    """Hash of a file, of a folder's files, or of a hub id."""
+    if Path(source).is_file():
+        return digest_files(source)
     return digest_folder(source) if Path(source).is_dir() else digest([source, revision])

@@ -25,6 +25,9 @@ class Editor(ABC):
     def fingerprint(self) -> str:
         """Hash of the weights and settings that decide the edits."""
 
+    def let_go(self) -> None:  # noqa: B027 - most editors hold nothing
+        """Free the memory of its model, which the next edit loads anew."""
+
     @property
     def reads_boxes(self) -> bool:
         """Whether edits are told where to happen (section 4.6, "Ours")."""

@@ -4,10 +4,10 @@
 - `norm_avg`: every layer's states layer-normalised without parameters, and their mean over the
   layers (Wang et al. 2025). Layers are those of `hidden_states[1:]`: the raw outputs of all
   blocks but the last, whose output is normed.
-- `full_description`: under the edit template the VLM writes what it sees and what the edit changes,
-  greedily and up to 256 tokens; a second pass gives the final states of image, instruction and
-  that text. The paper leaves open how they are put together; here the user's turn is the image, the
-  instruction, a space and the text.
+- `full_description`: under the edit template the VLM writes what it sees, then what the edit
+  changes, greedily; a second pass gives the final states of image, instruction and that text. The
+  paper leaves open how they are put together; here the user's turn is the image, the instruction, a
+  space and the text.
 - `layer_<k>`: the raw states of block k.
 
 The negative prompt is read in the same way; it is not described.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -28,10 +28,11 @@ from abplib.core.errors import AbpError
 from abplib.prompts import EDIT_TEMPLATE
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import NOTHING, ConditionEncoder, Prepared
+from abplib.vlm.loading import Answer
 
 NAMED = ("final", "norm_avg", "full_description")
-MAX_DESCRIPTION = 256
-"""New tokens that a description may have."""
+MAX_DESCRIPTION = 1024
+"""New tokens that a description may have: the features of the image come before the place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class Condition:
     """[B, T, d], zero on padding."""
     mask: Tensor
     """Bool [B, T]: real tokens, first in each row."""
+    described: tuple[Answer, ...] = ()
+    """What the VLM wrote of each sample, where it was asked to."""
 
     def __getitem__(self, rows: Sequence[int]) -> Condition:
         """The condition of some samples, in the order asked for."""
@@ -72,13 +75,15 @@ def positive(
     Raises AbpError as `ConditionEncoder.prepare` does, and for an unknown kind.
     """
     check_kind(kind, encoder.n_layers)
+    described: list[Answer] = []
     if kind == "full_description":
-        texts = describe(encoder, images, instructions)
+        described = describe(encoder, images, instructions)
         instructions = [
-            f"{instruction} {text}".strip()
-            for instruction, text in zip(instructions, texts, strict=True)
+            f"{instruction} {answer.text}".strip()
+            for instruction, answer in zip(instructions, described, strict=True)
         ]
-    return _read(encoder, kind, encoder.prepare(images, instructions))
+    read = _read(encoder, kind, encoder.prepare(images, instructions))
+    return replace(read, described=tuple(described))
 
 
 def negative(encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image]) -> Condition:
@@ -89,7 +94,7 @@ def negative(encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image]
 
 def describe(
     encoder: ConditionEncoder, images: Sequence[Image.Image], instructions: Sequence[str]
-) -> list[str]:
+) -> list[Answer]:
     """What the VLM writes under the edit template: the picture, then what the edit changes."""
     answers = vlms.generate_text(
         images,
@@ -99,7 +104,8 @@ def describe(
         image_area=encoder.image_area,
         max_new_tokens=MAX_DESCRIPTION,
     )
-    return [re.sub(r"<\|\w+\|>", "", text).strip() for text, *_ in answers]  # markers that stayed
+    markers = re.compile(r"<\|\w+\|>")  # that stayed
+    return [answer._replace(text=markers.sub("", answer.text).strip()) for answer in answers]
 
 
 def _read(encoder: ConditionEncoder, kind: str, prepared: Prepared) -> Condition:

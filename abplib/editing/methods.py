@@ -44,13 +44,20 @@ class System:
     label: str
     editor: str
     """Its editor's class, as `module:class`."""
+    note: str = ""
+    """What its row of the table must say."""
 
 
 OTHERS: dict[str, System] = {
     "qwen_image_edit_2509": System(
         "Qwen-Image-Edit-2509", "abplib.editing.qwen_image_edit_2509:QwenImageEditor2509"
     ),
-    "fibo_edit": System("FIBO-Edit", "abplib.editing.stock:FiboEditor"),
+    "fibo_edit": System(
+        "FIBO-Edit",
+        "abplib.editing.stock:FiboEditor",
+        "FIBO-Edit was trained on long descriptions as JSON, which a VLM writes; here it is given "
+        "the instruction alone, so its row is of a model out of its format.",
+    ),
     "flux2_dev": System("FLUX.2 dev", "abplib.editing.stock:Flux2Editor"),
     "flux_kontext": System("FLUX.1 Kontext", "abplib.editing.stock:FluxKontextEditor"),
 }

@@ -11,31 +11,26 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import TypeVar
 
 import torch
-from diffusers import DiffusionPipeline, QwenImageEditPipeline
+from diffusers import QwenImageEditPipeline
 from PIL import Image
 from tqdm import tqdm
 
 from abplib.core.boxes import Box, draw_overlay
-from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike, load_image
 from abplib.core.parallel import at_once, side_by_side
 from abplib.core.store import digest, digest_files
 from abplib.editing import conditions, loading, qwen_pipeline
-from abplib.editing.base import Editor
-from abplib.editing.stills import for_stills
+from abplib.editing.loading import PipelineEditor
+from abplib.editing.methods import METHODS
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import ConditionEncoder
 
 T = TypeVar("T")
 
-_NAMES = {
-    "final": "Qwen-Image-Edit",
-    "norm_avg": "Norm-AVG",
-    "full_description": "Full description",
-}
+_NAMED = [METHODS[name] for name in ("baseline", "norm_avg", "full_description")]
 
 
 def with_box(picture: Image.Image, box: Box) -> Image.Image:
@@ -48,82 +43,41 @@ def with_box(picture: Image.Image, box: Box) -> Image.Image:
 
 
 @dataclass(frozen=True, eq=False)
-class QwenImageEditor(Editor):
-    """A Qwen-Image-Edit pipeline with its settings.
+class QwenImageEditor(PipelineEditor):
+    """Qwen-Image-Edit; every call switches the pipeline's LoRAs on or off as its editor has it."""
 
-    Variants share the pipeline: `dataclasses.replace(editor, condition="norm_avg")`. Every call
-    switches the pipeline's LoRAs on or off as its editor has it.
-    """
+    kind = QwenImageEditPipeline
+    title = "Qwen-Image-Edit"
+    steps = 50
+    scale = 4.0
+    least_steps = 2  # by Qwen's noise schedule
 
-    kind: ClassVar[type[DiffusionPipeline]] = QwenImageEditPipeline
-
-    pipeline: QwenImageEditPipeline
-    weights: str
-    """Hash of the pipeline's files; see `from_pretrained`."""
-    image_area: int
-    """Pixels at which images are edited (the stock pipeline: 1024 x 1024)."""
-    n_steps: int
-    """Denoising steps, at least 2."""
-    guidance: float
-    """Scale of classifier-free guidance, `true_cfg_scale`; 1 for none."""
     condition: str = "final"
     """What the transformer is conditioned on; see `abplib.editing.conditions`."""
     lora: Path | None = None
-    """Folder of a LoRA that reads boxes drawn on the source (appendix B.2)."""
+    """File of a LoRA that reads boxes drawn on the source (appendix B.2), or its folder."""
 
     _adapter: str | None = field(init=False, default=None)
     """The LoRA's name in the pipeline: a hash of its weights."""
 
     def __post_init__(self) -> None:
-        """Raises AbpError for a setting that cannot be, and for a LoRA that cannot be loaded."""
-        if self.image_area < 1:
-            raise AbpError(f"image_area = {self.image_area} is no number of pixels; give some.")
-        if self.n_steps < 2:
-            raise AbpError(
-                f"n_steps = {self.n_steps} is too few: Qwen's noise schedule needs 2 or more."
-            )
-        if not 1 <= self.guidance < math.inf:
-            raise AbpError(f"guidance = {self.guidance} is refused; give 1 (none) or more.")
-        conditions.check_kind(
-            self.condition, self.pipeline.text_encoder.config.text_config.num_hidden_layers
-        )
-        for_stills(self.pipeline.vae)
+        """Raises AbpError for a setting that cannot be, and where there is no LoRA."""
+        super().__post_init__()
+        conditions.check_kind(self.condition, self.source.n_layers)
         if self.lora is not None:
-            weights = self.lora / qwen_pipeline.LORA_FILE
-            if not weights.is_file():
-                raise AbpError(f"There is no LoRA at {weights}; give the folder of a saved one.")
-            adapter = "lora_" + digest_files(weights)
-            qwen_pipeline.load_lora(self.pipeline, self.lora, adapter)
-            object.__setattr__(self, "_adapter", adapter)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        image_area: int,
-        n_steps: int,
-        guidance: float,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        revision: str | None = None,
-    ) -> Self:
-        """The baseline, from a saved pipeline's folder or a hub id. AbpError if unusable."""
-        folder = loading.locate(cls.kind, source, revision)
-        pipeline = loading.load(cls.kind, folder, dtype=dtype, device=device)
-        weights = loading.fingerprint(source, folder)
-        return cls(pipeline, weights, image_area, n_steps, guidance)
+            object.__setattr__(self, "lora", qwen_pipeline.lora_file(self.lora))
+            object.__setattr__(self, "_adapter", "lora_" + digest_files(self.lora))
 
     @property
     def name(self) -> str:
         """As Table 1 calls it; a condition that is not there goes by its own name."""
-        return "Ours" if self.lora else _NAMES.get(self.condition, self.condition)
+        names = {method.condition: method.label for method in _NAMED}
+        return "Ours" if self.lora else names.get(self.condition, self.condition)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights and settings."""
-        settings = [self.image_area, self.n_steps, self.guidance, self.condition, self._adapter]
-        return digest([self.weights, str(self.pipeline.transformer.dtype), settings])
+        """Hash of weights, LoRA and settings."""
+        return digest([super().fingerprint, self.condition, self._adapter])
 
     @property
     def reads_boxes(self) -> bool:
@@ -144,7 +98,7 @@ class QwenImageEditor(Editor):
             loading.awake(self.pipeline.text_encoder),
             self.pipeline.processor,
             image_area=size[0] * size[1],
-            fingerprint=self.weights,
+            fingerprint=self.source.fingerprint,
         )
 
     @torch.inference_mode()
@@ -168,14 +122,16 @@ class QwenImageEditor(Editor):
             key = picture.size, pixels, instructions[row]
             requests.setdefault(key, _Request(picture, instructions[row], [])).rows.append(row)
         edits: dict[int, Image.Image] = {}
-        device = self.pipeline.transformer.device
-        qwen_pipeline.switch_lora(self.pipeline, self._adapter)
+        device = self.pipeline._execution_device
+        qwen_pipeline.for_stills(self.pipeline.vae)
+        qwen_pipeline.use_lora(self.pipeline, self.lora, self._adapter)
         with tqdm(total=len(sizes), desc=f"editing, {self.name}", disable=None) as progress:
             for size in {request.picture.size for request in requests.values()}:
                 alike = [request for request in requests.values() if request.picture.size == size]
                 for batch in _batches(alike, batch_size * at_once(device)):
                     for row, edit in self._edited(batch, seeds, batch_size):
                         edits[row] = edit.resize(sizes[row], Image.Resampling.LANCZOS)
+                        edits[row].info |= edit.info
                         progress.update()
         self.pipeline.maybe_free_model_hooks()
         return [edits[row] for row in range(len(sizes))]
@@ -213,7 +169,11 @@ class QwenImageEditor(Editor):
 
         batches = list(_batches(wanted, batch_size))
         for batch, edits in zip(batches, side_by_side(edit, batches, source.device), strict=True):
-            yield from zip((row for _, row in batch), edits, strict=True)
+            for (place, row), made in zip(batch, edits, strict=True):
+                if positive.described:
+                    text, _, whole = positive.described[place]
+                    made.info |= {"description": text, "cut": not whole}
+                yield row, made
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,7 @@ Qwen-Image-Edit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
-import torch
 from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import (
     CONDITION_IMAGE_SIZE,
@@ -20,6 +17,7 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import (
 )
 
 from abplib.editing import loading
+from abplib.editing.methods import OTHERS
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.prompts import EDIT_PREFIX, EDIT_TEMPLATE, N_DROPPED
 from abplib.vlm.adapters import QwenVL
@@ -37,32 +35,8 @@ class QwenImageEditor2509(QwenImageEditor):
     """A Qwen-Image-Edit-2509 pipeline with its settings."""
 
     kind = QwenImageEditPlusPipeline
-    title = "Qwen-Image-Edit-2509"
+    title = OTHERS["qwen_image_edit_2509"].label
     steps = 40
-    scale = 4.0
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        image_area: int = VAE_IMAGE_SIZE,
-        n_steps: int | None = None,
-        guidance: float | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        revision: str | None = None,
-    ) -> Self:
-        """As of Qwen-Image-Edit; steps and guidance None for the model card's."""
-        return super().from_pretrained(
-            source,
-            image_area=image_area,
-            n_steps=cls.steps if n_steps is None else n_steps,
-            guidance=cls.scale if guidance is None else guidance,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-        )
 
     @property
     def name(self) -> str:
@@ -75,6 +49,6 @@ class QwenImageEditor2509(QwenImageEditor):
             loading.awake(self.pipeline.text_encoder),
             self.pipeline.processor,
             image_area=round(size[0] * size[1] * CONDITION_IMAGE_SIZE / VAE_IMAGE_SIZE),
-            fingerprint=self.weights,
+            fingerprint=self.source.fingerprint,
             adapter=_ADAPTER,
         )

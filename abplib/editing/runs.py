@@ -1,34 +1,30 @@
-"""Edits on disk: Table 1's methods on the evaluation samples, made and judged once.
+"""Edits on disk: Table 1's methods on the evaluation samples, made once.
 
 An edit is a PNG in its method's folder, written as its batch is done; a killed run makes only the
-missing ones.
+missing ones. An editor whose edits are all there is not loaded.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from abplib import prompts
-from abplib.core import boxes, store
+from abplib.core import store
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.shards import ALL, Shard
-from abplib.editing import conditions, controls, qwen_image_edit, qwen_pipeline, stills
+from abplib.core.store import stored
 from abplib.editing.base import Editor
 from abplib.editing.controls import EditedSamples, Identity, Paste
 from abplib.editing.methods import METHODS, Guide, Method
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.samples.base import SampleSet, check_number
-from abplib.vlm import encoder, loading
 
-_CODE = (
-    boxes, conditions, controls, encoder, prompts, qwen_image_edit, qwen_pipeline, stills, loading,
-)  # fmt: skip
 _BATCH = 32
 """Samples edited together: what a killed run loses at most; the least part of a shard."""
 
@@ -60,10 +56,11 @@ def make_edits(
         AbpError: there is no such method, `n` is not in 1..len(samples), boxes that the method
             wants are missing, exact edits are to be pasted that are not known, or as editors do.
     """
-    method = _method(name)
+    if name not in METHODS:
+        raise AbpError(f"There is no method {name!r}: choose from {', '.join(METHODS)}.")
     check_number(n, samples)
-    chosen = _editor(name, editor, samples)
-    return _made(method, chosen, samples, _shown(method, guides, n), seed, shard, base)
+    shown = _shown(METHODS[name], guides, n)
+    return _files(_editor(name, editor, samples), samples, shown, seed, shard, base)
 
 
 def make_other_edits(
@@ -75,17 +72,27 @@ def make_other_edits(
     shard: Shard = ALL,
     base: Path | None = None,
 ) -> list[Path]:
-    """The same by another system of Table 1, which is shown no boxes.
+    """The same by another system of Table 1, which is shown no boxes and is let go afterwards.
 
     Raises:
         AbpError: `n` is not in 1..len(samples), or as editors do.
     """
     check_number(n, samples)
-    return _made(Method(editor.name), editor, samples, [None] * n, seed, shard, base)
+    files = _files(editor, samples, [None] * n, seed, shard, base)
+    editor.let_go()
+    return files
 
 
-def _made(
-    method: Method,
+def n_cut(files: Sequence[Path]) -> int:
+    """On how many edits the VLM's description was cut off before its end."""
+    cut = 0
+    for file in files:
+        with Image.open(file) as image:
+            cut += image.info.get("cut") == "True"
+    return cut
+
+
+def _files(
     editor: Editor,
     samples: SampleSet,
     shown: Sequence[Box | None],
@@ -94,20 +101,24 @@ def _made(
     base: Path | None,
 ) -> list[Path]:
     """Files of a shard of the edits, one for each of `shown`; what is missing is made."""
-    place = store.folder(
-        "edits",
-        base=base,
-        method=asdict(method),
-        editor=editor.fingerprint,
-        samples=samples.fingerprint,
-        boxes=store.digest(shown),
-        seed=seed,
-        code=store.digest_files(*_code(editor)),
-    )
-    files = [place / f"{index:04d}.png" for index in range(len(shown))]
-    batches = shard.take([files[start : start + _BATCH] for start in range(0, len(files), _BATCH)])
+    place = _made(editor, samples, shown, seed, shard=shard, base=base)
+    return [file for batch in _batches(place, len(shown), shard) for file in batch]
+
+
+@stored("edits", free=["shard"], lock=None)
+def _made(
+    place: Path,
+    editor: Editor,
+    samples: SampleSet,
+    shown: Sequence[Box | None],
+    seed: int,
+    *,
+    shard: Shard,
+    base: Path | None,
+) -> None:
+    batches = _batches(place, len(shown), shard)
     todo = [batch for batch in batches if not all(file.exists() for file in batch)]
-    for batch in tqdm(todo, desc=method.label, disable=not todo, mininterval=5):
+    for batch in tqdm(todo, desc=editor.name, disable=not todo, mininterval=5):
         with store.alone(*batch):
             part = [int(file.stem) for file in batch if not file.exists()]
             if not part:  # another process made them meanwhile
@@ -120,15 +131,17 @@ def _made(
                 boxes=[shown[index] for index in part] if editor.reads_boxes else None,
             )
             for index, image in zip(part, made, strict=True):
-                with store.replacing(files[index]) as scratch:
-                    image.save(scratch, format="png")
-    return [file for batch in batches for file in batch]
+                told = PngInfo()
+                for key in ("description", "cut"):
+                    if key in image.info:
+                        told.add_itxt(key, str(image.info[key]))
+                with store.replacing(place / f"{index:04d}.png") as scratch:
+                    image.save(scratch, format="png", pnginfo=told)
 
 
-def _code(editor: Editor) -> list[str]:
-    """Files of what edits: `_CODE`, and where the editor's class and its bases are written."""
-    own = {inspect.getfile(c) for c in type(editor).__mro__ if c.__module__.startswith("abplib.")}
-    return sorted({*own, *(str(module.__file__) for module in _CODE)})
+def _batches(place: Path, n: int, shard: Shard) -> Sequence[list[Path]]:
+    files = [place / f"{index:04d}.png" for index in range(n)]
+    return shard.take([files[start : start + _BATCH] for start in range(0, n, _BATCH)])
 
 
 def _editor(name: str, editor: QwenImageEditor, samples: SampleSet) -> Editor:
@@ -159,9 +172,3 @@ def _shown(
             f"{method.guide!r}: give one for each, or None where none is known."
         )
     return found[:n]
-
-
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise AbpError(f"There is no method {name!r}: choose from {', '.join(METHODS)}.")
-    return METHODS[name]

@@ -7,100 +7,40 @@ brought back to the source's.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import BriaFiboEditPipeline, Flux2Pipeline, FluxKontextPipeline
+from diffusers.pipelines.bria_fibo.pipeline_bria_fibo_edit import PREFERRED_RESOLUTION
+from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from PIL import Image
 from tqdm import tqdm
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike, load_image
-from abplib.core.store import digest
-from abplib.editing import loading
-from abplib.editing.base import Editor
+from abplib.editing.loading import MOST_PIXELS, SIDE, PipelineEditor
+from abplib.editing.methods import OTHERS
 
-SIDE = 1024
-"""Side of the square whose area the pipelines are made for, in pixels."""
+_SHORTEST = 64
+"""Side in pixels under which FLUX.2 takes no picture."""
 
 
 @dataclass(frozen=True, eq=False)
-class StockEditor(Editor):
+class StockEditor(PipelineEditor):
     """A pipeline with its settings; conditions are the pipeline's own."""
 
-    kind: ClassVar[type[DiffusionPipeline]]
-    title: ClassVar[str]
-    """As Table 1 calls the system."""
-    steps: ClassVar[int]
-    """Denoising steps of the model card."""
-    scale: ClassVar[float]
-    """Guidance of the model card."""
+    unused = ("lm_head",)
     most_tokens: ClassVar[int]
     """What the pipeline's text encoder is given at most; it cuts off the rest."""
     several: ClassVar[bool] = False
     """Whether the pipeline edits several sources at once."""
-
-    pipeline: Any
-    weights: str
-    """Hash of the pipeline's files; see `from_pretrained`."""
-    image_area: int
-    """Pixels at which images are edited, at most `SIDE` squared."""
-    n_steps: int
-    guidance: float
-
-    def __post_init__(self) -> None:
-        """Raises AbpError for a setting that cannot be."""
-        if not 1 <= self.image_area <= SIDE**2:
-            raise AbpError(
-                f"image_area = {self.image_area} is refused; {self.name} edits at up to "
-                f"{SIDE} x {SIDE} pixels."
-            )
-        if self.n_steps < 1:
-            raise AbpError(f"n_steps = {self.n_steps} is too few; give 1 or more.")
-        if not 1 <= self.guidance < math.inf:
-            raise AbpError(f"guidance = {self.guidance} is refused; give 1 (none) or more.")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        image_area: int = SIDE**2,
-        n_steps: int | None = None,
-        guidance: float | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        revision: str | None = None,
-    ) -> Self:
-        """From a saved pipeline's folder or a hub id; steps and guidance None for the model card's.
-
-        Raises AbpError if unusable.
-        """
-        folder = loading.locate(cls.kind, source, revision)
-        return cls(
-            loading.load(cls.kind, folder, dtype=dtype, device=device, unused=("lm_head",)),
-            loading.fingerprint(source, folder),
-            image_area,
-            cls.steps if n_steps is None else n_steps,
-            cls.scale if guidance is None else guidance,
-        )
-
-    @property
-    def name(self) -> str:
-        """As Table 1 calls it."""
-        return self.title
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of weights and settings."""
-        settings = [self.title, self.image_area, self.n_steps, self.guidance]
-        return digest([self.weights, str(self.pipeline.transformer.dtype), settings])
 
     @abstractmethod
     def size(self, source: tuple[int, int]) -> tuple[int, int]:
@@ -110,11 +50,35 @@ class StockEditor(Editor):
     def n_tokens(self, instruction: str) -> int:
         """Tokens of an instruction and what the pipeline puts around it."""
 
-    @abstractmethod
+    def options(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What the pipeline is told beside what all are."""
+        return {}
+
+    def prompt(self, instruction: str) -> str:
+        """How the pipeline is told an instruction."""
+        return instruction
+
     def run(
-        self, pictures: list[Image.Image], instructions: list[str], seeds: Sequence[int]
+        self, pictures: list[Image.Image], instructions: Sequence[str], seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """What the pipeline makes of pictures of one size; of a single one unless `several`."""
+        """What the pipeline makes of pictures of one size; of a single one unless `several`.
+
+        Each edit has its own random numbers, drawn on the CPU, so that it does not depend on its
+        batch.
+        """
+        width, height = pictures[0].size
+        edits: list[Image.Image] = self.pipeline(
+            image=pictures,
+            prompt=[self.prompt(instruction) for instruction in instructions],
+            width=width,
+            height=height,
+            max_sequence_length=self.most_tokens,
+            num_inference_steps=self.n_steps,
+            guidance_scale=self.guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            **self.options((width, height)),
+        ).images
+        return edits
 
     def _edit_many(
         self,
@@ -142,7 +106,7 @@ class StockEditor(Editor):
 
     def _batches(self, sizes: list[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
         """Rows of pictures of one size."""
-        most = min(batch_size, max(1, loading.MOST_PIXELS // self.image_area))
+        most = min(batch_size, max(1, MOST_PIXELS // self.image_area))
         most = most if self.several else 1
         for size in dict.fromkeys(sizes):
             alike = [row for row, other in enumerate(sizes) if other == size]
@@ -168,9 +132,105 @@ class StockEditor(Editor):
                 )
 
 
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One for each edit, so that it does not depend on its batch; noise is drawn on the CPU."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+@dataclass(frozen=True, eq=False)
+class FluxKontextEditor(StockEditor):
+    """FLUX.1 Kontext [dev]: conditioned on text alone, the source's latents beside the noise.
+
+    Text goes through T5 (final states of 512 tokens, none dropped) and CLIP (one pooled state,
+    which sees the first 77 tokens); guidance is an input of the transformer.
+    """
+
+    kind = FluxKontextPipeline
+    title = OTHERS["flux_kontext"].label
+    steps = 28
+    scale = 2.5
+    most_tokens = 512
+    several = True
+
+    def size(self, source: tuple[int, int]) -> tuple[int, int]:
+        """The sizes that the model was trained on."""
+        multiple = 2 * self.pipeline.vae_scale_factor
+        return nearest(PREFERRED_KONTEXT_RESOLUTIONS, source, self.image_area, multiple)
+
+    def n_tokens(self, instruction: str) -> int:
+        """T5's."""
+        return len(self.pipeline.tokenizer_2(instruction).input_ids)
+
+    def options(self, size: tuple[int, int]) -> dict[str, Any]:
+        """Keeps it from choosing the size itself."""
+        return {"max_area": size[0] * size[1], "_auto_resize": False}
+
+
+@dataclass(frozen=True, eq=False)
+class Flux2Editor(StockEditor):
+    """FLUX.2 [dev]: conditioned on three middle layers of a VLM that is not shown the image.
+
+    Raw states of blocks 10, 20 and 30 of 40 (counted from 1), side by side, over all of 512 padded
+    tokens: the system message is among them, nothing is dropped. Guidance is an input of the
+    transformer.
+    """
+
+    kind = Flux2Pipeline
+    title = OTHERS["flux2_dev"].label
+    steps = 50
+    scale = 4.0
+    most_tokens = 512
+
+    def size(self, source: tuple[int, int]) -> tuple[int, int]:
+        """At the source's own aspect; the pipeline would cut off what is over a multiple."""
+        multiple = 2 * self.pipeline.vae_scale_factor
+        scale = math.sqrt(self.image_area / (source[0] * source[1]))
+        width, height = (
+            max(_SHORTEST, math.floor(side * scale / multiple) * multiple) for side in source
+        )
+        try:
+            self.pipeline.image_processor.check_image_input(Image.new("1", (width, height)))
+        except ValueError as error:
+            raise AbpError(
+                f"{self.name} does not take an image of {source[0]} x {source[1]} pixels "
+                f"({error}); crop it."
+            ) from error
+        return width, height
+
+    def n_tokens(self, instruction: str) -> int:
+        """With the system message."""
+        chat = format_input([instruction], system_message=self.pipeline.system_message)
+        inputs = self.pipeline.tokenizer.apply_chat_template(
+            chat, tokenize=True, return_dict=True, add_generation_prompt=False
+        )
+        return len(inputs["input_ids"][0])
+
+
+@dataclass(frozen=True, eq=False)
+class FiboEditor(StockEditor):
+    """FIBO-Edit: every block of the transformer is conditioned on another layer of an LLM.
+
+    With N blocks, they read the last N of the LLM's hidden states in turn; the last two (of which
+    the last is normed) make the condition itself. The LLM is not shown the image, and nothing is
+    dropped; guidance leads away from an empty prompt. The model was trained on a whole description
+    as JSON, which a VLM writes, and the paper does not say how instructions were put into it: it is
+    given the least that the pipeline accepts, `{"edit_instruction": instruction}`, so its row of
+    Table 1 is of a model out of its format.
+    """
+
+    kind = BriaFiboEditPipeline
+    title = OTHERS["fibo_edit"].label
+    steps = 50
+    scale = 5.0
+    most_tokens = 3000
+
+    def size(self, source: tuple[int, int]) -> tuple[int, int]:
+        """The sizes that the pipeline prefers."""
+        preferred = PREFERRED_RESOLUTION[SIDE**2]
+        return nearest(preferred, source, self.image_area, self.pipeline.vae_scale_factor)
+
+    def n_tokens(self, instruction: str) -> int:
+        """With the JSON around it."""
+        return len(self.pipeline.tokenizer(self.prompt(instruction)).input_ids)
+
+    def prompt(self, instruction: str) -> str:
+        """As JSON."""
+        return json.dumps({"edit_instruction": instruction})
 
 
 def nearest(

@@ -23,7 +23,7 @@ from abplib.core import store
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Schedule
 from abplib.editing import qwen_pipeline
-from abplib.editing.stills import for_stills
+from abplib.editing.qwen_pipeline import for_stills
 from abplib.editing.twins import EditorShape, build_dit, build_scheduler
 from abplib.judging.scene_oracle import SceneOracle
 from abplib.judging.scene_reading import read

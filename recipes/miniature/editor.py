@@ -11,10 +11,10 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
 from abplib.core import processes, store
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Fitted
-from abplib.editing.lora.pairs import EditorSource
 from abplib.editing.lora.settings import LoraTraining
 from abplib.editing.lora.training import train_lora
-from abplib.editing.stills import for_stills
+from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.editing.qwen_pipeline import for_stills
 from abplib.editing.twins import EditorShape, assemble, build_dit, save_editor
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import multi_entity
@@ -65,7 +65,7 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
     save_editor(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
-    editor = EditorSource.of(folder, image_area=area, dtype=torch.float32)
+    editor = QwenImageEditor.from_pretrained(folder, image_area=area)
     boxed = multi_entity("training")
     lora_run = train_lora(editor, boxed, plan.lora, folder / "lora", base=work, device=device)
     pipeline = QwenImageEditPipeline.from_pretrained(folder)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from abplib.core import store
 from abplib.core.trainer import Batch, Fitted, Schedule, fit
-from abplib.editing.stills import for_stills
+from abplib.editing.qwen_pipeline import for_stills
 from abplib.editing.twins import EditorShape, build_vae
 from abplib.samples.scenes.edits import general_edits
 from abplib.samples.scenes.render import masks, render

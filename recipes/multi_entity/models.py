@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
-from abplib.editing import loading
+from abplib.editing.loading import Source
 from abplib.judging import transport
 from abplib.judging.gemini import KEYS
 from abplib.vlm.loading import load_vlm
@@ -86,15 +86,12 @@ class FiboPainter:
     @classmethod
     def from_pretrained(cls, revision: str | None = None, source: str = FIBO) -> FiboPainter:
         """From a folder or the hub, on a GPU where there is one. AbpError if it cannot be had."""
-        folder = loading.locate(BriaFiboPipeline, source, revision)
-        pipeline = loading.load(
-            BriaFiboPipeline,
-            folder,
-            dtype=torch.bfloat16,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        fibo = Source.find(
+            BriaFiboPipeline, source, revision, dtype=torch.bfloat16, device=device,
             unused=("lm_head",),
-        )
-        return cls(pipeline, source)
+        )  # fmt: skip
+        return cls(fibo.pipeline, source)
 
     def paint(self, prompt: str, seed: int) -> Image.Image:
         """One image of the pipeline's own size."""

@@ -32,13 +32,19 @@ def talkative(encoder: ConditionEncoder) -> ConditionEncoder:
     return ConditionEncoder(model, encoder.processor, image_area=encoder.image_area, fingerprint="")
 
 
-def script(encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+def script(
+    encoder: ConditionEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
+    ends: Sequence[str] = ("<|im_end|>",) * 2,
+) -> None:
     """Let the model write `said`, in turn, whatever it is shown."""
-    tokenizer, remaining = encoder.processor.tokenizer, iter(said)
+    tokenizer = encoder.processor.tokenizer
+    remaining = (text + end for text, end in zip(said, ends, strict=False))
 
     def generate(*, input_ids: torch.Tensor, max_new_tokens: int, **_: Any) -> torch.Tensor:
-        assert max_new_tokens == 256
-        texts = [next(remaining) + "<|im_end|>" for _ in input_ids]
+        assert max_new_tokens == 1024
+        texts = [next(remaining) for _ in input_ids]
         padded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         return torch.cat([input_ids, padded.input_ids], dim=1)
 
@@ -81,8 +87,22 @@ def test_descriptions_are_the_same_whatever_the_batch(
 ) -> None:
     monkeypatch.setattr(conditions, "MAX_DESCRIPTION", 8)
     alone = [describe(talkative, [image], [text])[0] for image, text in zip(*batch, strict=True)]
-    assert alone[0] != alone[1]
+    assert alone[0].text != alone[1].text
     assert describe(talkative, *batch) == alone
+
+
+def test_a_description_tells_whether_it_was_cut(
+    encoder: ConditionEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(
+        encoder, monkeypatch, ["A red apple.", "A green pear that goes on"], ends=["<|im_end|>", ""]
+    )
+    described = positive(encoder, "full_description", *batch).described
+    assert [(answer.text, answer.whole) for answer in described] == [
+        ("A red apple.", True),
+        ("A green pear that goes on", False),
+    ]
+    assert not positive(encoder, "final", *batch).described
 
 
 @pytest.mark.parametrize("kind", ["final", "norm_avg", "layer_0"])

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import QwenImageEditPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.shards import Shard
-from abplib.editing import runs
+from abplib.editing import conditions, runs
 from abplib.editing.controls import Identity
 from abplib.editing.methods import CONTROLS, METHODS
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.samples.base import Sample
+from abplib.vlm.loading import Answer
 
 PROFILE = Profile.load("smoke")
 SAMPLES = Experiment(PROFILE).evaluation
@@ -69,6 +73,45 @@ def test_a_killed_evaluation_goes_on_with_no_edit_done_twice(
     whole = runs.make_edits("baseline", editor, SAMPLES, 5, 0, {}, base=tmp_path / "whole")
     for one, other in zip(pixels(found), pixels(whole), strict=True):
         assert (one == other).all()
+
+
+def test_edits_that_are_there_load_no_editor(
+    editor: QwenImageEditor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = runs.make_edits("baseline", editor, SAMPLES, 2, 0, {}, base=tmp_path)
+    monkeypatch.setattr(QwenImageEditPipeline, "from_pretrained", None)
+    again = Experiment(PROFILE).editor
+    assert runs.make_edits("baseline", again, SAMPLES, 2, 0, {}, base=tmp_path) == files
+
+
+def test_another_lora_edits_anew_and_nothing_else_is(
+    editor: QwenImageEditor, tmp_path: Path
+) -> None:
+    def place(name: str, lora: Path) -> Path:
+        given = {"proxy": [BOX]}
+        reading = replace(editor, lora=lora)
+        return runs.make_edits(name, reading, SAMPLES, 1, 0, given, base=tmp_path)[0].parent
+
+    assert editor.lora is not None
+    weights = load_file(editor.lora)
+    save_file({name: 2 * weight for name, weight in weights.items()}, tmp_path / "new.safetensors")
+    old, new = editor.lora, tmp_path / "new.safetensors"
+    assert place("ours", old) != place("ours", new)
+    assert place("baseline", old) == place("baseline", new)
+
+
+def test_descriptions_that_were_cut_off_are_counted(
+    editor: QwenImageEditor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter(
+        [Answer("An apple – red.", (64, 64), whole=True), Answer("A", (64, 64), whole=False)]
+    )
+    monkeypatch.setattr(conditions, "describe", lambda _, shown, __: [next(said) for _ in shown])
+    files = runs.make_edits("full_description", editor, SAMPLES, 2, 0, {}, base=tmp_path)
+    assert runs.n_cut(files) == 1
+    with Image.open(files[0]) as image:
+        assert image.info["description"] in {"An apple – red.", "A"}
+    assert runs.n_cut(runs.make_edits("identity", editor, SAMPLES, 2, 0, {}, base=tmp_path)) == 0
 
 
 def test_shards_share_the_samples(

@@ -16,10 +16,9 @@ from torch import nn
 from abplib.core import hub
 from abplib.core.errors import AbpError
 from abplib.editing import conditions, loading
-from abplib.editing.flux2 import Flux2Editor
-from abplib.editing.other_twins import smoke_flux2
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.editing.twins import smoke_editor
+from abplib.editing.stock import Flux2Editor
+from abplib.editing.twins import smoke_editor, smoke_flux2
 
 GIGABYTE = 1024**3
 
@@ -40,15 +39,17 @@ def test_a_hub_pipeline_is_known_by_its_commit(
 
     def download(source: str, revision: str | None, local_files_only: bool) -> Path:
         asked.append((source, revision, local_files_only))
-        return tmp_path / "snapshots" / "c0ffee"
+        return tmp_path / "snapshots" / str(revision)
 
     monkeypatch.setattr(Flux2Pipeline, "download", download)
     monkeypatch.setattr(hub, "check_access", lambda _id: None)
-    folder = loading.locate(Flux2Pipeline, "some/pipeline", "v1")
-    assert asked == [("some/pipeline", "v1", False)]
-    known = loading.fingerprint("some/pipeline", folder)
-    assert known == loading.fingerprint("some/pipeline", tmp_path / "elsewhere" / "c0ffee")
-    assert known != loading.fingerprint("some/pipeline", tmp_path / "snapshots" / "decaf")
+
+    def known(revision: str) -> str:
+        return loading.Source.find(Flux2Pipeline, "some/pipeline", revision).fingerprint
+
+    v1 = known("c0ffee")
+    assert asked == [("some/pipeline", "c0ffee", False)]
+    assert known("c0ffee") == v1 != known("decaf")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_only_weights_that_no_edit_needs_may_lack(
     save_file(tensors, weights, metadata={"format": "pt"})
     if refused:
         with pytest.raises(AbpError, match=r"text_encoder of .* lacks .*up_proj"):
-            Flux2Editor.from_pretrained(folder)
+            _ = Flux2Editor.from_pretrained(folder).pipeline
     else:
         whole = Flux2Editor.from_pretrained(smoke_flux2(), image_area=SMOKE_AREA, n_steps=2)
         editor = Flux2Editor.from_pretrained(folder, image_area=SMOKE_AREA, n_steps=2)
@@ -77,11 +78,11 @@ def test_only_weights_that_no_edit_needs_may_lack(
 def test_a_pipeline_of_another_class_is_refused(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(smoke_editor(), tmp_path / "editor"))
     with pytest.raises(AbpError, match="cannot be loaded"):
-        Flux2Editor.from_pretrained(folder)
+        _ = Flux2Editor.from_pretrained(folder).pipeline
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace("AutoencoderKLQwenImage", "AutoencoderOfNobody"))
     with pytest.raises(AbpError, match=r"AutoencoderOfNobody.*fetch or make it again"):
-        QwenImageEditor.from_pretrained(folder, image_area=SMOKE_AREA, n_steps=2, guidance=3.0)
+        _ = QwenImageEditor.from_pretrained(folder).pipeline
 
 
 class Pipeline:

@@ -18,12 +18,14 @@ from PIL import Image
 
 from abplib import profiles
 from abplib.core.errors import AbpError
+from abplib.core.references import function_of
 from abplib.core.stats import Interval
-from abplib.editing import other_twins, runs
+from abplib.editing import runs, twins
 from abplib.editing.base import Editor
-from abplib.editing.others import OTHERS
+from abplib.editing.loading import SIDE
+from abplib.editing.methods import OTHERS
 from abplib.editing.qwen_image_edit_2509 import ANNOUNCED
-from abplib.editing.stock import SIDE, StockEditor
+from abplib.editing.stock import StockEditor
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import evaluation
@@ -33,12 +35,13 @@ from abplib.vlm import loading
 
 INSTRUCTION = "turn the second red apple from the left into a green pear"
 TWINS: dict[str, Callable[[], Path]] = {
-    "qwen_image_edit_2509": other_twins.smoke_2509,
-    "fibo_edit": other_twins.smoke_fibo,
-    "flux2_dev": other_twins.smoke_flux2,
-    "flux_kontext": other_twins.smoke_kontext,
+    "qwen_image_edit_2509": twins.smoke_2509,
+    "fibo_edit": twins.smoke_fibo,
+    "flux2_dev": twins.smoke_flux2,
+    "flux_kontext": twins.smoke_kontext,
 }
-STOCK = [name for name in TWINS if issubclass(OTHERS[name], StockEditor)]
+KINDS: dict[str, Any] = {name: function_of(system.editor) for name, system in OTHERS.items()}
+STOCK = [name for name in TWINS if issubclass(KINDS[name], StockEditor)]
 CARDS = {
     "qwen_image_edit_2509": (40, 4.0),
     "fibo_edit": (50, 5.0),
@@ -54,7 +57,7 @@ every_stock = pytest.mark.parametrize("name", STOCK)
 @cache
 def load(name: str) -> Any:
     """A twin with the guidance of its model card and few steps."""
-    editor = OTHERS[name].from_pretrained(TWINS[name](), image_area=SMOKE_AREA, n_steps=2)
+    editor = KINDS[name].from_pretrained(TWINS[name](), image_area=SMOKE_AREA, n_steps=2)
     assert isinstance(editor, Editor)
     return editor
 
@@ -112,13 +115,13 @@ def test_seeds_decide_and_batches_do_not(name: str) -> None:
 
 @every
 def test_steps_and_guidance_are_the_model_cards(name: str) -> None:
-    kind = OTHERS[name]
+    kind = KINDS[name]
     assert (kind.steps, kind.scale) == CARDS[name]
     assert load(name).guidance == CARDS[name][1]
 
 
 def test_a_pipeline_edits_by_default_as_its_card_says() -> None:
-    editor = OTHERS["flux_kontext"].from_pretrained(other_twins.smoke_kontext())
+    editor = KINDS["flux_kontext"].from_pretrained(twins.smoke_kontext())
     assert (editor.n_steps, editor.guidance, editor.image_area) == (28, 2.5, SIDE**2)
 
 
@@ -248,7 +251,7 @@ def test_flux2_reads_three_blocks_of_a_vlm_that_sees_no_image() -> None:
     for hook in hooks:
         hook.remove()
     states = read["encoder_hidden_states"]
-    assert states.shape == (1, editor.most_tokens, 3 * other_twins.WIDTH)
+    assert states.shape == (1, editor.most_tokens, 3 * twins.WIDTH)
     assert torch.equal(states, torch.cat([outputs[10], outputs[20], outputs[30]], dim=-1))
     asked = given(pipeline.text_encoder, edit)
     assert "pixel_values" not in asked
@@ -352,7 +355,7 @@ def test_fingerprints_tell_settings_and_systems_apart() -> None:
 
 def test_a_profile_names_other_editors() -> None:
     assert set(OTHERS) == set(get_args(profiles.OtherEditorName)) == set(TWINS)
-    source = "abplib.editing.other_twins:smoke_kontext"
+    source = "abplib.editing.twins:smoke_kontext"
     named = {"flux_kontext": {"source": source, "n_steps": 2}}
     profile = Profile.load("smoke", other_editors=named)
     made = Experiment(profile)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from abplib.core.errors import AbpError
-from abplib.editing import conditions, qwen_pipeline
+from abplib.editing import conditions, qwen_image_edit, qwen_pipeline
 from abplib.editing.conditions import Condition
 from abplib.editing.qwen_image_edit import QwenImageEditor, with_box
 from abplib.editing.twins import smoke_editor
+from abplib.vlm.loading import Answer
 
 INSTRUCTIONS = ["remove it", "turn the second red apple from the left into a green pear"]
 BOX = (0.25, 0.25, 0.75, 0.75)
+
+
+def answer(text: str) -> Answer:
+    return Answer(text, (64, 64))
 
 
 def load(**settings: Any) -> QwenImageEditor:
@@ -182,7 +189,7 @@ def test_images_come_back_upright(editor: QwenImageEditor, tmp_path: Path) -> No
 def test_every_variant_edits_otherwise_under_its_own_name(
     editor: QwenImageEditor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conditions, "describe", lambda *_: ["A red apple on a white ground."])
+    monkeypatch.setattr(conditions, "describe", lambda *_: [answer("A red apple on white.")])
     kinds = ["final", "norm_avg", "full_description", "layer_1"]
     variants = [dataclasses.replace(editor, condition=kind) for kind in kinds]
     assert [variant.name for variant in variants] == [
@@ -267,13 +274,14 @@ def test_a_lora_of_scale_0_is_the_base(lora: Path, pictures: list[Image.Image]) 
     base = load()
     plain = latents()
     ours = dataclasses.replace(base, lora=lora)
+    qwen_pipeline.use_lora(ours.pipeline, ours.lora, ours._adapter)
     assert not torch.equal(latents(), plain)
     (name,) = ours.pipeline.get_list_adapters()["transformer"]
     ours.pipeline.set_adapters([name], [0.0])
     assert torch.equal(latents(), plain)
-    qwen_pipeline.switch_lora(ours.pipeline, name)
+    qwen_pipeline.use_lora(ours.pipeline, ours.lora, name)
     assert not torch.equal(latents(), plain)
-    qwen_pipeline.switch_lora(ours.pipeline, None)
+    qwen_pipeline.use_lora(ours.pipeline, None, None)
     assert torch.equal(latents(), plain)
 
 
@@ -283,7 +291,7 @@ def test_variants_read_what_the_pipeline_would(
     variant: str, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        conditions, "describe", lambda _, pictures, __: ["An apple."] * len(pictures)
+        conditions, "describe", lambda _, pictures, __: [answer("An apple.")] * len(pictures)
     )
     changed = {"lora": lora} if variant == "ours" else {"condition": variant}
     editor, instruction = dataclasses.replace(load(), **changed), INSTRUCTIONS[1]
@@ -381,11 +389,77 @@ def test_a_lora_of_another_model_is_refused(lora: Path, tmp_path: Path) -> None:
         ("wider", {key: torch.zeros(2 * len(weights[key]), 7) for key in weights}, "size mismatch"),
         ("deeper", {**weights, **deeper}, r"has no transformer\.transformer_blocks\.9"),
         ("other", {"nothing": torch.zeros(1)}, "has no nothing"),
+        ("peft", {f"base_model.model.{key}": weights[key] for key in weights}, "has no base_model"),
     ]:
         (tmp_path / name).mkdir()
         save_file(changed, tmp_path / name / qwen_pipeline.LORA_FILE)
-        with pytest.raises(AbpError, match=f"{name} cannot be loaded .*{message}"):
-            dataclasses.replace(load(), lora=tmp_path / name)
+        with pytest.raises(AbpError, match=f"{name}/.* cannot be loaded .*{message}"):
+            reader = dataclasses.replace(load(), lora=tmp_path / name)
+            reader.edit(noise(64, 64), "remove it", 0, box=BOX)
+
+
+def kohya(key: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As sd-scripts and musubi-tuner name a weight of `lora`, which has alpha 4."""
+    module, _, factor = key.removeprefix("transformer.").rpartition(".lora_")
+    named = "lora_unet_" + module.replace(".", "_")
+    down = factor == "A.weight"
+    alpha = {named + ".alpha": torch.tensor(4.0)} if down else {}
+    return {f"{named}.lora_{'down' if down else 'up'}.weight": weight, **alpha}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        kohya,
+        lambda key, w: {"diffusion_model." + key.removeprefix("transformer."): w},  # ComfyUI
+        lambda key, w: {  # DiffSynth-Studio
+            key.removeprefix("transformer.").replace(".weight", ".default.weight"): w
+        },
+    ],
+    ids=["kohya", "comfyui", "diffsynth"],
+)
+def test_a_lora_of_another_trainer_edits_the_same(
+    lora: Path, tmp_path: Path, written: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]
+) -> None:
+    renamed: dict[str, torch.Tensor] = {}
+    for key, weight in load_file(lora / qwen_pipeline.LORA_FILE).items():
+        renamed |= written(key, weight)
+    save_file(renamed, tmp_path / "of_another_name.safetensors")
+    base = load()
+    first, second, third = (
+        dataclasses.replace(base, lora=place).edit(noise(64, 64), "remove it", 0, box=BOX)
+        for place in (lora, tmp_path, tmp_path / "of_another_name.safetensors")
+    )
+    assert far(first, second) <= 1 and far(second, third) == 0
+    save_file(renamed, tmp_path / "second.safetensors")
+    with pytest.raises(AbpError, match="give the folder or the file"):
+        dataclasses.replace(base, lora=tmp_path)
+
+
+def test_what_an_editor_is_known_by_is_known_before_it_is_loaded(
+    lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QwenImageEditPipeline, "from_pretrained", None)
+    base = load()
+    ours = dataclasses.replace(base, lora=lora)
+    assert len({base.fingerprint, ours.fingerprint}) == 2
+    monkeypatch.undo()
+    plain = base.edit(noise(64, 64), "remove it", seed=0)
+    held = weakref.ref(base.pipeline.transformer)
+    ours.let_go()  # which shares it
+    assert held() is None
+    assert far(base.edit(noise(64, 64), "remove it", seed=0), plain) == 0
+
+
+def test_an_offloaded_editor_computes_where_its_parts_are_brought(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    editor, asked = load(), []
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(QwenImageEditPipeline, "_execution_device", property(lambda _: gpu))
+    monkeypatch.setattr(qwen_image_edit, "at_once", lambda device: asked.append(device) or 1)
+    editor.edit(noise(64, 64), "remove it", seed=0)
+    assert set(asked) == {gpu}
 
 
 def test_a_folder_without_a_whole_pipeline_is_refused(tmp_path: Path) -> None:
@@ -399,7 +473,7 @@ def test_a_folder_without_a_whole_pipeline_is_refused(tmp_path: Path) -> None:
     del tensors["proj_out.weight"]
     save_file(tensors, weights)
     with pytest.raises(AbpError, match=r"transformer of .* lacks .*proj_out\.weight"):
-        load_from(folder)
+        _ = load_from(folder).pipeline
     weights.write_bytes(b"cut off")
     with pytest.raises(AbpError, match="cannot be loaded"):
-        load_from(folder)
+        _ = load_from(folder).pipeline

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 
-from abplib.editing.stills import for_stills
+from abplib.editing.qwen_pipeline import for_stills
 
 
 @pytest.fixture(params=[False, True], ids=["pictures", "films"])

@@ -6,14 +6,12 @@ to a file of its own, and are gone before the transformer comes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import QwenImageEditPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,44 +20,9 @@ from tqdm import tqdm
 
 from abplib.core import processes, store
 from abplib.core.errors import AbpError
-from abplib.editing import loading, qwen_pipeline
+from abplib.editing import qwen_pipeline
 from abplib.editing.controls import EditedSamples
-from abplib.editing.qwen_image_edit import with_box
-from abplib.editing.stills import for_stills
-from abplib.vlm import loading as vlms
-from abplib.vlm.encoder import ConditionEncoder
-
-
-@dataclass(frozen=True)
-class EditorSource:
-    """Which Qwen-Image-Edit is to read boxes."""
-
-    folder: Path
-    """As `loading.locate` gives it."""
-    fingerprint: str
-    """Hash of its weights."""
-    image_area: int
-    """Pixels at which it edits."""
-    dtype: torch.dtype
-
-    @property
-    def identity(self) -> list[str | int]:
-        """What determines what it gives, wherever it lies."""
-        return [self.fingerprint, self.image_area, str(self.dtype)]
-
-    @classmethod
-    def of(
-        cls, source: str | Path, *, image_area: int, dtype: torch.dtype, revision: str | None = None
-    ) -> EditorSource:
-        """From a folder or a hub id; AbpError where there is none."""
-        folder = loading.locate(QwenImageEditPipeline, source, revision)
-        return cls(folder, loading.fingerprint(source, folder), image_area, dtype)
-
-    def load(self, device: torch.device, *, without: Sequence[str]) -> QwenImageEditPipeline:
-        """Its pipeline, with nothing in the place of some parts."""
-        return loading.load(
-            QwenImageEditPipeline, self.folder, dtype=self.dtype, device=device, without=without
-        )
+from abplib.editing.qwen_image_edit import QwenImageEditor
 
 
 @dataclass(frozen=True)
@@ -76,7 +39,7 @@ class BoxedPairs:
 
 
 def encode_pairs(
-    editor: EditorSource, samples: EditedSamples, base: Path, device: torch.device
+    editor: QwenImageEditor, samples: EditedSamples, base: Path, device: torch.device
 ) -> BoxedPairs:
     """Encode the pairs that are not yet in a folder of `base`, each process its share.
 
@@ -84,17 +47,17 @@ def encode_pairs(
         AbpError: a sample has no box, or as the editor does for its image and instruction.
     """
     place = store.folder(
-        "lora_pairs", base=base, editor=editor.fingerprint, samples=samples.fingerprint,
-        image_area=editor.image_area, dtype=str(editor.dtype),
-    )  # fmt: skip
+        "lora_pairs", base=base, editor=editor.fingerprint, samples=samples.fingerprint
+    )
     rows = processes.share().take(range(len(samples)))
     waiting = [row for row in rows if not _file(place, row).exists()]
     if waiting:
-        pipeline = editor.load(device, without=["transformer"])
-        for_stills(pipeline.vae)
+        eyes = replace(editor.source, without=("transformer",), device=device)
+        seeing = replace(editor, source=eyes)
         for row in tqdm(waiting, desc="encoding", mininterval=10, disable=not processes.is_first()):
             with store.replacing(_file(place, row)) as scratch:
-                save_file(_encoded(pipeline, editor, samples, row), scratch)
+                save_file(_encoded(seeing, samples, row), scratch)
+        eyes.let_go()
     processes.wait()
     return BoxedPairs(place)
 
@@ -114,29 +77,22 @@ def batched(pairs: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 
 @torch.inference_mode()
-def _encoded(
-    pipeline: QwenImageEditPipeline, editor: EditorSource, samples: EditedSamples, row: int
-) -> dict[str, Tensor]:
+def _encoded(editor: QwenImageEditor, samples: EditedSamples, row: int) -> dict[str, Tensor]:
     sample = samples[row]
     if not np.isfinite(sample.box).all():
         raise AbpError(f"Sample {sample.id} of {samples.name} has no box: give it one.")
-    fitted = vlms.fit_image(sample.image, editor.image_area, pipeline.processor)
-    shown = with_box(fitted, sample.box)
-    wanted = samples.edited(row).resize(fitted.size, Image.Resampling.LANCZOS)
-    encoder = ConditionEncoder(
-        loading.awake(pipeline.text_encoder),
-        pipeline.processor,
-        image_area=math.prod(fitted.size),
-        fingerprint=editor.fingerprint,
+    shown = editor.picture(sample.image, sample.box)
+    wanted = samples.edited(row).resize(shown.size, Image.Resampling.LANCZOS)
+    states = editor.encoder(shown.size).encode([shown], [sample.instruction], final=True).states
+    source, target = (
+        qwen_pipeline.source_latents(editor.pipeline, [p])[0] for p in (shown, wanted)
     )
-    encoding = encoder.encode([shown], [sample.instruction], final=True)
-    source, target = (qwen_pipeline.source_latents(pipeline, [p])[0] for p in (shown, wanted))
-    side = 2 * pipeline.vae_scale_factor
+    side = 2 * editor.pipeline.vae_scale_factor
     return {
         "source": source.cpu().contiguous(),
         "target": target.cpu().contiguous(),
-        "grid": torch.tensor([fitted.height // side, fitted.width // side]),
-        "states": encoding.states["final"][0].cpu().contiguous(),
+        "grid": torch.tensor([shown.height // side, shown.width // side]),
+        "states": states["final"][0].cpu().contiguous(),
     }
 
 

@@ -8,6 +8,7 @@ depends on the size of that batch and not on how many processes share it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from abplib.core.trainer import Batch, Fitted, Schedule, fit
 from abplib.editing.controls import EditedSamples
 from abplib.editing.flow_matching import cell_weights, shifted, velocity_errors
 from abplib.editing.lora.adapter import add_lora, save_lora
-from abplib.editing.lora.pairs import BoxedPairs, EditorSource, batched, encode_pairs
+from abplib.editing.lora.pairs import BoxedPairs, batched, encode_pairs
 from abplib.editing.lora.settings import LoraTraining
+from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.editing.qwen_pipeline import LORA_FILE
 from abplib.samples.base import SampleSet
 
@@ -32,7 +34,7 @@ _LEVELS = 8
 
 
 def train_lora(
-    editor: EditorSource,
+    editor: QwenImageEditor,
     samples: SampleSet,
     settings: LoraTraining,
     folder: Path,
@@ -67,14 +69,15 @@ def train_lora(
         )
     place = store.folder(
         "lora", base=base, editor=editor.fingerprint, samples=samples.fingerprint,
-        image_area=editor.image_area, dtype=str(editor.dtype),
         settings=settings.model_dump() | {"batch": global_batch},
     )  # fmt: skip
     with processes.alone(place):
         if store.summary_of(place) is None:
             pairs = encode_pairs(editor, samples, base or paths.results(), own)
-            dit = editor.load(own, without=["text_encoder", "vae"]).transformer
-            fitted = _Run(dit, pairs, len(samples), settings, place, own).fit()
+            body = replace(editor.source, without=("text_encoder", "vae"), device=own)
+            fitted = _Run(
+                body.pipeline.transformer, pairs, len(samples), settings, place, own
+            ).fit()
             if processes.is_first():
                 store.mark_done(place, seconds=fitted.seconds, curves=fitted.curves)
         if processes.is_first():

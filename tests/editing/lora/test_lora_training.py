@@ -15,6 +15,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from conftest import SMOKE_AREA, noise
+from diffusers import QwenImageEditPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 from toypairs import SIZES, Toys
@@ -24,7 +25,6 @@ from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.editing.flow_matching import cell_weights, changed_cells
 from abplib.editing.lora import pairs, training
-from abplib.editing.lora.pairs import EditorSource
 from abplib.editing.lora.settings import LoraTraining
 from abplib.editing.lora.training import train_lora
 from abplib.editing.qwen_image_edit import QwenImageEditor
@@ -42,8 +42,8 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def editor() -> EditorSource:
-    return EditorSource.of(smoke_editor(), image_area=SMOKE_AREA, dtype=torch.float32)
+def editor() -> QwenImageEditor:
+    return QwenImageEditor.from_pretrained(smoke_editor(), image_area=SMOKE_AREA)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(editor: EditorSource, base: Path) -> Path:
+def trained(editor: QwenImageEditor, base: Path) -> Path:
     """The folder of a LoRA that one process trained without a break."""
     train_lora(editor, Toys(), SHORT, base / "lora-out", base=base)
     return base / "lora-out"
@@ -105,7 +105,7 @@ def test_two_processes_learn_what_one_does(trained: Path, tmp_path: Path) -> Non
 
 
 def test_a_run_that_the_system_killed_goes_on_as_well(
-    trained: Path, editor: EditorSource, tmp_path: Path
+    trained: Path, editor: QwenImageEditor, tmp_path: Path
 ) -> None:
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(**command(tmp_path, SHORT), stdout=log, stderr=log)
@@ -121,7 +121,7 @@ def test_a_run_that_the_system_killed_goes_on_as_well(
 
 
 def test_the_global_batch_is_what_is_learned_from(
-    trained: Path, editor: EditorSource, base: Path, tmp_path: Path
+    trained: Path, editor: QwenImageEditor, base: Path, tmp_path: Path
 ) -> None:
     train_lora(editor, Toys(), SHORT.model_copy(update={"batch": 1}), tmp_path / "out", base=base)
     assert far(tmp_path / "out", trained) > 10 * TOLERANCE
@@ -132,7 +132,11 @@ class Killed(Exception):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(
-    trained: Path, editor: EditorSource, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    editor: QwenImageEditor,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoded = 0
     whole = pairs._encoded
@@ -169,15 +173,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
 
 def test_what_is_trained_is_trained_no_second_time(
-    trained: Path, editor: EditorSource, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    editor: QwenImageEditor,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(EditorSource, "load", None)
+    monkeypatch.setattr(QwenImageEditPipeline, "from_pretrained", None)
     train_lora(editor, Toys(), SHORT, tmp_path / "again", base=base)
     assert far(tmp_path / "again", trained) == 0
 
 
 def test_the_best_checkpoint_is_kept(
-    editor: EditorSource, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    editor: QwenImageEditor, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[float] = [3.0, 1.0, 2.0]
     looked: list[dict[str, Tensor]] = []
@@ -196,7 +204,7 @@ def test_the_best_checkpoint_is_kept(
 
 
 def test_recomputed_activations_change_nothing(
-    trained: Path, editor: EditorSource, base: Path, tmp_path: Path
+    trained: Path, editor: QwenImageEditor, base: Path, tmp_path: Path
 ) -> None:
     settings = SHORT.model_copy(update={"gradient_checkpointing": False})
     train_lora(editor, Toys(), settings, tmp_path, base=base)
@@ -204,7 +212,7 @@ def test_recomputed_activations_change_nothing(
 
 
 def test_it_learns_and_an_editor_edits_by_it(
-    editor: EditorSource, base: Path, tmp_path: Path
+    editor: QwenImageEditor, base: Path, tmp_path: Path
 ) -> None:
     settings = LoraTraining(
         rank=16, steps=25, batch=6, lr=1e-2, warmup=5, held_out=3, looks=5,
@@ -222,14 +230,18 @@ def test_it_learns_and_an_editor_edits_by_it(
 
 
 def test_weights_in_bf16_have_a_lora_in_float32(tmp_path: Path) -> None:
-    editor = EditorSource.of(smoke_editor(), image_area=SMOKE_AREA, dtype=torch.bfloat16)
+    editor = QwenImageEditor.from_pretrained(
+        smoke_editor(), image_area=SMOKE_AREA, dtype=torch.bfloat16
+    )
     settings = LoraTraining(steps=2, held_out=3, looks=2)
     fitted = train_lora(editor, Toys(), settings, tmp_path / "out", base=tmp_path)
     assert 0 < fitted.curves[-1]["flow"] < 10
     assert {value.dtype for value in weights(tmp_path / "out").values()} == {torch.float32}
 
 
-def test_a_pair_is_what_the_editor_sees_and_is_to_make(editor: EditorSource, trained: Path) -> None:
+def test_a_pair_is_what_the_editor_sees_and_is_to_make(
+    editor: QwenImageEditor, trained: Path
+) -> None:
     place = next((trained.parent / "lora_pairs").glob("*"))
     whole = QwenImageEditor.from_pretrained(
         smoke_editor(), image_area=SMOKE_AREA, n_steps=2, guidance=1.0
@@ -246,7 +258,7 @@ def test_a_pair_is_what_the_editor_sees_and_is_to_make(editor: EditorSource, tra
 
 
 def test_batches_hold_one_shape_each_and_mask_their_padding(
-    editor: EditorSource, trained: Path
+    editor: QwenImageEditor, trained: Path
 ) -> None:
     place = next((trained.parent / "lora_pairs").glob("*"))
     single = [pairs.BoxedPairs(place)[row] for row in range(5)]
@@ -292,7 +304,7 @@ class Untold:
         return Toys()[index]
 
 
-def test_samples_that_cannot_teach_are_refused(editor: EditorSource, tmp_path: Path) -> None:
+def test_samples_that_cannot_teach_are_refused(editor: QwenImageEditor, tmp_path: Path) -> None:
     with pytest.raises(AbpError, match="edits of photographs are not known"):
         train_lora(editor, Untold(), SHORT, tmp_path / "out", base=tmp_path)
     with pytest.raises(AbpError, match="Sample 0 of toys has no box"):

@@ -15,7 +15,7 @@ from abplib.core.errors import AbpError
 from abplib.core.shards import Shard
 from abplib.core.trainer import Schedule
 from abplib.editing.lora.settings import LoraTraining
-from abplib.editing.stills import for_stills
+from abplib.editing.qwen_pipeline import for_stills
 from abplib.editing.twins import SMOKE, build_dit, build_vae
 from abplib.samples.scenes.sets import evaluation, multi_entity
 from abplib.vlm.encoder import ConditionEncoder
