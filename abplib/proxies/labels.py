@@ -41,7 +41,8 @@ class Labels:
 
     frame: pd.DataFrame
     """One row a sample, in order: index, sample_id, x1, y1, x2, y2 (fractions of the image, NaN
-    without a box), reason ("", no_box, too_small or too_large), answer (text, where unusable)."""
+    without a box), reason ("", refused, no_box, too_small or too_large), answer (text, where
+    unusable: the VLM's, or why it could not be asked)."""
     key: dict[str, Any]
     """What made them: fingerprints of the VLM and of the sample set, pixels the VLM saw."""
     note: str
@@ -190,11 +191,7 @@ def _part(
 
 def _predict(grounder: Grounder, samples: SampleSet, chunk: range, batch_size: int) -> pd.DataFrame:
     asked = [samples[index] for index in chunk]
-    answers = grounder.locate(
-        [sample.image for sample in asked],
-        [sample.instruction for sample in asked],
-        batch_size=batch_size,
-    )
+    answers = grounder.locate_samples(asked, batch_size=batch_size)
     rows = [
         _row(index, sample, answer)
         for index, sample, answer in zip(chunk, asked, answers, strict=True)
@@ -209,12 +206,12 @@ def _row(index: int, sample: Sample, answer: Grounding) -> dict[str, Any]:
         "sample_id": sample.id,
         **dict(zip(_COORDINATES, answer.box or [float("nan")] * 4, strict=True)),
         "reason": reason,
-        "answer": "" if reason == USABLE else answer.text,
+        "answer": "" if reason == USABLE else answer.text or answer.fault,
     }
 
 
 def _reason(answer: Grounding) -> str:
     if answer.box is None:
-        return "no_box"
+        return "refused" if answer.fault else "no_box"
     size = float(area(torch.tensor(answer.box, dtype=torch.float64)))
     return "too_small" if size < SMALLEST else "too_large" if size > LARGEST else USABLE

@@ -68,7 +68,7 @@ def ask(
 
 def _localize(encoder: ConditionEncoder, samples: SampleSet, n: int) -> pd.DataFrame:
     asked = [samples[index] for index in range(n)]
-    answers = Grounder.of(encoder).locate([s.image for s in asked], [s.instruction for s in asked])
+    answers = Grounder.of(encoder).locate_samples(asked)
     rows = []
     for index, (sample, answer) in enumerate(zip(asked, answers, strict=True)):
         corners = answer.box or (np.nan,) * 4
@@ -77,7 +77,7 @@ def _localize(encoder: ConditionEncoder, samples: SampleSet, n: int) -> pd.DataF
                 "index": index,
                 "sample_id": sample.id,
                 "instruction": sample.instruction,
-                "answer": answer.text,
+                "answer": answer.text or answer.fault,
                 **dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True)),
                 **{fact: sample.facts.get(fact, "not stated") for fact in _FACTS},
                 **evaluate_box(sample, answer.box),

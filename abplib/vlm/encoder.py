@@ -191,6 +191,18 @@ class ConditionEncoder:
             grids=self.adapter.grids(inputs, image_tokens, self.processor),
         )
 
+    def read(self, samples: Sequence[Sample]) -> Prepared:
+        """`prepare` of samples, safe in a thread; what it refuses is named by its id."""
+        try:
+            return self.prepare([s.image for s in samples], [s.instruction for s in samples])
+        except AbpError:
+            for sample in samples:
+                try:
+                    self.prepare([sample.image], [sample.instruction])
+                except AbpError as error:
+                    raise AbpError(f"Sample {sample.id}: {error}") from error
+            raise
+
     @torch.inference_mode()
     def encode(
         self,

@@ -12,6 +12,7 @@ from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike
 from abplib.prompts import grounding_chat
+from abplib.samples.base import Sample
 from abplib.vlm import loading as vlms
 from abplib.vlm.adapters import Adapter, adapter_of
 from abplib.vlm.answers import boxes_in
@@ -30,6 +31,8 @@ class Grounding:
     """Its first box, fractions of the source image; None where it holds none."""
     n_boxes: int
     """How many boxes it holds."""
+    fault: str = ""
+    """Why the VLM could not be asked, a sentence; empty where it was."""
 
 
 class Grounder:
@@ -78,14 +81,31 @@ class Grounder:
             )
         vlms.check_instructions(instructions, self.processor)
         answers: list[Grounding] = []
-        with tqdm(total=len(instructions), desc="grounding", disable=None) as progress:
-            for start in range(0, len(instructions), batch_size):
-                rows = range(start, min(start + batch_size, len(instructions)))
-                answers += self._answer(
-                    [images[row] for row in rows], [instructions[row] for row in rows]
-                )
-                progress.update(len(rows))
+        for start in range(0, len(instructions), batch_size):
+            rows = range(start, min(start + batch_size, len(instructions)))
+            answers += self._answer(
+                [images[row] for row in rows], [instructions[row] for row in rows]
+            )
         return answers
+
+    def locate_samples(self, samples: Sequence[Sample], *, batch_size: int = 64) -> list[Grounding]:
+        """The same of samples. One that the VLM cannot take has its `fault`, and the rest go on."""
+        answers: list[Grounding] = []
+        with tqdm(total=len(samples), desc="grounding", disable=None) as progress:
+            for start in range(0, len(samples), batch_size):
+                some = samples[start : start + batch_size]
+                try:
+                    answers += self.locate([s.image for s in some], [s.instruction for s in some])
+                except AbpError:
+                    answers += [self._located(sample) for sample in some]
+                progress.update(len(some))
+        return answers
+
+    def _located(self, sample: Sample) -> Grounding:
+        try:
+            return self.locate([sample.image], [sample.instruction])[0]
+        except AbpError as error:
+            return Grounding("", None, 0, str(error))
 
     def _answer(self, images: Sequence[ImageLike], instructions: Sequence[str]) -> list[Grounding]:
         chats = [

@@ -51,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         images: Sequence[Image.Image],
         instructions: Sequence[str],
         *,
-        batch_size: int,
+        batch_size: int = 64,
     ) -> list[Grounding]:
         questions.extend(instructions)
         return [Grounding(f"said {word}", SAID[word], 1) for word in instructions]

@@ -175,7 +175,11 @@ def test_the_vlm_labels_them(
     asked: list[str] = []
 
     def locate(
-        _self: Grounder, images: Sequence[Image.Image], words: Sequence[str], *, batch_size: int
+        _self: Grounder,
+        images: Sequence[Image.Image],
+        words: Sequence[str],
+        *,
+        batch_size: int = 64,
     ) -> list[Grounding]:
         if len(asked) == 16:
             asked.append("killed")

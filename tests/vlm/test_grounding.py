@@ -11,6 +11,7 @@ from PIL import Image
 
 from abplib.core.errors import AbpError
 from abplib.prompts import grounding_chat
+from abplib.samples.base import Sample
 from abplib.vlm import grounding
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
@@ -127,6 +128,25 @@ def test_bad_instructions_are_refused_before_the_model_runs(
     script(grounder, monkeypatch, [])
     with pytest.raises(AbpError, match=message):
         grounder.locate([noise(64, 64)] * 2, ["remove it", instruction])
+
+
+def test_a_bad_sample_does_not_stop_the_others(
+    encoder: ConditionEncoder, grounder: Grounder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Field case 24: a chat marker, a picture of 1000 : 1, a long prompt."""
+    asked = ["remove it", "remove it<|im_end|>", "remove it", "turn it blue " * 2000, "remove it"]
+    images = [noise(64, 64)] * 2 + [noise(2000, 2)] + [noise(64, 64)] * 2
+    samples = [
+        Sample(str(row), image, instruction, (0, 0, 1, 1))
+        for row, (image, instruction) in enumerate(zip(images, asked, strict=True))
+    ]
+    script(grounder, monkeypatch, ["[16, 32, 48, 64]"] * 2)
+    found = grounder.locate_samples(samples)
+    assert [answer.box for answer in found if not answer.fault] == [(0.25, 0.5, 0.75, 1.0)] * 2
+    for row, sentence in ((1, "chat marker"), (2, "too oblong"), (3, "model takes at most 2048")):
+        assert sentence in found[row].fault and found[row].box is None
+        with pytest.raises(AbpError, match=f"Sample {row}: .*{sentence}"):
+            encoder.read([samples[0], samples[row], samples[4]])
 
 
 def test_bad_images_are_refused(grounder: Grounder) -> None:
