@@ -15,6 +15,7 @@ from conftest import noise
 from PIL import Image
 
 from abplib.__main__ import main
+from abplib.core import store
 from abplib.core.errors import AbpError
 from abplib.proxies import labels as labelling
 from abplib.proxies.labels import predict_labels
@@ -116,8 +117,8 @@ def test_a_manifest_is_kept_with_its_hash(location: str, tmp_path: Path) -> None
     chosen = choose(location, n=10)
     chosen.save(tmp_path / "m.parquet")
     assert Manifest.load(tmp_path / "m.parquet").rows.equals(chosen.rows)
-    rows, recipe = omniedit.results.read_parquet(tmp_path / "m.parquet")
-    omniedit.results.write_parquet(tmp_path / "m.parquet", rows.iloc[::-1], recipe)
+    rows, recipe = store.read_parquet(tmp_path / "m.parquet")
+    store.write_parquet(tmp_path / "m.parquet", rows.iloc[::-1], recipe)
     with pytest.raises(AbpError, match="choose them anew"):
         Manifest.load(tmp_path / "m.parquet")
 
