@@ -188,7 +188,7 @@ def values(file: Path | None) -> None:
 def profiles() -> None:
     """List the shipped profiles."""
     rows = [
-        (p.name, p.vlm, p.n_eval, f"{p.n_batches} x {p.batch_size}", p.note)
+        (p.name, p.vlm, p.n_eval, f"{p.sweep.n_batches} x {p.sweep.batch_size}", p.note)
         for p in map(Profile.load, known_profiles())
     ]
     print_table(("profile", "vlm", "evaluated", "trained", "note"), rows)

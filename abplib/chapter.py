@@ -43,8 +43,7 @@ from abplib.core import code, paths, store
 from abplib.core.errors import AbpError
 from abplib.core.stats import Interval
 from abplib.experiment import Experiment
-from abplib.parameters import ChapterParameters, parse
-from abplib.profiles import Profile
+from abplib.profiles import ChapterParameters, Profile, parse
 
 VALUES = "values.json"
 _VALUE_NAME = re.compile(r"ch\d+(\.\w+)+")

@@ -8,7 +8,7 @@ where it is loaded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from abplib.editing.qwen_image_edit import QwenImageEditor
     from abplib.judging.base import Judge
     from abplib.proxies.attention import ProxyAttention
-    from abplib.proxies.configurations import Configuration, SweepSettings
+    from abplib.proxies.configurations import Configuration
     from abplib.proxies.labels import Labels
     from abplib.proxies.selection import GuidingProxy
     from abplib.proxies.sweep import Sweep
@@ -121,19 +121,10 @@ class Experiment:
         return judge if labels is None else Jury(HumanJudge(labels), judge)
 
     @property
-    def settings(self) -> SweepSettings:
-        """How proxies are trained."""
-        from abplib.proxies.configurations import SweepSettings
-
-        shared = {field.name for field in fields(SweepSettings)} & set(Profile.model_fields)
-        return SweepSettings(
-            **{name: getattr(self.profile, name) for name in shared}, seed=self.seed
-        )
-
-    @property
     def n_labels(self) -> int:
         """Training samples that a sweep sees."""
-        return min(self.settings.n_batches * self.settings.batch_size, len(self.training))
+        wanted = self.profile.sweep.n_batches * self.profile.sweep.batch_size
+        return min(wanted, len(self.training))
 
     def labels(self, n: int | None = None) -> Labels:
         """Boxes to train on for the first `n` training samples: as many as a sweep sees.
@@ -155,8 +146,8 @@ class Experiment:
 
         return sweep(
             self.encoder, self.training, self.labels(), self.evaluation,
-            configurations(self.encoder) if chosen is None else chosen, self.settings,
-            n_eval=self.profile.n_eval,
+            configurations(self.encoder) if chosen is None else chosen,
+            self.profile.sweep, self.seed, self.profile.n_eval,
         )  # fmt: skip
 
     def attention(self, layers: Sequence[int] | None = None) -> ProxyAttention:

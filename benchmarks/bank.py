@@ -43,7 +43,7 @@ def measure(profile: str = "mini", *, threads: int = 2, repeats: int = 15) -> di
     work = Workload.of(Experiment(chosen).encoder, chosen, n_batches=1)
     together, alone = work.bank(), [work.bank([one]) for one in work.chosen]
     parts = list(work.passes(together))
-    whole = replace(work.settings, micro_batch=work.settings.batch_size)
+    whole = work.settings.model_copy(update={"micro_batch": work.settings.batch_size})
     encoding, boxes = next(replace(work, settings=whole).passes(together))
 
     def banks_of_one() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -14,10 +14,10 @@ from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 
 from abplib.core import paths
 from abplib.core.parallel import ahead, at_once, side_by_side, streamed
-from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.proxies.bank import Bank
-from abplib.proxies.configurations import Configuration, SweepSettings, configurations
+from abplib.proxies.configurations import Configuration, configurations
+from abplib.proxies.settings import SweepSettings
 from abplib.samples.scenes.sets import general
 from abplib.sections.flops import Lengths, lengths_of
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
@@ -47,7 +47,7 @@ class Workload:
     @classmethod
     def of(cls, encoder: ConditionEncoder, profile: Profile, n_batches: int) -> Workload:
         """Both terms of the loss are there from the first batch on, as in most of a sweep."""
-        return cls(encoder, replace(Experiment(profile).settings, l1_steps=0), n_batches)
+        return cls(encoder, profile.sweep.model_copy(update={"l1_steps": 0}), n_batches)
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +61,7 @@ class Workload:
 
     def bank(self, chosen: Sequence[Configuration] | None = None) -> Bank:
         """New proxies on the chosen configurations, or on all."""
-        return Bank(chosen or self.chosen, self.encoder.width, self.settings, self.device)
+        return Bank(chosen or self.chosen, self.encoder.width, self.settings, device=self.device)
 
     def starts(self, batch: int) -> list[int]:
         """The first sample of each micro-batch of a batch."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,12 +34,13 @@ BATCH = 2
 N_TRAIN, N_EVAL, N_EDITS = 12, 4, 3
 METHODS = ("baseline", "gt_box")
 
-SETTINGS = replace(
-    toysweep.SETTINGS,
-    n_batches=N_TRAIN // BATCH,
-    batch_size=BATCH,
-    checkpoint_every=1,
-    micro_batch=16,
+SETTINGS = toysweep.SETTINGS.model_copy(
+    update={
+        "n_batches": N_TRAIN // BATCH,
+        "batch_size": BATCH,
+        "checkpoint_every": 1,
+        "micro_batch": 16,
+    }
 )
 
 
@@ -99,7 +99,7 @@ def sweeping(test: Connection, base: Path) -> None:
     ConditionEncoder.encode = asking_encode  # type: ignore[method-assign]
     train_set, eval_set = Noise("train"), Noise("evaluate")
     labels = exact_labels(encoder, train_set, N_TRAIN)
-    sweep(encoder, train_set, labels, eval_set, toysweep.CHOSEN, SETTINGS, n_eval=N_EVAL, base=base,
+    sweep(encoder, train_set, labels, eval_set, toysweep.CHOSEN, SETTINGS, 0, N_EVAL, base=base,
           progress=False)  # fmt: skip
 
 

@@ -49,8 +49,10 @@ OTHERS = {
     "flux_kontext": "smoke_kontext",
 }
 SIZES = {
-    "image_area": 128 * 128, "n_steps": 2, "n_eval": 6, "n_batches": 4, "batch_size": 6,
-    "eval_every": 2, "n_curve_eval": 4, "width": 16, "n_queries": 2, "n_heads": 2,
+    "image_area": 128 * 128, "n_steps": 2, "n_eval": 6, "sweep": {
+        "n_batches": 4, "batch_size": 6, "eval_every": 2, "n_curve_eval": 4, "width": 16,
+        "n_queries": 2, "n_heads": 2,
+    },
 }  # fmt: skip
 """What a CPU can do in a test; no setting of another kind is changed."""
 

@@ -17,7 +17,8 @@ from test_flops import WINDOWED
 
 from abplib.core.errors import AbpError
 from abplib.plots import cost as plots
-from abplib.proxies.qformer import Proxy, ProxyConfig
+from abplib.proxies.qformer import Proxy
+from abplib.proxies.settings import ProxyConfig
 from abplib.sections import cost
 from benchmarks import (
     attention_rows,

@@ -58,7 +58,7 @@ def draw() -> Figure:
 def test_start_takes_parameters_and_leaves_imports_alone(start: Any) -> None:
     chapter = start({"n_batches": 9, "math": math, "Path": Path, "_": 3, "__name__": "__main__"})
     assert chapter.params.n_batches == 9
-    assert chapter.profile.n_batches == 9
+    assert chapter.profile.sweep.n_batches == 9
     assert chapter.folder.parent == store.paths.results() / "chapters" / "02_proxies"
 
 

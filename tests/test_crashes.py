@@ -25,7 +25,7 @@ SWEEP = {
     r"{} checkpoint\.safetensors": 2,
     "evaluate": 2,
     r"{} (model\.safetensors|config\.json)": 6,
-    r"{} (curves\.parquet|done\.json|samples_4\.parquet)": 3,
+    r"{} (curves\.parquet|done\.json|samples\.parquet)": 3,
 }
 """Phases in which processes are killed, one process in each, in this order, and at how many moments
 of the phase every one of them arrives, wherever those before it were killed."""

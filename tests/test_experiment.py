@@ -17,8 +17,9 @@ from abplib.__main__ import main
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
-from abplib.proxies.qformer import Proxy, ProxyConfig
+from abplib.proxies.qformer import Proxy
 from abplib.proxies.selection import GuidingProxy
+from abplib.proxies.settings import ProxyConfig
 from abplib.samples.base import Sample
 from abplib.vlm.encoder import ConditionEncoder
 
@@ -114,17 +115,11 @@ def test_a_sample_set_must_be_one(toy: Path, reference: str) -> None:
         _ = Experiment(Profile(**fields)).evaluation
 
 
-def test_a_profile_and_a_seed_decide_the_sweep() -> None:
-    settings = Experiment(Profile.load("smoke", n_batches=7), seed=3).settings
-    assert (settings.n_batches, settings.seed, settings.width) == (7, 3, SMOKE.width)
-    assert (settings.l1_steps, settings.lambda_giou) == (100, 0.4)
-
-
 def test_the_proxy_of_other_layers_is_trained_once_and_read(
     encoder: ConditionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ABP_RESULTS", str(tmp_path))
-    profile = Profile.load("smoke", n_eval=3, n_curve_eval=2, n_batches=2, batch_size=2)
+    profile = Profile.load("smoke", n_eval=3, sweep={"n_batches": 2, "batch_size": 2})
     found = of(profile, encoder=encoder).attention([1, 3])
     assert found.layers == (1, 3)
     assert found.weights.shape[:4] == (3, 12, 2, 2)
@@ -140,7 +135,7 @@ def test_the_proxy_of_other_layers_is_trained_once_and_read(
 @pytest.fixture
 def shipping(encoder: ConditionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     """A profile that ships a proxy, on the first middle layer; another one is a sweep away."""
-    config = ProxyConfig(encoder.width, width=8, n_queries=2, n_heads=2, n_blocks=1)
+    config = ProxyConfig(state_width=encoder.width, width=8, n_queries=2, n_heads=2, n_blocks=1)
     for layer in range(encoder.n_layers):
         torch.manual_seed(layer)
         proxy = Proxy(config).half().float()

@@ -20,8 +20,7 @@ from abplib.experiment import Experiment
 from abplib.judging import vlm_judge
 from abplib.judging.asking import Manner
 from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge
-from abplib.parameters import CHAPTERS
-from abplib.profiles import Profile
+from abplib.profiles import CHAPTERS, Profile
 from abplib.publish.notebooks import source_of
 from abplib.sections import localization
 

@@ -44,15 +44,16 @@ train_set: toyworld:toys
 tuning_set: toyworld:toys
 n_eval: 3
 labels: exact
-n_batches: 4
-batch_size: 2
-micro_batch: 2
-lr: 1.0e-3
-width: 8
-n_queries: 2
-n_heads: 2
-eval_every: 2
-n_curve_eval: 3
+sweep:
+  n_batches: 4
+  batch_size: 2
+  micro_batch: 2
+  lr: 1.0e-3
+  width: 8
+  n_queries: 2
+  n_heads: 2
+  eval_every: 2
+  n_curve_eval: 3
 """
 
 CHAPTER = """---
@@ -114,7 +115,7 @@ def draw(image):
     if image:
         axes.imshow([[0, 1], [1, 0]])
     else:
-        axes.plot([0, 1], [0, chapter.profile.n_batches])
+        axes.plot([0, 1], [0, chapter.profile.sweep.n_batches])
     return figure
 
 

@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from abplib.plots.style import GROUPS, INK, QUIET, TARGET, WIDTH, canvas, styled
-from abplib.proxies.configurations import SweepSettings
-from abplib.proxies.qformer import ProxyConfig
+from abplib.proxies.settings import ProxyConfig, SweepSettings
 
 _STATES = ("#e8eef6", GROUPS["outer"][0])
 _QUERIES = ("#e6f3ea", GROUPS["middle_prompt"][0])

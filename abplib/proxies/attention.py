@@ -16,8 +16,6 @@ from safetensors.numpy import load_file, save_file
 
 from abplib.core import store
 from abplib.core.errors import AbpError
-from abplib.proxies import configurations
-from abplib.proxies import qformer as proxies
 from abplib.proxies.configurations import Configuration
 from abplib.proxies.qformer import Proxy
 from abplib.samples.base import SampleSet
@@ -73,41 +71,29 @@ def read_attention(
             f"Configuration {configuration.name} reads the final states, which are no layer of the "
             "VLM: decompose a proxy of decoder blocks."
         )
-    proxy = Proxy.load(folder, encoder.fingerprint)
-    place = store.folder(
-        "decomposition",
-        base=base,
-        vlm=encoder.fingerprint,
-        image_area=encoder.image_area,
-        dtype=str(encoder.model.dtype),
-        samples=samples.fingerprint,
-        n=n,
-        layers=layers,
-        tokens=configuration.tokens,
-        proxy=store.digest_files(folder / "model.safetensors"),
-        code=store.digest_files(__file__, proxies.__file__, configurations.__file__),
-    )
-    with store.alone(place):
-        if store.summary_of(place) is None:
-            _read(encoder, samples, n, configuration, proxy, place)
+    n_heads = Proxy.load(folder, encoder.fingerprint).config.n_heads
+    place = _read(encoder, samples, n, configuration, folder, base=base)
     return ProxyAttention(
         weights=load_file(place / "weights.safetensors")["weights"],
         tokens=store.read_parquet(place / "tokens.parquet")[0],
         layers=layers,
-        n_heads=proxy.config.n_heads,
+        n_heads=n_heads,
     )
 
 
+@store.stored("attention")
 def _read(
+    place: Path,
     encoder: ConditionEncoder,
     samples: SampleSet,
     n: int,
     configuration: Configuration,
-    proxy: Proxy,
-    place: Path,
+    folder: Path,
+    *,
+    base: Path | None = None,
 ) -> None:
+    proxy = Proxy.load(folder, encoder.fingerprint).to(encoder.model.device)
     parts, tokens = [], []
-    proxy.to(encoder.model.device)
     layers = [layer for layer in configuration.layers if layer != "final"]
     for batch, encoding in encoder.over(samples, n, layers=layers):
         states, mask = configuration.select(encoding)
@@ -120,7 +106,6 @@ def _read(
     with store.replacing(place / "weights.safetensors") as scratch:
         save_file({"weights": np.concatenate(padded)}, scratch)
     store.write_parquet(place / "tokens.parquet", pd.concat(tokens, ignore_index=True))
-    store.mark_done(place, n=n)
 
 
 def _tokens(

@@ -25,8 +25,9 @@ from torch.nn.utils import parameters_to_vector
 
 from abplib.core.errors import AbpError
 from abplib.core.parallel import side_by_side
-from abplib.proxies.configurations import Configuration, SweepSettings
-from abplib.proxies.qformer import Proxy, ProxyConfig, box_loss
+from abplib.proxies.configurations import Configuration
+from abplib.proxies.qformer import Proxy, box_loss
+from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.vlm.encoder import Encoding
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -44,6 +45,7 @@ class Bank:
         chosen: Sequence[Configuration],
         state_width: int,
         settings: SweepSettings,
+        seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.configurations = {configuration.name: configuration for configuration in chosen}
@@ -58,7 +60,9 @@ class Bank:
             apart = configuration.name if self.device.type == "cpu" else ""
             shape = len(configuration.layers), configuration.tokens, apart
             alike.setdefault(shape, []).append(configuration)
-        self._stacks = [_Stack(group, state_width, settings, device) for group in alike.values()]
+        self._stacks = [
+            _Stack(group, state_width, settings, seed, device) for group in alike.values()
+        ]
         names = [name for stack in self._stacks for name in stack.names]
         self._order = [names.index(name) for name in self.configurations]
         self.losses = torch.zeros(len(chosen), device=self.device)
@@ -147,12 +151,13 @@ class _Stack:
         chosen: Sequence[Configuration],
         state_width: int,
         settings: SweepSettings,
+        seed: int,
         device: torch.device | str,
     ) -> None:
         self.chosen, self.clip = chosen, settings.clip
         self.config = settings.proxy_config(state_width, len(chosen[0].layers))
         self.names = [configuration.name for configuration in chosen]
-        alone = [_new(self.config, settings.seed, name) for name in self.names]
+        alone = [_new(self.config, seed, name) for name in self.names]
         self._shapes = {key: weight.shape for key, weight in alone[0].named_parameters()}
         rows = torch.stack([parameters_to_vector(proxy.parameters()) for proxy in alone])
         self.rows = rows.detach().to(device).requires_grad_()  # [P, weights of a proxy]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor
 
 from abplib.core.boxes import center_distance, iou
+from abplib.samples.base import SampleSet
+from abplib.samples.words import SPATIAL, classify
 
 CORNERS = ["x1", "y1", "x2", "y2"]
+TEXT_ONLY = "text_only"
+"""What rows call the answers `by_term`."""
 
 _SCORES = ["center_error", "iou", "acc50"]
 _DRAWS = 256
@@ -53,3 +58,37 @@ def baselines(ids: Sequence[str], exact: Tensor, trained: Tensor, seed: int) -> 
     chance = scored("chance", ids, torch.full_like(exact, float("nan")), exact)
     chance[_SCORES] = scores
     return pd.concat([chance, scored("centre_prior", ids, middle, exact)], ignore_index=True)
+
+
+def by_term(learned_from: SampleSet, evaluation: SampleSet, n: int) -> pd.DataFrame:
+    """`scored` answers to the first `n` evaluation samples by their spatial term alone, and known.
+
+    What "leftmost" means for a box is learned from samples with exact boxes: an answer is the mean
+    of those that go with the sample's term in `learned_from`, whose centre is the mean centre.
+    Where the term does not occur there, `known` is False and the answer is the mean of all boxes.
+    What a proxy knows beyond that, it has from the picture.
+    """
+    learned, asked = _terms(learned_from, len(learned_from)), _terms(evaluation, n)
+    means = learned.groupby("term")[CORNERS].mean()
+    found = means.reindex(asked["term"]).fillna(learned[CORNERS].mean())
+    answers, exact = (torch.tensor(part.to_numpy()) for part in (found, asked[CORNERS]))
+    rows = scored(TEXT_ONLY, asked["sample_id"].tolist(), answers, exact)
+    return rows.assign(known=asked["term"].isin(means.index))
+
+
+def spatial_term(instruction: str) -> str:
+    """The spatial words of an instruction, in order: "second left"; empty where it has none.
+
+    Which words are spatial says the rule of `abplib.samples.words`.
+    """
+    words = re.findall(r"\w+|[^\w\s]", instruction)
+    classes = zip(words, classify(words), strict=True)
+    return " ".join(word.lower() for word, kind in classes if kind == SPATIAL)
+
+
+def _terms(samples: SampleSet, n: int) -> pd.DataFrame:
+    """Of the first `n` samples: sample_id, term, and the exact box."""
+    rows = [
+        (s.id, spatial_term(s.instruction), *s.box) for s in (samples[index] for index in range(n))
+    ]
+    return pd.DataFrame(rows, columns=["sample_id", "term", *CORNERS])

@@ -30,7 +30,6 @@ weights are at hand.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -42,39 +41,12 @@ from torch import Tensor, nn
 from abplib.core import store
 from abplib.core.boxes import giou
 from abplib.core.errors import AbpError
+from abplib.proxies.settings import ProxyConfig
 
 _PERIODS = 32
 """Sinusoid periods of the position code: sine and cosine of each, 64 features."""
 _LONGEST = 10_000.0
 """Longest period of the position code, in tokens; the shortest is 2 pi / 3."""
-
-
-@dataclass(frozen=True)
-class ProxyConfig:
-    """Shape of one proxy."""
-
-    state_width: int
-    """Width d of the VLM's hidden states."""
-    n_layers: int = 1
-    """How many VLM layers it reads together, L."""
-    width: int = 96
-    """Width of its queries."""
-    n_queries: int = 8
-    """Number of learned queries, N."""
-    n_heads: int = 4
-    """Attention heads of each block; they divide `width`."""
-    n_blocks: int = 6
-    """Number of blocks (paper: 6)."""
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise AbpError(f"A proxy's {name} is {value}: it must be at least 1.")
-        if self.width % self.n_heads:
-            raise AbpError(
-                f"A proxy of width {self.width} cannot have {self.n_heads} heads: "
-                "choose a width that n_heads divides."
-            )
 
 
 class SelfAttention(nn.Module):
@@ -222,7 +194,7 @@ class Proxy(nn.Module):
         """
         with store.replacing(folder / "model.safetensors") as scratch:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, scratch)
-        config = {"proxy": asdict(self.config), "encoder": fingerprint}
+        config = {"proxy": self.config.model_dump(), "encoder": fingerprint}
         store.write_json(folder / "config.json", config)
 
     @classmethod

@@ -8,19 +8,16 @@ editor's LoRA was trained on; the evaluation has no say in it.
 from __future__ import annotations
 
 import copy
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import safetensors.torch
 import torch
+from torch import Tensor
 
 from abplib.core import store
 from abplib.core.boxes import Box, iou
 from abplib.core.errors import AbpError
-from abplib.proxies import configurations as training
-from abplib.proxies import qformer as proxies
 from abplib.proxies.baselines import CORNERS
 from abplib.proxies.configurations import Configuration, predict
 from abplib.proxies.qformer import Proxy
@@ -48,26 +45,14 @@ class GuidingProxy:
         self, encoder: ConditionEncoder, samples: SampleSet, n: int, *, base: Path | None = None
     ) -> list[Box]:
         """Boxes of the first `n` samples, fractions of their images; kept on disk."""
-        weights = {name: tensor.contiguous() for name, tensor in self.proxy.state_dict().items()}
-        place = store.folder(
-            "guide",
-            base=base,
-            vlm=encoder.fingerprint,
-            image_area=encoder.image_area,
-            dtype=str(encoder.model.dtype),
-            samples=samples.fingerprint,
-            n=n,
-            layer=self.layer,
-            proxy=hashlib.sha256(safetensors.torch.save(weights)).hexdigest(),
-            code=store.digest_files(__file__, proxies.__file__, training.__file__),
-        )
-        path = place / "boxes.parquet"
-        with store.alone(path):
-            if not path.exists():
-                (found,) = predict(encoder, {_of(self.layer): self.proxy}, samples, n).values()
-                store.write_parquet(path, pd.DataFrame(found.numpy(), columns=CORNERS))
-        rows = store.read_parquet(path)[0].to_numpy(float)
+        place = _boxes(self, encoder, samples, n, base=base)
+        rows = store.read_parquet(place / "boxes.parquet")[0].to_numpy(float)
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows.tolist()]
+
+    @property
+    def identity(self) -> tuple[int, dict[str, Tensor]]:
+        """What its boxes depend on."""
+        return self.layer, {k: weight.cpu() for k, weight in self.proxy.state_dict().items()}
 
     @classmethod
     def load(cls, folder: Path, encoder: ConditionEncoder, note: str) -> GuidingProxy:
@@ -80,6 +65,20 @@ class GuidingProxy:
         (folder / CHOICE).unlink(missing_ok=True)  # a killed run leaves no guide, not a mixed one
         copy.deepcopy(self.proxy).to(_SHIPPED).save(folder, encoder.fingerprint)
         store.write_json(folder / CHOICE, {"layer": self.layer, "iou": self.iou})
+
+
+@store.stored("guide")
+def _boxes(
+    place: Path,
+    guide: GuidingProxy,
+    encoder: ConditionEncoder,
+    samples: SampleSet,
+    n: int,
+    *,
+    base: Path | None = None,
+) -> None:
+    (found,) = predict(encoder, {_of(guide.layer): guide.proxy}, samples, n).values()
+    store.write_parquet(place / "boxes.parquet", pd.DataFrame(found.numpy(), columns=CORNERS))
 
 
 def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> GuidingProxy:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,19 +28,14 @@ from abplib.core import processes, store
 from abplib.core.boxes import center_distance, iou
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ahead, streamed
-from abplib.proxies import bank as banks
-from abplib.proxies import configurations as training
-from abplib.proxies import qformer as qformers
 from abplib.proxies.bank import Bank
 from abplib.proxies.baselines import CORNERS, baselines, scored
-from abplib.proxies.configurations import Configuration, SweepSettings, predict
+from abplib.proxies.configurations import Configuration, predict
 from abplib.proxies.labels import Labels
 from abplib.proxies.qformer import Proxy
-from abplib.samples.base import SampleSet, check_number
-from abplib.vlm import encoder as encoders
+from abplib.proxies.settings import SweepSettings
+from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
-
-_CODE = (banks, encoders, qformers, training)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +53,7 @@ class Sweep:
     x1, y1, x2, y2, center_error, iou, acc50. Chance answers many boxes, so its box is NaN and its
     figures are means."""
     summary: dict[str, Any]
-    """seconds spent in training and evaluation, epochs over the labels, labels usable and not."""
+    """seconds spent in training, epochs over the labels, labels usable and not."""
 
 
 def sweep(
@@ -68,24 +63,24 @@ def sweep(
     eval_set: SampleSet,
     chosen: Sequence[Configuration],
     settings: SweepSettings,
+    seed: int,
+    n: int,
     *,
-    n_eval: int | None = None,
     base: Path | None = None,
     progress: bool = True,
 ) -> Sweep:
-    """Train a proxy on each configuration and evaluate it on the first `n_eval` samples (all).
+    """Train a proxy on each configuration and evaluate it on the first `n` samples.
 
     Samples come in a seeded order, each once; where `n_batches` asks for more than there are usable
-    labels, again in another order. Everything is kept under `<base or results>/sweep/`: a finished
-    sweep with the same inputs and code is read, and a killed one goes on from its last checkpoint
-    as if it had not been.
+    labels, again in another order. The seed is also that of the proxies' initial weights and of the
+    chance baseline. All is kept: a killed sweep goes on from its last checkpoint as if it had not
+    been, and for another `n` nothing is trained.
 
     Raises:
-        AbpError: a configuration asks for a layer that is not there, `n_eval` is not in
+        AbpError: a configuration asks for a layer that is not there, `n` is not in
             1..len(eval_set), no label is usable, or a loss is not finite.
     """
-    n_eval = len(eval_set) if n_eval is None else n_eval
-    check_number(n_eval, eval_set)
+    check_number(n, eval_set)
     for configuration in chosen:
         for layer in configuration.layers:
             if layer != "final" and layer not in range(encoder.n_layers):
@@ -93,65 +88,90 @@ def sweep(
                     f"Configuration {configuration.name} reads layer {layer}, but the VLM has "
                     f"layers 0 to {encoder.n_layers - 1}."
                 )
-    place = store.folder(
-        "sweep",
-        base=base,
-        vlm=encoder.fingerprint,
-        image_area=encoder.image_area,
-        dtype=str(encoder.model.dtype),
-        train_set=train_set.fingerprint,
-        labels=labels.fingerprint,
-        eval_set=eval_set.fingerprint,
-        configurations=[asdict(configuration) for configuration in chosen],
-        settings=asdict(settings),
-        code=store.digest_files(*(str(part.__file__) for part in _CODE), __file__),
+    place = _train(
+        encoder, train_set, labels, eval_set, chosen, settings, seed, base=base, progress=progress
     )
-    with processes.alone(place):
-        if store.summary_of(place) is None:
-            _Run(encoder, train_set, labels, eval_set, chosen, settings, place).finish(progress)
-        scores = place / f"samples_{n_eval}.parquet"
-        if processes.is_first():
-            _checkpoint(place).unlink(missing_ok=True)
-            if not scores.exists():
-                proxies = {
-                    c: Proxy.load(place / "proxies" / c.name, encoder.fingerprint) for c in chosen
-                }
-                found = predict(encoder, proxies, eval_set, n_eval, settings.micro_batch)
-                rows = _scored(found, labels, eval_set, settings.seed)
-                store.write_parquet(scores, rows)
+    if processes.is_first():
+        _checkpoint(place).unlink(missing_ok=True)
+    scores = _score(
+        encoder, place / "proxies", chosen, labels, eval_set, seed, n,
+        batch=settings.micro_batch, base=base,
+    )  # fmt: skip
     return Sweep(
         folder=place,
         curves=store.read_parquet(place / "curves.parquet")[0],
-        samples=store.read_parquet(scores)[0],
+        samples=store.read_parquet(scores / "samples.parquet")[0],
         summary=store.summary_of(place) or {},
     )
 
 
-class _Pass(NamedTuple):
-    """A micro-batch that went through the VLM."""
+@store.stored("sweep", free={"progress"}, lock=processes.alone)
+def _train(
+    place: Path,
+    encoder: ConditionEncoder,
+    train_set: SampleSet,
+    labels: Labels,
+    eval_set: SampleSet,
+    chosen: Sequence[Configuration],
+    settings: SweepSettings,
+    seed: int,
+    *,
+    base: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    run = _Run(place, encoder, train_set, labels, eval_set, chosen, settings, seed)
+    run.finish(progress)
+    return {
+        "seconds": round(run.seconds, 1),
+        "epochs": settings.n_batches * settings.batch_size / len(run.rows),
+        "usable": len(run.rows),
+        "unusable": labels.unusable,
+    }
 
-    encoding: Encoding
-    ids: list[str]
-    exact: Tensor
-    """The samples' exact boxes, [B, 4]."""
+
+@store.stored("scores", free={"batch"}, lock=processes.alone)
+def _score(
+    place: Path,
+    encoder: ConditionEncoder,
+    proxies: Path,
+    chosen: Sequence[Configuration],
+    labels: Labels,
+    eval_set: SampleSet,
+    seed: int,
+    n: int,
+    *,
+    batch: int,
+    base: Path | None = None,
+) -> None:
+    """Write `Sweep.samples`, of the proxies and of the baselines."""
+    if processes.is_first():
+        trained = {c: Proxy.load(proxies / c.name, encoder.fingerprint) for c in chosen}
+        samples = [eval_set[index] for index in range(n)]
+        ids, exact = [s.id for s in samples], torch.tensor([s.box for s in samples])
+        found = predict(encoder, trained, eval_set, n, batch)
+        tables = [scored(name, ids, boxes, exact) for name, boxes in found.items()]
+        seen = torch.tensor(labels.usable[CORNERS].to_numpy(np.float32))
+        tables.append(baselines(ids, exact, seen, seed))
+        store.write_parquet(place / "samples.parquet", pd.concat(tables, ignore_index=True))
+    processes.wait()
 
 
 class _Run:
-    """A sweep under way: the bank, what was measured so far, and its checkpoint."""
+    """A training under way: the bank, what was measured so far, and its checkpoint."""
 
     def __init__(
         self,
+        place: Path,
         encoder: ConditionEncoder,
         train_set: SampleSet,
         labels: Labels,
         eval_set: SampleSet,
         chosen: Sequence[Configuration],
         settings: SweepSettings,
-        place: Path,
+        seed: int,
     ) -> None:
-        self.encoder, self.settings, self.place = encoder, settings, place
+        self.place, self.encoder, self.settings, self.seed = place, encoder, settings, seed
         self.train_set, self.eval_set = train_set, eval_set
-        self.labels = labels
         usable = labels.usable
         if usable.empty:
             raise AbpError("No training label is usable: check the VLM's boxes with chapter 1.")
@@ -159,7 +179,7 @@ class _Run:
         self.rows = usable["index"].to_numpy()
         """Where in the training set each usable label's sample is."""
         self.boxes = torch.tensor(usable[CORNERS].to_numpy(np.float32), device=self.device)
-        self.bank = Bank(chosen, encoder.width, settings, self.device)
+        self.bank = Bank(chosen, encoder.width, settings, seed, self.device)
         self.curves: list[dict[str, Any]] = []
         self.recent: list[list[float]] = []
         """Each proxy's losses, batch by batch, since the last evaluation."""
@@ -173,8 +193,7 @@ class _Run:
         processes.wait()  # before any process writes the next checkpoint
         settings, bank = self.settings, self.bank
         started = time.monotonic() - self.seconds
-        needed = settings.n_batches * settings.batch_size
-        order = _order(len(self.rows), needed, settings.seed)
+        order = _order(len(self.rows), settings.n_batches * settings.batch_size, self.seed)
         batches = order.reshape(settings.n_batches, settings.batch_size)[bank.n_steps :]
         parts = [self._parts(batch) for batch in batches]
         passes = self._passes(self.train_set, [self.rows[part] for some in parts for part in some])
@@ -184,7 +203,10 @@ class _Run:
         )
         with bar:
             for some in parts:
-                self.recent.append(self._learn(passes, some))
+                for rows in some:
+                    bank.learn(next(passes)[1], self.boxes[torch.from_numpy(rows)])
+                processes.add_up([bank.losses, *bank.gradients])
+                self.recent.append(bank.step())
                 bar.update()
                 last = bank.n_steps == settings.n_batches
                 if bank.n_steps % settings.eval_every == 0 or last:
@@ -193,7 +215,10 @@ class _Run:
                     self.seconds = time.monotonic() - started
                     self._save()
         if processes.is_first():
-            self._write(needed)
+            for name, proxy in bank.proxies.items():
+                proxy.save(self.place / "proxies" / name, self.encoder.fingerprint)
+            store.write_parquet(self.place / "curves.parquet", pd.DataFrame(self.curves))
+        processes.wait()  # before any process declares this complete
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
         """This process's micro-batches of some rows."""
@@ -201,40 +226,30 @@ class _Run:
         starts = range(0, len(rows), size)
         return list(processes.share().take([rows[start : start + size] for start in starts]))
 
-    def _passes(self, samples: SampleSet, parts: Sequence[np.ndarray]) -> Iterator[_Pass]:
+    def _passes(
+        self, samples: SampleSet, parts: Sequence[np.ndarray]
+    ) -> Iterator[tuple[list[Sample], Encoding]]:
         """Each micro-batch through the VLM, in order; the next ones are prepared meanwhile."""
 
-        def prepare(rows: np.ndarray) -> tuple[Prepared, list[str], Tensor]:
-            read = [samples[int(row)] for row in rows]
-            prepared = self.encoder.prepare(
-                [sample.image for sample in read], [sample.instruction for sample in read]
-            )
-            return prepared, [s.id for s in read], torch.tensor([s.box for s in read])
+        def prepare(rows: np.ndarray) -> tuple[list[Sample], Prepared]:
+            some = [samples[int(row)] for row in rows]
+            images, instructions = [s.image for s in some], [s.instruction for s in some]
+            return some, self.encoder.prepare(images, instructions)
 
-        def encode(part: tuple[Prepared, list[str], Tensor]) -> _Pass:
+        def encode(part: tuple[list[Sample], Prepared]) -> tuple[list[Sample], Encoding]:
             layers, final = self.bank.layers, self.bank.final
-            return _Pass(self.encoder.encode(part[0], layers=layers, final=final), *part[1:])
+            return part[0], self.encoder.encode(part[1], layers=layers, final=final)
 
-        stream = ahead(prepare, parts, self.device)
-        return streamed(encode, stream, self.device)
-
-    def _learn(self, passes: Iterator[_Pass], parts: Sequence[np.ndarray]) -> list[float]:
-        """The bank learns from a batch, of which `parts` are this process's; its losses."""
-        for rows in parts:
-            self.bank.learn(next(passes).encoding, self.boxes[torch.from_numpy(rows)])
-        processes.add_up([self.bank.losses, *self.bank.gradients])
-        return self.bank.step()
+        return streamed(encode, ahead(prepare, parts, self.device), self.device)
 
     def _measure(self) -> None:
         """Add a point to each curve; one VLM pass serves all proxies."""
         n = min(self.settings.n_curve_eval, len(self.eval_set))
         parts = self._parts(np.arange(n))
-        mine = []
-        for rows, (encoding, _, exact) in zip(
-            parts, self._passes(self.eval_set, parts), strict=True
-        ):
+        mine: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+        for rows, (some, encoding) in zip(parts, self._passes(self.eval_set, parts), strict=True):
             found = {name: boxes.cpu() for name, boxes in self.bank.predict(encoding).items()}
-            mine.append((int(rows[0]), exact, found))
+            mine.append((int(rows[0]), torch.tensor([s.box for s in some]), found))
         whole = sorted(processes.gathered(mine), key=lambda part: part[0])
         exact = torch.cat([exact for _, exact, _ in whole])
         losses = np.mean(self.recent, axis=0)
@@ -276,30 +291,6 @@ class _Run:
         self.bank.restore(tensors, progress["n_steps"])
         self.curves, self.recent = progress["curves"], progress["recent"]
         self.seconds = progress["seconds"]
-
-    def _write(self, needed: int) -> None:
-        for name, proxy in self.bank.proxies.items():
-            proxy.save(self.place / "proxies" / name, self.encoder.fingerprint)
-        store.write_parquet(self.place / "curves.parquet", pd.DataFrame(self.curves))
-        store.mark_done(
-            self.place,
-            seconds=round(self.seconds, 1),
-            epochs=needed / len(self.rows),
-            usable=len(self.rows),
-            unusable=self.labels.unusable,
-        )
-
-
-def _scored(
-    found: Mapping[str, Tensor], labels: Labels, eval_set: SampleSet, seed: int
-) -> pd.DataFrame:
-    """Rows of `Sweep.samples` of the proxies' boxes, {name: [n, 4]}, and of the baselines."""
-    (n,) = {len(boxes) for boxes in found.values()}
-    samples = [eval_set[index] for index in range(n)]
-    ids, exact = [s.id for s in samples], torch.tensor([s.box for s in samples])
-    trained = torch.tensor(labels.usable[CORNERS].to_numpy(np.float32))
-    tables = [scored(name, ids, boxes, exact) for name, boxes in found.items()]
-    return pd.concat([*tables, baselines(ids, exact, trained, seed)], ignore_index=True)
 
 
 def _checkpoint(place: Path) -> Path:

@@ -25,7 +25,7 @@ from traitlets.config import Config
 from abplib import chapter as chapters
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
-from abplib.parameters import model_of, parse
+from abplib.profiles import model_of, parse
 
 _KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -17,8 +17,7 @@ from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.core.shards import Shard
 from abplib.editing.methods import METHODS, Guide
-from abplib.parameters import ChapterParameters, parse
-from abplib.profiles import LABELS_FILE, Profile
+from abplib.profiles import LABELS_FILE, ChapterParameters, Profile, parse
 
 if TYPE_CHECKING:
     from abplib.core.boxes import Box

@@ -13,7 +13,6 @@ from transformers import Qwen2_5_VLConfig
 
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
-from abplib.experiment import Experiment
 from abplib.paper import facts, reported
 from abplib.profiles import Profile
 from abplib.proxies.configurations import Configuration
@@ -264,7 +263,7 @@ def at_scale(found: Result) -> pd.DataFrame:
     each configuration), one_pass (all configurations).
     """
     config = Qwen2_5_VLConfig(**facts()["models"][_VLM]["parts"]["vlm"]["config"])
-    settings = Experiment(Profile.load("paper")).settings
+    settings = Profile.load("paper").sweep
     chosen, n_samples = _of_the_paper(), reported("n_train")
     rows = {}
     for area in AREAS:

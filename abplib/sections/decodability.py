@@ -16,9 +16,10 @@ from abplib import paper as reported
 from abplib.core import boxes
 from abplib.core.stats import Interval, bootstrap_mean
 from abplib.profiles import Profile
-from abplib.proxies import text_only
-from abplib.proxies.configurations import Configuration, SweepSettings
+from abplib.proxies.baselines import TEXT_ONLY
+from abplib.proxies.configurations import Configuration
 from abplib.proxies.labels import Labels
+from abplib.proxies.settings import SweepSettings
 from abplib.samples.base import SampleSet
 from abplib.vlm.encoder import ConditionEncoder
 
@@ -29,7 +30,7 @@ def name_of(configuration: str) -> str:
     """How figures and tables call a configuration or a baseline of the sweep."""
     if configuration.startswith("layer_"):
         return f"layer {configuration.removeprefix('layer_')}"
-    words = {"centre_prior": "centre prior", text_only.NAME: "spatial term alone"}
+    words = {"centre_prior": "centre prior", TEXT_ONLY: "spatial term alone"}
     return words.get(configuration, configuration.replace("_", " "))
 
 
@@ -120,7 +121,7 @@ def verdicts(
 ) -> list[Verdict]:
     """What of sections 4.1 and 4.3 holds on this model, by paired intervals and by curves.
 
-    `samples` is `Sweep.samples` with the rows of `text_only`, against which the last one checks the
+    `samples` is `Sweep.samples` with the rows of `by_term`, against which the last one checks the
     prompt tokens.
 
     Errors at the end of training are compared by `difference`, over all samples. Speed is the
@@ -167,7 +168,7 @@ def verdicts(
         lower(
             "prompt_text_only",
             "Prompt tokens of the middle layers end lower than the spatial term alone",
-            "a check", ["middle_prompt"], [text_only.NAME],
+            "a check", ["middle_prompt"], [TEXT_ONLY],
         ),
     ]  # fmt: skip
 

@@ -18,8 +18,9 @@ from transformers import PreTrainedConfig, Qwen2_5_VLConfig
 
 from abplib.core.errors import AbpError
 from abplib.proxies.bank import Bank
-from abplib.proxies.configurations import Configuration, SweepSettings, configurations
+from abplib.proxies.configurations import Configuration, configurations
 from abplib.proxies.qformer import ProxyConfig, position_code
+from abplib.proxies.settings import SweepSettings
 from abplib.samples.base import SampleSet
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
 
@@ -99,7 +100,7 @@ def counted(
     (NaN where the VLM is no Qwen2.5-VL).
     """
     chosen = configurations(encoder)
-    bank = Bank(chosen, encoder.width, settings, encoder.model.device)
+    bank = Bank(chosen, encoder.width, settings, device=encoder.model.device)
     known = isinstance(encoder.model.config, Qwen2_5_VLConfig)
     found = {stage: {"torch": 0.0, "flops": 0.0} for stage in ("VLM pass", "proxies")}
     threads = torch.get_num_threads()

@@ -13,8 +13,7 @@ from PIL import Image
 
 from abplib.plots import decodability, pictures, scheme
 from abplib.plots.style import ANSWER, GROUPS, TARGET, spread, styled
-from abplib.proxies.configurations import SweepSettings
-from abplib.proxies.qformer import ProxyConfig
+from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.sections.decodability import name_of
 
 LAYERS = [f"layer_{layer}" for layer in range(8)]

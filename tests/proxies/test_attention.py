@@ -15,7 +15,8 @@ from PIL import Image
 from abplib.core.errors import AbpError
 from abplib.proxies.attention import read_attention
 from abplib.proxies.configurations import Configuration
-from abplib.proxies.qformer import Proxy, ProxyConfig
+from abplib.proxies.qformer import Proxy
+from abplib.proxies.settings import ProxyConfig
 from abplib.samples.base import Sample
 from abplib.vlm.encoder import ConditionEncoder
 
@@ -46,7 +47,9 @@ def samples(images: list[Image.Image], instructions: list[str]) -> Pictures:
 def folder(encoder: ConditionEncoder, tmp_path: Path) -> Path:
     """An untrained proxy of two layers."""
     torch.manual_seed(0)
-    config = ProxyConfig(encoder.width, n_layers=2, width=8, n_queries=3, n_heads=2, n_blocks=2)
+    config = ProxyConfig(
+        state_width=encoder.width, n_layers=2, width=8, n_queries=3, n_heads=2, n_blocks=2
+    )
     Proxy(config).save(tmp_path / "proxy", encoder.fingerprint)
     return tmp_path / "proxy"
 

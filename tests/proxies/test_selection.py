@@ -13,7 +13,8 @@ from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.proxies import selection
-from abplib.proxies.qformer import Proxy, ProxyConfig
+from abplib.proxies.qformer import Proxy
+from abplib.proxies.settings import ProxyConfig
 from abplib.samples.base import Sample
 from abplib.vlm.encoder import ConditionEncoder
 
@@ -40,7 +41,7 @@ class Few:
 @pytest.fixture
 def proxies(encoder: ConditionEncoder, tmp_path: Path) -> Path:
     """One untrained proxy for each layer, no two alike."""
-    config = ProxyConfig(encoder.width, width=8, n_queries=2, n_heads=2, n_blocks=1)
+    config = ProxyConfig(state_width=encoder.width, width=8, n_queries=2, n_heads=2, n_blocks=1)
     for layer in range(encoder.n_layers):
         torch.manual_seed(layer)
         Proxy(config).half().save(tmp_path / f"layer_{layer}", encoder.fingerprint)

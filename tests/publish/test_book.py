@@ -11,7 +11,7 @@ import pytest
 import toybook
 
 from abplib.core.errors import AbpError
-from abplib.parameters import CHAPTERS
+from abplib.profiles import CHAPTERS
 from abplib.publish import notebooks, pages
 
 CHAPTER = "02_proxies"

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 
 from abplib.core.errors import AbpError
-from abplib.experiment import Experiment
 from abplib.profiles import Profile
-from abplib.proxies.configurations import Configuration, SweepSettings
-from abplib.proxies.qformer import Proxy, ProxyConfig, box_loss
+from abplib.proxies.configurations import Configuration
+from abplib.proxies.qformer import Proxy, box_loss
+from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.samples.scenes.sets import general
 from abplib.sections import flops
 from abplib.sections.flops import Lengths, learning, proxy_learning, vlm_pass
@@ -102,7 +102,7 @@ def test_a_bank_reads_all_kept_tokens_or_those_of_the_prompt() -> None:
 
 
 def test_a_sweep_is_counted_whatever_the_threads(encoder: ConditionEncoder) -> None:
-    settings = Experiment(Profile.load("smoke")).settings
+    settings = Profile.load("smoke").sweep
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

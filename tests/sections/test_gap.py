@@ -15,10 +15,9 @@ from abplib.core.errors import AbpError
 from abplib.core.stats import PairedTable
 from abplib.experiment import Experiment
 from abplib.judging.base import FAILURES, LEAKAGE, NO_EDIT, WRONG_OBJECT
-from abplib.parameters import parse
 from abplib.plots import gap as plots
 from abplib.plots.pictures import gallery
-from abplib.profiles import Profile
+from abplib.profiles import Profile, parse
 from abplib.samples.base import Sample
 from abplib.sections import localization_gap
 from abplib.sections.localization import ACCURATE

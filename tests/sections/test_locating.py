@@ -13,8 +13,9 @@ from PIL import Image
 
 from abplib.__main__ import main
 from abplib.experiment import Experiment
-from abplib.proxies.qformer import Proxy, ProxyConfig
+from abplib.proxies.qformer import Proxy
 from abplib.proxies.selection import GuidingProxy
+from abplib.proxies.settings import ProxyConfig
 from abplib.sections.information_flow import attention_maps
 from abplib.sections.own_image import locate
 from abplib.vlm.encoder import ConditionEncoder
@@ -26,7 +27,7 @@ WORDS = "turn the second red apple into a pear"
 def guide(encoder: ConditionEncoder) -> GuidingProxy:
     torch.manual_seed(0)
     return GuidingProxy(
-        Proxy(ProxyConfig(encoder.width, width=16, n_heads=2)).eval(), 2, 0.5, "A note."
+        Proxy(ProxyConfig(state_width=encoder.width, width=16, n_heads=2)).eval(), 2, 0.5, "A note."
     )
 
 

@@ -12,8 +12,7 @@ from test_decomposition import ROUTED, attention, of_masses
 from abplib.core.errors import AbpError
 from abplib.core.stats import Interval
 from abplib.experiment import Experiment
-from abplib.parameters import parse
-from abplib.profiles import Profile
+from abplib.profiles import Profile, parse
 from abplib.samples.words import FUNCTION, NOUN, SPATIAL
 from abplib.sections import dependence, routing
 from abplib.sections.decodability import HOLDS, REVERSED, UNDECIDED

@@ -10,8 +10,8 @@ from accelerate import dispatch_model
 from conftest import noise
 
 from abplib.core.errors import AbpError
-from abplib.parameters import parse
 from abplib.plots.adapting import change_by_layer
+from abplib.profiles import parse
 from abplib.samples.base import Sample
 from abplib.sections import adapting
 from abplib.sections.information_flow import attention_maps

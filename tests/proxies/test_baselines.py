@@ -1,13 +1,14 @@
-"""The answer by the spatial term alone, on boxes whose means are known."""
+"""Answers that read no states, on boxes whose means are known."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from abplib.core.boxes import Box
-from abplib.proxies import text_only
-from abplib.proxies.text_only import spatial_term
+from abplib.proxies.baselines import baselines, by_term, spatial_term
 from abplib.samples.base import Sample
 from abplib.samples.scenes.sets import multi_entity
 
@@ -40,6 +41,20 @@ LEARNED = Told(
 )
 
 
+def test_baselines_are_what_they_say() -> None:
+    exact = torch.tensor([[0.4, 0.4, 0.6, 0.6], [0.0, 0.0, 0.2, 0.2]])
+    trained = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.4, 0.3, 0.8, 0.9]])
+    rows = baselines(["a", "b"], exact, trained, seed=0)
+    assert rows["configuration"].tolist() == ["chance"] * 2 + ["centre_prior"] * 2
+    prior = rows[rows["configuration"] == "centre_prior"]
+    assert prior[["x1", "y1", "x2", "y2"]].to_numpy()[0] == pytest.approx([0.35, 0.3, 0.65, 0.7])
+    assert prior["center_error"].to_numpy() == pytest.approx([0, 0.4 * 2**0.5], abs=1e-6)
+    chance = rows[rows["configuration"] == "chance"]
+    distances = [[0.4 * 2**0.5, (0.1**2 + 0.1**2) ** 0.5], [0, (0.5**2 + 0.5**2) ** 0.5]]
+    assert chance["center_error"].to_numpy() == pytest.approx(np.mean(distances, 1), abs=0.05)
+    assert chance["acc50"].to_numpy() == pytest.approx([0, 0.5], abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("instruction", "term"),
     [
@@ -58,7 +73,7 @@ def test_the_answer_is_the_mean_box_of_the_term() -> None:
         ("Move the leftmost chair.", (0.3, 0.2, 0.5, 0.4)),
         ("Move the second chair from the right.", RIGHT),
     )
-    found = text_only.rows(LEARNED, asked, 2)
+    found = by_term(LEARNED, asked, 2)
     assert list(found["configuration"]) == ["text_only"] * 2
     assert found[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == [
         pytest.approx([0.0, 0.2, 0.2, 0.4]),
@@ -71,7 +86,7 @@ def test_the_answer_is_the_mean_box_of_the_term() -> None:
 
 
 def test_an_unknown_term_gets_the_mean_of_all_and_is_said() -> None:
-    found = text_only.rows(LEARNED, Told(("Move the topmost chair.", RIGHT)), 1)
+    found = by_term(LEARNED, Told(("Move the topmost chair.", RIGHT)), 1)
     assert found["x1"].tolist() == pytest.approx([0.8 / 3])
     assert found["known"].tolist() == [False]
 
