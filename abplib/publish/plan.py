@@ -92,7 +92,7 @@ class Stage(NamedTuple):
 def stages(profile: Profile) -> Iterator[Stage]:
     """The stages of a profile's chapters, in the order in which they can be run."""
     made, n = Experiment(profile), profile.n_eval
-    n_train = profile.n_batches * profile.batch_size
+    n_train = profile.sweep.n_batches * profile.sweep.batch_size
     for role in ("evaluation", "training", "tuning"):
         if not (lack := _lack(made, role)):
             continue
