@@ -225,14 +225,14 @@ def train_lora(profile: str, out: Path | None) -> None:
 
     On several GPUs: `accelerate launch --num_processes 4 -m abplib train-lora`.
     """
-    from abplib.core import processes
+    from abplib.core import parallel
     from abplib.editing.lora import training
     from abplib.experiment import Experiment
 
     made = Experiment(Profile.load(profile), steps.SEED)
     folder = out or made.lora_place
     training.train_lora(made.baseline, made.tuning, made.profile.lora_training, folder)
-    if processes.is_first():
+    if parallel.is_first():
         click.echo(folder)
 
 

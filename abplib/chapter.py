@@ -27,7 +27,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cached_property, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +160,6 @@ class Chapter:
             text = f"Profile <b>{chapter.profile.name}</b>: {html.escape(chapter.profile.note)}."
             display(HTML(f'<div class="abp-note" role="note">{text}</div>'))
         return chapter
-
-    @cached_property
-    def experiment(self) -> Any:
-        """The profile made real, with the chapter's seed: its models, samples, sweep."""
-        from abplib import experiment
-
-        return experiment.Experiment(self.profile, self.params.seed)  # type: ignore[attr-defined]
 
     def figure(
         self,

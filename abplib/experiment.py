@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from abplib.core import paths
 from abplib.core.errors import AbpError
-from abplib.core.references import content_of, function_of, source_of
+from abplib.core.hub import content_of, function_of, source_of
 from abplib.core.store import digest, digest_files, read_json
 from abplib.profiles import LABELS_FILE, OtherEditorName, Profile
 from abplib.samples.base import SampleSet
@@ -57,14 +57,14 @@ class Experiment:
     @cached_property
     def encoder(self) -> ConditionEncoder:
         """The VLM, on the GPUs where there are, and beside them where they are too small."""
-        from abplib.core import processes
+        from abplib.core import parallel
         from abplib.vlm.encoder import ConditionEncoder
 
         return ConditionEncoder.from_pretrained(
             self.vlm_source,
             image_area=self.profile.image_area,
             dtype=self.profile.dtype,
-            device=processes.device(),
+            device=parallel.device(),
             revision=self.profile.revision,
         )
 

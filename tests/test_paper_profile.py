@@ -13,7 +13,7 @@ import pytest
 from loopback import KEY, serving
 
 from abplib import chapter
-from abplib.core import jsonl, store
+from abplib.core import store
 from abplib.editing import conditions
 from abplib.editing.runs import make_edits
 from abplib.experiment import Experiment
@@ -71,11 +71,11 @@ def test_what_people_said_decides_chapter_1(paper: Path, tmp_path: Path) -> None
     made = make_edits("baseline", twin.baseline, samples, n, 0, {})
     file = tmp_path / "labels.jsonl"
     for task in boxes_to_judge(samples, answers):
-        jsonl.append(file, task.label("rater", answer="yes"))
+        store.append_line(file, task.label("rater", answer="yes"))
     first, *others = edits_to_judge(samples, {"baseline": made})
-    jsonl.append(file, first.label("rater", answer="yes"))
+    store.append_line(file, first.label("rater", answer="yes"))
     for task in others[1:]:
-        jsonl.append(file, task.label("rater", answer="no", kind="leakage"))
+        store.append_line(file, task.label("rater", answer="no", kind="leakage"))
     found = run("01_localization_gap", profile=str(paper), human_labels=str(file))
     assert found["ch1.vlm_box_accuracy"]["value"] == answers["answered"].mean()
     assert found["ch1.n_open"]["value"] == 1

@@ -1,4 +1,4 @@
-"""Intervals and tests for proportions and means, single and paired by sample.
+"""Intervals and tests for proportions and means, single and paired by sample; raters' agreement.
 
 All methods of Table 1 edit the same samples, so they are compared sample by sample.
 """
@@ -6,11 +6,12 @@ All methods of Table 1 edit the same samples, so they are compared sample by sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats import contingency_tables, inter_rater, multitest
 
 from abplib.core.errors import AbpError
 
@@ -113,11 +114,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     p = _checked(p_values)
     if p.min() < 0 or p.max() > 1:
         raise AbpError(f"Holm's correction takes p-values in [0, 1], not {p.min()} to {p.max()}.")
-    order = np.argsort(p)
-    steps = p[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.maximum.accumulate(steps).clip(max=1)
-    return adjusted
+    return np.asarray(multitest.multipletests(p, method="holm")[1])
 
 
 class PairedTable(NamedTuple):
@@ -153,10 +150,8 @@ def p_words(p: float) -> str:
 
 def mcnemar(table: PairedTable) -> float:
     """Two-sided p-value of McNemar's exact test that both answers are equally often yes."""
-    discordant = table.only_first + table.only_second
-    if not discordant:
-        return 1.0
-    return float(stats.binomtest(table.only_first, discordant, 0.5).pvalue)
+    counts = [[table.both, table.only_first], [table.only_second, table.neither]]
+    return float(contingency_tables.mcnemar(counts, exact=True).pvalue)
 
 
 def proportion_difference(table: PairedTable, confidence: float = 0.95) -> Interval:
@@ -180,6 +175,59 @@ def proportion_difference(table: PairedTable, confidence: float = 0.95) -> Inter
     low = value - width(first.value - first.low, second.high - second.value)
     high = value + width(first.high - first.value, second.value - second.low)
     return Interval(value, low, high, table.n)
+
+
+def cohen_kappa(
+    first: Sequence[Any] | np.ndarray,
+    second: Sequence[Any] | np.ndarray,
+    categories: Iterable[Hashable],
+    *,
+    quadratic: bool = False,
+) -> float:
+    """Cohen's (1960) kappa of two raters' answers to the same questions, in [-1, 1].
+
+    NaN where all answers are the same, since chance alone then gives perfect agreement.
+
+    Args:
+        first: one answer a question.
+        second: the other rater's, in the same order.
+        categories: all possible answers, in their order where they have one.
+        quadratic: weigh a disagreement by the square of its distance in that order (Cohen 1968).
+
+    Raises:
+        AbpError: there is no question, an answer is missing, or one is not in `categories`.
+    """
+    place = {category: number for number, category in enumerate(categories)}
+    if len(first) != len(second) or not len(first):
+        raise AbpError(
+            f"{len(first)} and {len(second)} answers are not in pairs; give both of each question."
+        )
+    if unknown := {a for a in (*first, *second) if a not in place}:
+        raise AbpError(f"{unknown.pop()!r} is none of the answers {', '.join(map(str, place))}.")
+    if len({*first, *second}) == 1:
+        return math.nan
+    counts = np.zeros((len(place), len(place)))
+    np.add.at(counts, ([place[a] for a in first], [place[b] for b in second]), 1)
+    kappa = inter_rater.cohens_kappa(counts, wt="quadratic" if quadratic else None)
+    return float(kappa.kappa)
+
+
+def fleiss_kappa(counts: Sequence[Sequence[int]] | np.ndarray) -> float:
+    """Fleiss' (1971) kappa of `counts` [questions, categories], how many raters gave which answer.
+
+    NaN as `cohen_kappa` is.
+
+    Raises:
+        AbpError: there is no question, or the questions differ in their number of raters, or have
+            fewer than two.
+    """
+    table = np.asarray(counts, dtype=float)
+    raters = table.sum(axis=1) if table.ndim == 2 and len(table) else np.zeros(1)
+    if raters.min() < 2 or raters.min() != raters.max():
+        raise AbpError("Fleiss' kappa takes questions that the same number of raters, 2 or more, "
+                       "answered; leave out the others.")  # fmt: skip
+    alike = (table.sum(axis=0) > 0).sum() == 1
+    return math.nan if alike else float(inter_rater.fleiss_kappa(table))
 
 
 def _paired(

@@ -19,19 +19,20 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import update_wrapper
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec
+from typing import Any, BinaryIO, Concatenate, Generic, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from abplib.core import code, paths
 from abplib.core.errors import AbpError
 
 P = ParamSpec("P")
+Line = TypeVar("Line", bound=BaseModel)
 Lock = Callable[[Path], AbstractContextManager[None]]
 
 _METADATA = b"abplib"
@@ -149,6 +150,63 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise AbpError(f"{path} is not a readable table: delete it and run again.") from error
     metadata = (table.schema.metadata or {}).get(_METADATA, b"{}")
     return table.to_pandas(), json.loads(metadata)
+
+
+def read_lines(path: Path, kind: type[Line]) -> list[Line]:
+    """The whole lines of a file of JSON lines, in order; none where there is no file.
+
+    A line that a killed writer left half-written is no line; the next writer cuts it off.
+
+    Raises:
+        AbpError: the file cannot be read, or a line of it is none of this kind.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise AbpError(f"{path} cannot be read ({error.strerror}): check it.") from error
+    lines = []
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            lines.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            raise AbpError(
+                f"Line {number} of {path} is no {kind.__name__.lower()}: restore the file, or take "
+                "that line out."
+            ) from error
+    return lines
+
+
+def append_line(path: Path, line: BaseModel) -> None:
+    """Add a line to a file of JSON lines; it is on the disk when this returns.
+
+    Raises:
+        AbpError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            _cut_half_line(file)
+            file.write(line.model_dump_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise AbpError(
+            f"Cannot write {path} ({error.strerror}): free some space there, or choose another "
+            "folder; the lines before are kept."
+        ) from error
+
+
+def _cut_half_line(file: BinaryIO) -> None:
+    """Shorten a file that is open for appending to the end of its last whole line."""
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def digest(value: Any) -> str:

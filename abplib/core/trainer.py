@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from abplib.core import processes, store
+from abplib.core import parallel, store
 from abplib.core.errors import AbpError
 
 Batch = dict[str, Tensor]
@@ -73,7 +73,7 @@ def fit(
 ) -> Fitted:
     """Train the parameters of `model` that ask for gradients, or go on training them.
 
-    The processes of a group (`abplib.core.processes`) call it alike, each with its parts of the
+    The processes of a group (`abplib.core.parallel`) call it alike, each with its parts of the
     batches.
 
     Args:
@@ -95,7 +95,7 @@ def fit(
     stream = batches(run.step)
     bar = tqdm(
         total=schedule.steps, initial=run.step, desc=name, mininterval=10, dynamic_ncols=True,
-        disable=not processes.is_first(),
+        disable=not parallel.is_first(),
     )  # fmt: skip
     began = time.perf_counter() - run.seconds
     while run.step < schedule.steps:
@@ -108,7 +108,7 @@ def fit(
             torch.stack(list(named.values())).sum().backward()
             found = {key: loss.detach() + found.get(key, 0) for key, loss in named.items()}
         values = torch.stack(list(found.values()))
-        processes.add_up([values])
+        parallel.add_up([values])
         if not values.sum().isfinite():
             raise AbpError(f"A loss of {name} is not finite at step {run.step}: lower its rate.")
         run.update()
@@ -152,12 +152,12 @@ class _Run:
         self.curves: list[dict[str, float]] = []
         if path.exists():
             self._restore()
-        processes.wait()  # before any of them writes the next checkpoint
+        parallel.wait()  # before any of them writes the next checkpoint
 
     def update(self) -> None:
         """One step of the optimisers on the gradients that lie ready."""
         share = self.schedule.share(self.step)
-        processes.add_up([w.grad for w in self.weights.values() if w.grad is not None])
+        parallel.add_up([w.grad for w in self.weights.values() if w.grad is not None])
         nn.utils.clip_grad_norm_(self.weights.values(), self.schedule.clip)
         for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
             optimiser.param_groups[0]["lr"] = rate * share
@@ -171,7 +171,7 @@ class _Run:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        if not processes.is_first():
+        if not parallel.is_first():
             return
         state = {
             "settings": self.settings,

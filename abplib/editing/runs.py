@@ -17,7 +17,7 @@ from tqdm import tqdm
 from abplib.core import store
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
-from abplib.core.shards import ALL, Shard
+from abplib.core.parallel import ALL, Shard
 from abplib.core.store import stored
 from abplib.editing.base import Editor
 from abplib.editing.controls import EditedSamples, Identity, Paste

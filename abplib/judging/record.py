@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from abplib.core import jsonl
+from abplib.core import store
 from abplib.core.store import digest
 from abplib.judging.questions import Scores, read
 
@@ -71,7 +71,7 @@ class Record:
         self.path = path
         self._lock = threading.Lock()
         self._answers: dict[str, dict[int, Answer]] = {}
-        for answer in jsonl.read(path, Answer):
+        for answer in store.read_lines(path, Answer):
             self._keep(answer)
 
     def __iter__(self) -> Iterator[Answer]:
@@ -93,7 +93,7 @@ class Record:
     def add(self, answer: Answer) -> None:
         """Append an answer; it is on the disk when this returns. Raises AbpError if it cannot."""
         with self._lock:
-            jsonl.append(self.path, answer)
+            store.append_line(self.path, answer)
             self._keep(answer)
 
     def _keep(self, answer: Answer) -> None:

@@ -22,9 +22,9 @@ import pandas as pd
 from PIL import Image
 
 from abplib.core import paths
-from abplib.core.agreement import cohen_kappa
 from abplib.core.boxes import draw_overlay
 from abplib.core.errors import AbpError
+from abplib.core.stats import cohen_kappa
 from abplib.core.store import digest
 from abplib.judging.asking import Asker, Manner, Wire
 from abplib.judging.base import Judge, Judgement

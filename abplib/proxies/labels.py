@@ -18,7 +18,7 @@ import torch
 from abplib.core import store
 from abplib.core.boxes import area
 from abplib.core.errors import AbpError
-from abplib.core.shards import Shard
+from abplib.core.parallel import Shard
 from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from abplib.core import processes, store
+from abplib.core import parallel, store
 from abplib.core.boxes import center_distance, iou
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ahead, streamed
@@ -91,7 +91,7 @@ def sweep(
     place = _train(
         encoder, train_set, labels, eval_set, chosen, settings, seed, base=base, progress=progress
     )
-    if processes.is_first():
+    if parallel.is_first():
         _checkpoint(place).unlink(missing_ok=True)
     scores = _score(
         encoder, place / "proxies", chosen, labels, eval_set, seed, n,
@@ -105,7 +105,7 @@ def sweep(
     )
 
 
-@store.stored("sweep", free={"progress"}, lock=processes.alone)
+@store.stored("sweep", free={"progress"}, lock=parallel.alone)
 def _train(
     place: Path,
     encoder: ConditionEncoder,
@@ -129,7 +129,7 @@ def _train(
     }
 
 
-@store.stored("scores", free={"batch"}, lock=processes.alone)
+@store.stored("scores", free={"batch"}, lock=parallel.alone)
 def _score(
     place: Path,
     encoder: ConditionEncoder,
@@ -144,7 +144,7 @@ def _score(
     base: Path | None = None,
 ) -> None:
     """Write `Sweep.samples`, of the proxies and of the baselines."""
-    if processes.is_first():
+    if parallel.is_first():
         trained = {c: Proxy.load(proxies / c.name, encoder.fingerprint) for c in chosen}
         samples = [eval_set[index] for index in range(n)]
         ids, exact = [s.id for s in samples], torch.tensor([s.box for s in samples])
@@ -153,7 +153,7 @@ def _score(
         seen = torch.tensor(labels.usable[CORNERS].to_numpy(np.float32))
         tables.append(baselines(ids, exact, seen, seed))
         store.write_parquet(place / "samples.parquet", pd.concat(tables, ignore_index=True))
-    processes.wait()
+    parallel.wait()
 
 
 class _Run:
@@ -190,14 +190,14 @@ class _Run:
         """Train from the checkpoint or from the start to the end, and write the results."""
         if self.checkpoint.exists():
             self._restore()
-        processes.wait()  # before any process writes the next checkpoint
+        parallel.wait()  # before any process writes the next checkpoint
         settings, bank = self.settings, self.bank
         started = time.monotonic() - self.seconds
         order = _order(len(self.rows), settings.n_batches * settings.batch_size, self.seed)
         batches = order.reshape(settings.n_batches, settings.batch_size)[bank.n_steps :]
         parts = [self._parts(batch) for batch in batches]
         passes = self._passes(self.train_set, [self.rows[part] for some in parts for part in some])
-        shown = progress and processes.is_first()
+        shown = progress and parallel.is_first()
         bar = tqdm(
             total=settings.n_batches, initial=bank.n_steps, desc="proxies", disable=not shown
         )
@@ -205,7 +205,7 @@ class _Run:
             for some in parts:
                 for rows in some:
                     bank.learn(next(passes)[1], self.boxes[torch.from_numpy(rows)])
-                processes.add_up([bank.losses, *bank.gradients])
+                parallel.add_up([bank.losses, *bank.gradients])
                 self.recent.append(bank.step())
                 bar.update()
                 last = bank.n_steps == settings.n_batches
@@ -214,17 +214,17 @@ class _Run:
                 if bank.n_steps % settings.checkpoint_every == 0 or last:
                     self.seconds = time.monotonic() - started
                     self._save()
-        if processes.is_first():
+        if parallel.is_first():
             for name, proxy in bank.proxies.items():
                 proxy.save(self.place / "proxies" / name, self.encoder.fingerprint)
             store.write_parquet(self.place / "curves.parquet", pd.DataFrame(self.curves))
-        processes.wait()  # before any process declares this complete
+        parallel.wait()  # before any process declares this complete
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
         """This process's micro-batches of some rows."""
         size = self.settings.micro_batch
         starts = range(0, len(rows), size)
-        return list(processes.share().take([rows[start : start + size] for start in starts]))
+        return list(parallel.share().take([rows[start : start + size] for start in starts]))
 
     def _passes(
         self, samples: SampleSet, parts: Sequence[np.ndarray]
@@ -250,7 +250,7 @@ class _Run:
         for rows, (some, encoding) in zip(parts, self._passes(self.eval_set, parts), strict=True):
             found = {name: boxes.cpu() for name, boxes in self.bank.predict(encoding).items()}
             mine.append((int(rows[0]), torch.tensor([s.box for s in some]), found))
-        whole = sorted(processes.gathered(mine), key=lambda part: part[0])
+        whole = sorted(parallel.gathered(mine), key=lambda part: part[0])
         exact = torch.cat([exact for _, exact, _ in whole])
         losses = np.mean(self.recent, axis=0)
         self.recent = []
@@ -268,7 +268,7 @@ class _Run:
             )
 
     def _save(self) -> None:
-        if not processes.is_first():
+        if not parallel.is_first():
             return
         progress = {
             "n_steps": self.bank.n_steps,

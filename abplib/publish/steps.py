@@ -15,7 +15,7 @@ import click
 from abplib import chapter as chapters
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
-from abplib.core.shards import Shard
+from abplib.core.parallel import Shard
 from abplib.editing.methods import METHODS, Guide
 from abplib.profiles import LABELS_FILE, ChapterParameters, Profile, parse
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
 
-from abplib.core import processes, store
+from abplib.core import parallel, store
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Fitted
 from abplib.editing.lora.settings import LoraTraining
@@ -52,7 +52,7 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise AbpError("No CUDA device is visible here: train with --device cpu.")
-    if processes.share().of > 1:
+    if parallel.share().of > 1:
         raise AbpError("One process trains the miniature editor: start it without a launcher.")
     vae, vae_run = _trained_vae(work, plan, device)
     area = plan.shape.side**2

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from abplib.core import jsonl, store
+from abplib.core import store
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 
@@ -108,11 +108,11 @@ def run(
     """
     check_settings(folder, name, settings)
     path = folder / f"{name}.jsonl"
-    done = {row.id for row in jsonl.read(path, kind)}
+    done = {row.id for row in store.read_lines(path, kind)}
     for row_id, item in items.items():
         if row_id not in done:
-            jsonl.append(path, make(row_id, item))
-    rows = jsonl.read(path, kind)
+            store.append_line(path, make(row_id, item))
+    rows = store.read_lines(path, kind)
     log(f"{name}: {summary(rows)}")
     return rows
 
@@ -136,7 +136,7 @@ def usable(folder: Path, name: str, kind: type[Out]) -> dict[str, Out]:
     Raises:
         AbpError: there is none.
     """
-    found = {r.id: r for r in jsonl.read(folder / f"{name}.jsonl", kind) if not r.reason}
+    found = {r.id: r for r in store.read_lines(folder / f"{name}.jsonl", kind) if not r.reason}
     if not found:
         raise AbpError(f"Stage {name} in {folder} has no usable rows: run it first.")
     return found

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from abplib.core import jsonl, store
+from abplib.core import store
 from abplib.core.boxes import Box, from_pixels, order_and_clamp
 from abplib.core.errors import AbpError
 from abplib.core.images import load_image
@@ -112,7 +112,7 @@ def write_prompts(folder: Path, writer: Writer, n: int, log: Log) -> list[Pair]:
         AbpError: a list holds no new pair.
     """
     check_settings(folder, "prompts", {"model": writer.name, "system": SCENES_SYSTEM})
-    answers = jsonl.read(folder / "answers.jsonl", _Answer)
+    answers = store.read_lines(folder / "answers.jsonl", _Answer)
     while len(pairs := _pairs(answers)) < n:
         text = writer.write(SCENES_SYSTEM, SCENES_REQUEST.format(len(answers) + 1))
         answer = _Answer(id=f"{len(answers):03d}", text=text)
@@ -121,7 +121,7 @@ def write_prompts(folder: Path, writer: Writer, n: int, log: Log) -> list[Pair]:
                 f"{writer.name} wrote no new pair of prompts ({text[:80]!r}): try again, or ask "
                 "another model."
             )
-        jsonl.append(folder / "answers.jsonl", answer)
+        store.append_line(folder / "answers.jsonl", answer)
         answers.append(answer)
     lines = [pair.model_dump_json() for pair in pairs[:n]]
     store.write_text(folder / "prompts.jsonl", "\n".join(lines) + "\n")

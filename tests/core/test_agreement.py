@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from abplib.core.agreement import cohen_kappa, fleiss_kappa
 from abplib.core.errors import AbpError
+from abplib.core.stats import cohen_kappa, fleiss_kappa
 
 FLEISS_1971 = [
     [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],

@@ -35,8 +35,8 @@ def test_imports_are_followed_wherever_they_stand() -> None:
         "core/__init__.py",
         "core/errors.py",
     }
-    assert reached("def late():\n    import abplib.core.jsonl") >= {
-        "core/jsonl.py",
+    assert reached("def late():\n    import abplib.core.store") >= {
+        "core/store.py",
         "core/errors.py",
     }
     assert reached("from abplib.samples.scenes.sets import evaluation") >= {
@@ -55,19 +55,32 @@ def test_modules_that_a_profile_names_are_followed() -> None:
 
 
 def test_a_plot_concerns_its_chapters_and_no_step() -> None:
-    users = {name for name in chapters() if "plots/gap.py" in reached(*code_cells(name))}
-    assert users == {"01_localization_gap", "05_editing_validation"}
+    users = {name for name in chapters() if "plots/decodability.py" in reached(*code_cells(name))}
+    assert users == {"02_proxies"}
     for step in (steps.labels, steps.sweep, steps.answers, steps.edit):
         assert not any(file.startswith("plots/") for file in reached_by(step))
 
 
-def test_what_computes_concerns_its_steps() -> None:
-    assert "proxies/configurations.py" in reached_by(steps.sweep)
-    assert "proxies/configurations.py" not in reached_by(steps.labels)
-    assert "editing/flux_kontext.py" in reached_by(steps.edit)
-    assert "editing/flux_kontext.py" not in reached_by(steps.answers)
+@pytest.mark.parametrize(
+    ("module", "concerned", "not_concerned"),
+    [
+        ("proxies.sweep", "proxies/bank.py", "editing/base.py"),
+        ("proxies.labels", "vlm/grounding.py", "proxies/bank.py"),
+        ("editing.runs", "vlm/encoder.py", "judging/scene_oracle.py"),
+        ("judging.verdicts", "judging/preservation.py", "proxies/bank.py"),
+        ("vlm.encoder", "prompts.py", "editing/base.py"),
+    ],
+)
+def test_what_computes_concerns_what_uses_it(
+    module: str, concerned: str, not_concerned: str
+) -> None:
+    found = reached(f"import abplib.{module}")
+    assert concerned in found and not_concerned not in found
+
+
+def test_no_computation_follows_what_runs_chapters() -> None:
+    runners = {"publish/pages.py", "publish/notebooks.py", "publish/steps.py", "__main__.py"}
     for name in chapters():
-        runners = {"publish/pages.py", "publish/notebooks.py", "publish/steps.py", "__main__.py"}
         assert not runners & reached(*code_cells(name))
 
 

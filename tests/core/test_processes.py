@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from abplib.core import processes
-from abplib.core.shards import Shard
+from abplib.core import parallel
+from abplib.core.parallel import Shard
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
@@ -51,9 +51,9 @@ def test_two_processes_make_the_sweep_of_one(tmp_path: Path) -> None:
 
 def test_one_process_is_a_group_of_one(tmp_path: Path) -> None:
     tensor = torch.ones(3)
-    processes.add_up([tensor])
+    parallel.add_up([tensor])
     assert tensor.tolist() == [1, 1, 1]
-    assert processes.share() == Shard(1, 1) and processes.is_first()
-    assert processes.gathered(["a"]) == ["a"]
-    with processes.alone(tmp_path / "place"):
-        processes.wait()
+    assert parallel.share() == Shard(1, 1) and parallel.is_first()
+    assert parallel.gathered(["a"]) == ["a"]
+    with parallel.alone(tmp_path / "place"):
+        parallel.wait()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from abplib.core.errors import AbpError
-from abplib.core.shards import ALL, Shard
+from abplib.core.parallel import ALL, Shard
 
 
 @pytest.mark.parametrize("of", [1, 3, 8])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
-from abplib.core.shards import Shard
+from abplib.core.parallel import Shard
 from abplib.editing import conditions, runs
 from abplib.editing.controls import Identity
 from abplib.editing.methods import CONTROLS, METHODS

@@ -18,7 +18,7 @@ from PIL import Image
 
 from abplib import profiles
 from abplib.core.errors import AbpError
-from abplib.core.references import function_of
+from abplib.core.hub import function_of
 from abplib.core.stats import Interval
 from abplib.editing import runs, twins
 from abplib.editing.base import Editor

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from abplib.core import images, jsonl
+from abplib.core import images, store
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
 from abplib.judging.base import LEAKAGE, NO_EDIT, WRONG_OBJECT, Judgement
@@ -136,10 +136,10 @@ def test_labels_survive_the_file_and_the_last_word_counts(tmp_path: Path) -> Non
     (task, *_) = boxes_to_judge(SAMPLES, ANSWERS)
     first, second = label(task, "a", "cuts the target"), label(task, "b", YES)
     for line in (first, second):
-        jsonl.append(path, line)
+        store.append_line(path, line)
     assert read_labels(path) == [first, second]
     mended = label(task, "a", YES)
-    jsonl.append(path, mended)
+    store.append_line(path, mended)
     assert read_labels(path) == [mended, second]
     assert read_labels(tmp_path / "none.jsonl") == []
     path.write_text("{}\n")
@@ -201,7 +201,7 @@ def test_people_tell_success_and_the_other_judge_the_scores(
     tasks = {task.image: task for task in edits_to_judge(SAMPLES, files)}
     shown = [Image.open(made[1]) for made in files.values()]
     path = tmp_path / "labels.jsonl"
-    jsonl.append(path, label(tasks[images.digest(shown[0])], "a", WRONG_OBJECT))
+    store.append_line(path, label(tasks[images.digest(shown[0])], "a", WRONG_OBJECT))
     people = HumanJudge(path)
     judge = Jury(people, Scores())
     found = judge.judge(SAMPLES, 1, shown)
@@ -210,7 +210,7 @@ def test_people_tell_success_and_the_other_judge_the_scores(
     assert found[1].success is None  # no one looked at it
     alone = people.judge(SAMPLES, 1, shown)[0]
     assert (alone.edit, alone.reason) == (None, "0 of 1 raters say yes.")
-    jsonl.append(path, label(tasks[images.digest(shown[1])], "a", YES))
+    store.append_line(path, label(tasks[images.digest(shown[1])], "a", YES))
     later = Jury(HumanJudge(path), Scores())
     assert later.judge(SAMPLES, 1, shown)[1].success is True
     assert later.fingerprint != judge.fingerprint
@@ -242,7 +242,7 @@ def test_a_profile_names_what_people_said(
     with pytest.raises(AbpError, match=r"no labels at .*said.jsonl: make them with book/annot"):
         _ = named.judge
     for task in boxes_to_judge(SAMPLES, ANSWERS):
-        jsonl.append(tmp_path / "said.jsonl", label(task, "a", YES))
+        store.append_line(tmp_path / "said.jsonl", label(task, "a", YES))
     judge = named.judge
     assert judge.name.startswith("human raters, scores by gemini-2.5-pro")
     assert Experiment(Profile.load("paper")).judge.name == "gemini-2.5-pro (success: full marks)"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from abplib.core import store
 from abplib.core.errors import AbpError
-from abplib.core.shards import Shard
+from abplib.core.parallel import Shard
 from abplib.proxies import labels
 from abplib.proxies.labels import Labels, exact_labels, predict_labels, predict_shard
 from abplib.samples.base import Sample

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from abplib.core import processes, store
+from abplib.core import parallel, store
 from abplib.core.errors import AbpError
 from abplib.editing import qwen_pipeline
 from abplib.editing.controls import EditedSamples
@@ -49,16 +49,16 @@ def encode_pairs(
     place = store.folder(
         "lora_pairs", base=base, editor=editor.fingerprint, samples=samples.fingerprint
     )
-    rows = processes.share().take(range(len(samples)))
+    rows = parallel.share().take(range(len(samples)))
     waiting = [row for row in rows if not _file(place, row).exists()]
     if waiting:
         eyes = replace(editor.source, without=("transformer",), device=device)
         seeing = replace(editor, source=eyes)
-        for row in tqdm(waiting, desc="encoding", mininterval=10, disable=not processes.is_first()):
+        for row in tqdm(waiting, desc="encoding", mininterval=10, disable=not parallel.is_first()):
             with store.replacing(_file(place, row)) as scratch:
                 save_file(_encoded(seeing, samples, row), scratch)
         eyes.let_go()
-    processes.wait()
+    parallel.wait()
     return BoxedPairs(place)
 
 

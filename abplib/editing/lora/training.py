@@ -17,7 +17,7 @@ from diffusers import QwenImageTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from torch import Tensor
 
-from abplib.core import paths, processes, store
+from abplib.core import parallel, paths, store
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Batch, Fitted, Schedule, fit
 from abplib.editing.controls import EditedSamples
@@ -60,8 +60,8 @@ def train_lora(
     """
     if not isinstance(samples, EditedSamples):
         raise AbpError(f"The edits of {samples.name} are not known: give samples whose are.")
-    own = processes.own_device() if device is None else torch.device(device)
-    global_batch = settings.batch * processes.share().of
+    own = parallel.own_device() if device is None else torch.device(device)
+    global_batch = settings.batch * parallel.share().of
     if len(samples) - settings.held_out < global_batch:
         raise AbpError(
             f"{samples.name} has {len(samples)} samples; {settings.held_out} held out and "
@@ -71,16 +71,16 @@ def train_lora(
         "lora", base=base, editor=editor.fingerprint, samples=samples.fingerprint,
         settings=settings.model_dump() | {"batch": global_batch},
     )  # fmt: skip
-    with processes.alone(place):
+    with parallel.alone(place):
         if store.summary_of(place) is None:
             pairs = encode_pairs(editor, samples, base or paths.results(), own)
             body = replace(editor.source, without=("text_encoder", "vae"), device=own)
             fitted = _Run(
                 body.pipeline.transformer, pairs, len(samples), settings, place, own
             ).fit()
-            if processes.is_first():
+            if parallel.is_first():
                 store.mark_done(place, seconds=fitted.seconds, curves=fitted.curves)
-        if processes.is_first():
+        if parallel.is_first():
             for name in (LORA_FILE, "held_out.json"):
                 with store.replacing(folder / name) as scratch:
                     scratch.write_bytes((place / name).read_bytes())
@@ -129,7 +129,7 @@ class _Run:
 
         The weights of a global batch add up to 1.
         """
-        seed, n, share = self.settings.seed, len(self.learned), processes.share()
+        seed, n, share = self.settings.seed, len(self.learned), parallel.share()
         size = self.settings.batch * share.of
         while True:
             drawn = []
@@ -141,7 +141,7 @@ class _Run:
             batches = self._weighted(drawn)
             total = torch.stack([batch["weights"].sum() for batch in batches]).sum()
             total = total.to(self.device)
-            processes.add_up([total])
+            parallel.add_up([total])
             yield [batch | {"weights": batch["weights"] / total.cpu()} for batch in batches]
             step += 1
 
@@ -179,7 +179,7 @@ class _Run:
         if step % self.every:
             return
         loss = self._held_out()
-        if processes.is_first():
+        if parallel.is_first():
             seen = store.read_json(self.log) if self.log.exists() else []
             seen = [row for row in seen if row["step"] < step]
             if all(loss < row["flow"] for row in seen):
@@ -191,7 +191,7 @@ class _Run:
         """Mean loss of the held-out pairs at evenly spread noise levels, as they are edited."""
         self.dit.eval()
         seed, size = self.settings.seed, self.settings.batch
-        rows = processes.share().take(self.held_out)
+        rows = parallel.share().take(self.held_out)
         looks = [(row, level) for row in rows for level in range(_LEVELS)]
         sums = torch.zeros(2, device=self.device)
         for start in range(0, len(looks), size):
@@ -205,6 +205,6 @@ class _Run:
                 moved = {name: value.to(self.device) for name, value in batch.items()}
                 sums += torch.stack([self._loss(moved), moved["weights"].sum()])
         self.dit.train()
-        processes.add_up([sums])
+        parallel.add_up([sums])
         loss, weight = sums.tolist()
         return loss / weight

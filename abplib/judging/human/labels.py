@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from abplib.core import jsonl
+from abplib.core import store
 from abplib.core.boxes import Box
 from abplib.judging.base import FAILURES
 
@@ -105,7 +105,7 @@ def read_labels(path: Path) -> list[Label]:
     Raises:
         AbpError: a line is no label.
     """
-    return latest(jsonl.read(path, Label))
+    return latest(store.read_lines(path, Label))
 
 
 def latest(labels: Iterable[Label]) -> list[Label]:

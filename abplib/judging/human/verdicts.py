@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 
 from abplib.core import images
-from abplib.core.agreement import cohen_kappa, fleiss_kappa
 from abplib.core.boxes import from_pixels, iou
 from abplib.core.errors import AbpError
+from abplib.core.stats import cohen_kappa, fleiss_kappa
 from abplib.core.store import digest
 from abplib.judging.human.labels import (
     BOX_FAILURES,

@@ -13,7 +13,7 @@ from ipywidgets import HTML, Button, HBox, Image, VBox, Widget
 from jupyter_bbox_widget import BBoxWidget
 from pydantic import ValidationError
 
-from abplib.core import images, jsonl
+from abplib.core import images, store
 from abplib.core.boxes import Box, from_pixels, to_pixels
 from abplib.core.errors import AbpError, explain
 from abplib.judging.human.labels import DRAW_BOX, KINDS, NO, TARGET, YES, read_labels
@@ -97,7 +97,7 @@ class Session(VBox):
         kind: str | None = None,
     ) -> None:
         label = task.label(self._rater, box=box, answer=answer, kind=kind)
-        jsonl.append(self._file, label)
+        store.append_line(self._file, label)
         self._left = self._left[1:]
         self._show()
 

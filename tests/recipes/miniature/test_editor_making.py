@@ -10,9 +10,9 @@ import torch
 from diffusers import QwenImageEditPipeline
 from safetensors.torch import load_file
 
-from abplib.core import processes
+from abplib.core import parallel
 from abplib.core.errors import AbpError
-from abplib.core.shards import Shard
+from abplib.core.parallel import Shard
 from abplib.core.trainer import Schedule
 from abplib.editing.lora.settings import LoraTraining
 from abplib.editing.qwen_pipeline import for_stills
@@ -72,7 +72,7 @@ def test_an_editor_is_made_saved_and_made_no_second_time(
 
 
 def test_one_process_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "share", lambda: Shard(1, 2))
+    monkeypatch.setattr(parallel, "share", lambda: Shard(1, 2))
     with pytest.raises(AbpError, match="One process trains the miniature editor"):
         make_editor(tmp_path / "editor", smoke_vlm(), tmp_path / "work", PLAN, "cpu")
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from conftest import noise
 from PIL import Image, ImageOps
 
 from abplib.__main__ import main
-from abplib.core import jsonl
+from abplib.core import store
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike
@@ -174,9 +174,9 @@ def test_a_stopped_stage_goes_on_after_its_last_row(tmp_path: Path) -> None:
 
 
 def test_the_edit_is_turned_round(made: Path) -> None:
-    edited = jsonl.read(made / "edits.jsonl", Picture)
+    edited = store.read_lines(made / "edits.jsonl", Picture)
     assert [row.id for row in edited if row.reason == "unchanged"] == ["0002"]
-    reversals = {row.id: row for row in jsonl.read(made / "reversal.jsonl", spatial.Reversal)}
+    reversals = {row.id: row for row in store.read_lines(made / "reversal.jsonl", spatial.Reversal)}
     assert len(reversals) == N - 2
     with Image.open(made / reversals["0001"].target) as target:
         assert target.tobytes() == noise(40, 20, 101).tobytes()
@@ -195,11 +195,11 @@ def test_the_target_is_shown_left_of_the_source(made: Path) -> None:
 
 
 def test_what_cannot_be_used_stays_in_the_files_with_its_reason(made: Path) -> None:
-    scenes = jsonl.read(made / "structures.jsonl", Structure)
+    scenes = store.read_lines(made / "structures.jsonl", Structure)
     assert [row.id for row in scenes if row.reason == "no_json"] == ["0003"]
-    instructions = jsonl.read(made / "instructions.jsonl", Instruction)
+    instructions = store.read_lines(made / "instructions.jsonl", Instruction)
     assert [row.reason for row in instructions].count("not_spatial") == 1
-    boxes = jsonl.read(made / "boxes.jsonl", Boxed)
+    boxes = store.read_lines(made / "boxes.jsonl", Boxed)
     assert [row.reason for row in boxes].count("no_box") == 1
     assert len(boxes) == len(instructions) - 1
 
@@ -274,7 +274,7 @@ def test_the_command_runs_stages_by_name(made: Path) -> None:
     assert "give --labels" in abp("verification")
     labels = made / "people.jsonl"
     for label in say(made, rejected="", silent=""):
-        jsonl.append(labels, label)
+        store.append_line(labels, label)
     assert "4 usable" in abp("verification", "--labels", str(labels))
-    assert len(jsonl.read(made / "verification.jsonl", Verified)) == 4
+    assert len(store.read_lines(made / "verification.jsonl", Verified)) == 4
     assert "2 to train on, 2 to evaluate" in abp("split")

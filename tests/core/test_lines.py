@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from abplib.core import images, jsonl
+from abplib.core import images, store
 from abplib.core.errors import AbpError
 
 
@@ -22,27 +22,27 @@ class Note(BaseModel):
 
 def test_a_half_line_is_no_line_and_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "notes.jsonl"
-    assert jsonl.read(path, Note) == []
+    assert store.read_lines(path, Note) == []
     for text in ("ä", "b\nb"):
-        jsonl.append(path, Note(text=text))
+        store.append_line(path, Note(text=text))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"text": "c')
-    assert [note.text for note in jsonl.read(path, Note)] == ["ä", "b\nb"]
-    jsonl.append(path, Note(text="d"))
+    assert [note.text for note in store.read_lines(path, Note)] == ["ä", "b\nb"]
+    store.append_line(path, Note(text="d"))
     assert path.read_bytes() == whole + b'{"text":"d"}\n'
     path.write_bytes(b"{")
-    jsonl.append(path, Note(text="e"))
-    assert [note.text for note in jsonl.read(path, Note)] == ["e"]
+    store.append_line(path, Note(text="e"))
+    assert [note.text for note in store.read_lines(path, Note)] == ["e"]
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}\n")
     with pytest.raises(AbpError, match=r"Line 1 of .*file is no note"):
-        jsonl.read(tmp_path / "file", Note)
+        store.read_lines(tmp_path / "file", Note)
     with pytest.raises(AbpError, match=r"Cannot write .*lines before are kept"):
-        jsonl.append(tmp_path / "file" / "notes.jsonl", Note(text="a"))
+        store.append_line(tmp_path / "file" / "notes.jsonl", Note(text="a"))
     with pytest.raises(AbpError, match="cannot be read"):
-        jsonl.read(tmp_path, Note)
+        store.read_lines(tmp_path, Note)
 
 
 def test_an_image_is_its_pixels_and_its_size() -> None:
