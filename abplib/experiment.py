@@ -7,7 +7,7 @@ where it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from abplib.editing.loading import PipelineEditor
     from abplib.editing.qwen_image_edit import QwenImageEditor
     from abplib.judging.base import Judge
+    from abplib.judging.preservation import Preservation
     from abplib.proxies.attention import ProxyAttention
     from abplib.proxies.configurations import Configuration
     from abplib.proxies.labels import Labels
@@ -113,12 +114,23 @@ class Experiment:
     @cached_property
     def judge(self) -> Judge:
         """The judge; where the profile names people's labels, success and failure are theirs."""
-        from abplib.judging.human_judge import HumanJudge
-        from abplib.judging.jury import Jury
+        from abplib.judging.jury import HumanJudge, Jury
 
-        judge: Judge = function_of(self.profile.judge)()
+        make: Callable[..., Judge] = function_of(self.profile.judge)
+        model = self.profile.judge_model
+        try:
+            judge = make() if model is None else make(model)
+        except TypeError as error:
+            raise AbpError(f"{self.profile.judge} asks no model: leave judge_model out.") from error
         labels = self.human_labels_file
         return judge if labels is None else Jury(HumanJudge(labels), judge)
+
+    @cached_property
+    def preservation(self) -> Preservation:
+        """What measures distances outside the box."""
+        from abplib.judging.preservation import Preservation
+
+        return Preservation(self.profile.lpips_backbone, side=self.profile.lpips_side)
 
     @property
     def n_labels(self) -> int:

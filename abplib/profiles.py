@@ -91,10 +91,14 @@ class Profile(Settings):
     """Systems that chapter 5 sets beside the editor."""
     judge: Reference = "abplib.judging.scene_oracle:SceneOracle"
     """What judges edits: a class of `abplib.judging`."""
+    judge_model: Name | None = None
+    """The model that judges, where the judge asks one; another's answers are not taken for its."""
     human_labels: Name | None = None
     """What people said (`abplib.judging.human.labels`), as a file: it then decides which of the
     VLM's boxes are accurate and which edits succeed."""
     lpips_backbone: Literal["untrained", "imagenet"] = "untrained"
+    lpips_side: Count | None = 256
+    """Pixels of an image's longer side under LPIPS; None for the images' own size."""
 
     eval_set: Reference
     train_set: Reference

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from labelling import label
 from PIL import Image
 
 from abplib.core import paths
@@ -148,9 +149,9 @@ def _multi_entity(folder: Path, profile: Profile) -> None:
     for task in stages.verification_tasks(folder):
         if task.step == DRAW_BOX:
             exact = to_pixels(SCENES[int(task.item)].box, task.source.size)
-            labels.append(task.label("rater", box=exact))
+            labels.append(label(task, "rater", box=exact))
         else:
-            labels.append(task.label("rater", answer="yes"))
+            labels.append(label(task, "rater", "yes"))
     stages.verify(folder, labels, quiet)
     stages.split(folder, 0, quiet)
 

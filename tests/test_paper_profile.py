@@ -10,15 +10,14 @@ from typing import Any
 import jupytext
 import papertwin
 import pytest
-from loopback import KEY, serving
+from labelling import label
+from loopback import KEY, hurry, serving
 
 from abplib import chapter
 from abplib.core import store
 from abplib.editing import conditions
 from abplib.editing.runs import make_edits
 from abplib.experiment import Experiment
-from abplib.judging import vlm_judge
-from abplib.judging.asking import Manner
 from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge
 from abplib.profiles import CHAPTERS, Profile
 from abplib.publish.notebooks import source_of
@@ -28,9 +27,8 @@ from abplib.sections import localization
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The profile's file; what speaks for Gemini fails now and then."""
-    brisk = Manner(per_minute=1e6, first_pause=0.001, longest_pause=0.005, answers=8)
     with pytest.MonkeyPatch.context() as patch, serving(0.1) as server:
-        patch.setattr(vlm_judge, "Manner", lambda: brisk)
+        hurry(patch)
         patch.setattr(conditions, "MAX_DESCRIPTION", 16)
         patch.setenv("GEMINI_API_KEY", KEY)
         patch.setenv("GOOGLE_GEMINI_BASE_URL", server.address)
@@ -71,11 +69,11 @@ def test_what_people_said_decides_chapter_1(paper: Path, tmp_path: Path) -> None
     made = make_edits("baseline", twin.baseline, samples, n, 0, {})
     file = tmp_path / "labels.jsonl"
     for task in boxes_to_judge(samples, answers):
-        store.append_line(file, task.label("rater", answer="yes"))
+        store.append_line(file, label(task, "rater", "yes"))
     first, *others = edits_to_judge(samples, {"baseline": made})
-    store.append_line(file, first.label("rater", answer="yes"))
+    store.append_line(file, label(first, "rater", "yes"))
     for task in others[1:]:
-        store.append_line(file, task.label("rater", answer="no", kind="leakage"))
+        store.append_line(file, label(task, "rater", "leakage"))
     found = run("01_localization_gap", profile=str(paper), human_labels=str(file))
     assert found["ch1.vlm_box_accuracy"]["value"] == answers["answered"].mean()
     assert found["ch1.n_open"]["value"] == 1

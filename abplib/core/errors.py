@@ -27,6 +27,8 @@ def explain(error: ValidationError) -> str:
                 findings.append(f"{place} is not a known name")
             case "missing":
                 findings.append(f"{place} is missing")
+            case _ if isinstance(item["input"], dict | list):  # too much to repeat
+                findings.append(f"{place}: {expected}" if place else expected)
             case _:
                 findings.append(f"{place} = {item['input']!r} is refused, {expected}")
     return "; ".join(findings)

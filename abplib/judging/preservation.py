@@ -46,8 +46,10 @@ class Preservation:
     the box can reach what is measured outside, except in `lpips_spatial`.
     """
 
-    def __init__(self, backbone: Backbone, *, side: int = 256) -> None:
+    def __init__(self, backbone: Backbone, *, side: int | None = 256) -> None:
         """`side`: pixels of the longer side at LPIPS and SSIM; smaller images stay as they are.
+
+        None leaves all as they are, as the literature does.
 
         `untrained` is an AlexNet with random weights under LPIPS's own trained heads: the same in
         every run, needs no download, and is no LPIPS as the literature knows it. `imagenet` is.
@@ -59,10 +61,11 @@ class Preservation:
             raise AbpError(
                 f"There is no LPIPS backbone {backbone!r}: choose {' or '.join(_NAMES)}."
             )
-        if side < _SMALLEST:
+        if side is not None and side < _SMALLEST:
             raise AbpError(f"LPIPS needs {_SMALLEST} pixels a side, not {side}: give more.")
-        self.name_of_lpips = _NAMES[backbone]
-        """What figures and tables call the LPIPS columns."""
+        size = "the images' own size" if side is None else f"{side} px"
+        self.name_of_lpips = f"{_NAMES[backbone]} at {size}"
+        """What figures and tables call the LPIPS columns: network and size decide the numbers."""
         self._side = side
         self._net = _load(backbone)
 
@@ -121,7 +124,7 @@ class Preservation:
         if min(self._working_size(height, width)) < _SMALLEST:
             raise AbpError(
                 f"Pair {index}: {width} x {height} pixels leave less than the {_SMALLEST} a side "
-                f"that LPIPS needs at {self._side}; give larger or less narrow images."
+                "that LPIPS needs; give larger or less narrow images."
             )
         x1, y1, x2, y2 = box
         if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
@@ -169,7 +172,7 @@ class Preservation:
         return torch.stack([columns[name] for name in COLUMNS], dim=1).double().numpy()
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
-        scale = min(1.0, self._side / max(height, width))
+        scale = min(1.0, self._side / max(height, width)) if self._side else 1.0
         return round(height * scale), round(width * scale)
 
     def _resized(self, images: Tensor) -> Tensor:

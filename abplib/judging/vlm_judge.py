@@ -1,17 +1,16 @@
 """The judge of section 4.6: a VLM answers the three questions of appendix C.1 about each edit.
 
-It gives scores alone. Success by the paper's criterion is for people or the scene oracle to say, so
-`success` is None here, and what a profile names reads it off the scores (`full_marks`). A refusal
-or an unusable answer is counted and never a score: where no repeat was answered, the scores are
-None.
+It gives scores alone: success by the paper's criterion, "alters only the target subject and nothing
+else" (section 4.1), is for people or the scene oracle to say. For want of these `FullMarks` reads
+it off the scores. A refusal or an unusable answer is counted and never a score: where no repeat was
+answered, the scores are None.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -26,21 +25,15 @@ from abplib.core.boxes import draw_overlay
 from abplib.core.errors import AbpError
 from abplib.core.stats import cohen_kappa
 from abplib.core.store import digest
-from abplib.judging.asking import Asker, Manner, Wire
-from abplib.judging.base import Judge, Judgement
-from abplib.judging.clients import OpenAICompatible
-from abplib.judging.full_marks import FullMarks
-from abplib.judging.gemini import Gemini
+from abplib.judging.asking import OUTCOMES, Answer, Asker, Question, Record, Wire, that_counts
+from abplib.judging.base import BEST, LEAKAGE, NO_EDIT, WRONG_RESULT, Judge, Judgement
+from abplib.judging.clients import Gemini, LocalVlm, OpenAICompatible
 from abplib.judging.jury import Jury
-from abplib.judging.questions import BEST, Question
-from abplib.judging.record import OUTCOMES, Answer, Record
 from abplib.samples.base import SampleSet
 
 SCORES = ("edit", "accuracy", "leakage")
 RECORDS = "data/judgements"
 """Where the records of the judges below lie in the checkout: paid for, so no mere result."""
-MODEL, LOCAL_MODEL = "OPENAI_MODEL", "ABP_JUDGE_VLM"
-"""Environment variables that name the model of `openai_compatible` and of `local_vlm`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +45,10 @@ class VqaJudge:
     """JSONL; made when the first answer comes."""
     repeats: int = 3
     """How often each edit is asked about; its scores are the means."""
-    manner: Manner = field(default_factory=Manner)
+    parallel: int = 8
+    """Questions on their way at once."""
+    answers: int = 3
+    """Answers paid for in place of unusable ones, the first included."""
 
     @property
     def name(self) -> str:
@@ -88,7 +84,7 @@ class VqaJudge:
         """Every recorded question to this judge: one row each, in order of sample, edit, repeat.
 
         Columns: sample_id, image (SHA-256 of the edit's pixels), repeat, outcome (one of
-        `record.OUTCOMES`), edit, accuracy, leakage (NaN unless answered), reason (or why the judge
+        `asking.OUTCOMES`), edit, accuracy, leakage (NaN unless answered), reason (or why the judge
         refused, or the unusable answer), paid (answers, unusable ones included).
         """
         counted: dict[str, list[Answer]] = {}
@@ -102,7 +98,34 @@ class VqaJudge:
 
     @cached_property
     def _asker(self) -> Asker:
-        return Asker(self.wire, Record(self.record_file), self.manner)
+        return Asker(self.wire, Record(self.record_file), self.parallel, self.answers)
+
+
+@dataclass(frozen=True)
+class FullMarks:
+    """A `Judge` that adds success and failure to another's scores; none where there is no score.
+
+    An edit succeeds when both the target's modification and the preservation of all else got the
+    best score.
+    """
+
+    scores: Judge
+
+    @property
+    def name(self) -> str:
+        """The other's, and what is read off it."""
+        return f"{self.scores.name} (success: full marks)"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the other's."""
+        return digest(["full marks", self.scores.fingerprint])
+
+    def judge(
+        self, samples: SampleSet, index: int, edited_images: Sequence[Image.Image]
+    ) -> list[Judgement]:
+        """One verdict for each edit of sample `index`; raises what the other raises."""
+        return [_marked(told) for told in self.scores.judge(samples, index, edited_images)]
 
 
 def tally(table: pd.DataFrame) -> dict[str, float]:
@@ -141,47 +164,49 @@ def asked(judge: Judge) -> pd.DataFrame:
     return pd.Series(counts, name="value", dtype=float).rename_axis("count").to_frame()
 
 
-def gemini() -> FullMarks:
-    """Gemini 2.5 Pro, with its record in the checkout; for a profile's `judge`."""
-    return _recorded(Gemini())
+def gemini(model: str = "gemini-2.5-pro") -> FullMarks:
+    """Gemini, with its record in the checkout; for a profile's `judge`."""
+    return _recorded(Gemini(model))
 
 
-def openai_compatible() -> FullMarks:
-    """The model that OPENAI_MODEL names, as `gemini` is.
-
-    Raises:
-        AbpError: the variable is not set.
-    """
-    return _recorded(OpenAICompatible(_named(MODEL)))
+def openai_compatible(model: str | None = None) -> FullMarks:
+    """The model of that name on a server of chat completions, as `gemini` is; AbpError without."""
+    return _recorded(OpenAICompatible(_named(model)))
 
 
-def local_vlm() -> FullMarks:
-    """The Qwen2.5-VL that ABP_JUDGE_VLM names (a folder or a hub id), asked once for each edit.
-
-    Raises:
-        AbpError: the variable is not set.
-    """
-    from abplib.judging.local_vlm import LocalVlm
-
-    return _recorded(LocalVlm(_named(LOCAL_MODEL)), 1, Manner(parallel=1, answers=1))
+def local_vlm(model: str | None = None) -> FullMarks:
+    """The Qwen2.5-VL of a folder or a hub id, asked once for each edit; AbpError without."""
+    return _recorded(LocalVlm(_named(model)), repeats=1, parallel=1, answers=1)
 
 
-def _recorded(wire: Wire, repeats: int = 3, manner: Manner | None = None) -> FullMarks:
+def _recorded(wire: Wire, **how: int) -> FullMarks:
     name = re.sub(r"[^\w.-]+", "_", wire.model) + ".jsonl"
-    return FullMarks(VqaJudge(wire, paths.root() / RECORDS / name, repeats, manner or Manner()))
+    return FullMarks(VqaJudge(wire, paths.root() / RECORDS / name, **how))
 
 
-def _named(variable: str) -> str:
-    model = os.environ.get(variable, "")
+def _named(model: str | None) -> str:
     if not model:
-        raise AbpError(f"No judge is named: set {variable} to the model that is to judge.")
+        raise AbpError("No model is named to judge: set judge_model in the profile.")
     return model
+
+
+def _marked(told: Judgement) -> Judgement:
+    """Kinds of failure that scores can tell: nothing changed; more than the target; the rest."""
+    if told.accuracy is None or told.leakage is None:
+        return told
+    if told.accuracy == told.leakage == BEST:
+        return replace(told, success=True, failure=None)
+    kind = WRONG_RESULT
+    if told.accuracy == 0 and told.leakage == BEST:
+        kind = NO_EDIT
+    elif told.accuracy > 0 and told.leakage < BEST:
+        kind = LEAKAGE
+    return replace(told, success=False, failure=kind)
 
 
 def _judgement(answers: Sequence[Answer | None]) -> Judgement:
     """The mean of the repeats that were answered."""
-    scores = [answer.scores for answer in answers if answer is not None]
-    given = [s for s in scores if s is not None]
+    given = [answer.scores for answer in answers if answer and answer.scores]
     if not given:
         kinds = sorted({answer.outcome for answer in answers if answer is not None})
         return Judgement(None, None, None, None, None, f"No score: {', '.join(kinds)}.")
@@ -190,16 +215,15 @@ def _judgement(answers: Sequence[Answer | None]) -> Judgement:
 
 
 def _row(answers: Sequence[Answer]) -> dict[str, Any]:
-    """One question and what came of it; an unusable answer gives way to what came after it."""
-    first, last = answers[0], answers[-1]
-    scores = last.scores
-    reason = scores.reason if scores else last.refusal or last.text
+    """One question and what came of it."""
+    counting = that_counts(answers)
+    scores = counting.scores
     return {
-        "sample_id": first.sample,
-        "image": first.images[-1],
-        "repeat": first.repeat,
-        "outcome": last.outcome,
-        **{score: getattr(scores, score) if scores else np.nan for score in SCORES},
-        "reason": reason,
+        "sample_id": counting.sample,
+        "image": counting.images[-1],
+        "repeat": counting.repeat,
+        "outcome": counting.outcome,
+        **{score: getattr(scores, score, np.nan) for score in SCORES},
+        "reason": scores.reason if scores else counting.refusal or counting.text,
         "paid": len(answers),
     }

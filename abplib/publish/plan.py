@@ -249,7 +249,7 @@ def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
 
 
 def _service() -> Iterator[str]:
-    from abplib.judging.gemini import KEYS
+    from abplib.judging.clients import KEYS
 
     if importlib.util.find_spec("google.genai") is None:
         yield (

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
 from abplib.editing.loading import Source
-from abplib.judging import transport
-from abplib.judging.gemini import KEYS
+from abplib.judging import clients
 from abplib.vlm.loading import load_vlm
 
 FIBO = "briaai/FIBO"
@@ -41,19 +40,13 @@ class GeminiWriter:
         Raises:
             AbpError: the key or google-genai is missing, or the server does not answer with text.
         """
-        from google.genai import errors, types
-
         client = self._client  # one that is not referred to closes its connections
-        config = types.GenerateContentConfig(system_instruction=system)
         try:
             response = client.models.generate_content(
-                model=self.name, contents=request, config=config
+                model=self.name, contents=request, config={"system_instruction": system}
             )
-        except errors.APIError as error:
-            raise AbpError(
-                f"{self.name} did not answer ({error.code} {error.status}): try again later; what "
-                "was written before is kept."
-            ) from None
+        except clients.package("google.genai.errors").APIError as error:
+            raise clients.failure(self.name, error.code, error.details, clients.KEYS) from None
         text: str | None = response.text
         if not text:
             raise AbpError(f"{self.name} answered without text: try again.")
@@ -61,19 +54,7 @@ class GeminiWriter:
 
     @cached_property
     def _client(self) -> Any:
-        try:
-            from google import genai
-            from google.genai import types
-        except ImportError as error:
-            raise AbpError(
-                'google-genai is not installed: run `pip install "abplib[judges]"`.'
-            ) from error
-        key = transport.first_set(*KEYS)
-        if not key:
-            raise AbpError(f"{self.name} has to be asked, and there is no key: set {KEYS[0]}.")
-        retries = types.HttpRetryOptions(attempts=5)
-        options = types.HttpOptions(base_url=self.address, timeout=600_000, retry_options=retries)
-        return genai.Client(api_key=key, vertexai=False, http_options=options)
+        return clients.gemini_client(self.name, self.address)
 
 
 @dataclass(frozen=True, eq=False)

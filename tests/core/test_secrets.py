@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from abplib.core import paths
-from abplib.judging.clients import KEY
-from abplib.judging.gemini import KEYS
+from abplib.judging.clients import KEY, KEYS
 
 TOKENS = re.compile(
     r"(?<![\w+/-])(?:AIza[\w-]{35}"  # Google; not within other letters

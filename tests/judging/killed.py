@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import openai._base_client as pauses
 from PIL import Image
 
-from abplib.judging.asking import Asker, Manner
+from abplib.judging.asking import Asker, Question, Record
 from abplib.judging.clients import OpenAICompatible
-from abplib.judging.questions import Question
-from abplib.judging.record import Record
 
-N, PARALLEL = 1400, 4
+N, PARALLEL = 700, 4
 
 
 def picture(number: int) -> Image.Image:
@@ -24,10 +23,10 @@ def ask(address: str, record: Path) -> None:
     questions = [
         Question(f"s{n}", "Move it.", picture(0), picture(1), picture(2 + n), 0) for n in range(N)
     ]
-    manner = Manner(parallel=PARALLEL, per_minute=1e6, answers=8, first_pause=0.001,
-                    longest_pause=0.005)  # fmt: skip
-    Asker(OpenAICompatible("some-vlm", address), Record(record), manner).ask(questions)
+    wire = OpenAICompatible("some-vlm", address)
+    Asker(wire, Record(record), PARALLEL, answers=8).ask(questions)
 
 
 if __name__ == "__main__":
+    pauses.INITIAL_RETRY_DELAY = 0.001
     ask(sys.argv[1], Path(sys.argv[2]))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from abplib.judging.base import LEAKAGE, NO_EDIT, WRONG_RESULT, Judgement
-from abplib.judging.full_marks import FullMarks
+from abplib.judging.vlm_judge import FullMarks
 
 
 class Saying:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import jupytext
 import numpy as np
 import pandas as pd
 import pytest
+from labelling import label
 from PIL import Image
 from pydantic import ValidationError
 
-from abplib.core import images, store
+from abplib.core import images, paths, store
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
 from abplib.judging.base import LEAKAGE, NO_EDIT, WRONG_OBJECT, Judgement
@@ -32,17 +34,9 @@ from abplib.judging.human.labels import (
     decided,
     read_labels,
 )  # fmt: skip
-from abplib.judging.human.tasks import (
-    Task,
-    boxes_to_judge,
-    edits_to_judge,
-    remaining,
-    shuffled,
-    to_draw,
-)  # fmt: skip
-from abplib.judging.human.verdicts import HumanBoxes, agreement, by_people, judged_boxes
-from abplib.judging.human_judge import HumanJudge
-from abplib.judging.jury import Jury
+from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge, shuffled, to_draw
+from abplib.judging.human.verdicts import agreement, by_people, judged_boxes
+from abplib.judging.jury import HumanJudge, Jury
 from abplib.profiles import Profile
 from abplib.samples.base import Sample
 
@@ -94,13 +88,6 @@ def files(tmp_path: Path) -> dict[str, list[Path]]:
             plain(50 if index == 0 else shift + index).save(path)
             made[name].append(path)
     return made
-
-
-def label(task: Task, rater: str, said: str | None = None, **more: Any) -> Label:
-    """`said`: "yes" or a kind of no."""
-    if said is None:
-        return task.label(rater, **more)
-    return task.label(rater, answer=YES if said == YES else NO, kind=None if said == YES else said)
 
 
 def test_kinds_of_wrong_boxes_are_chapter_1s() -> None:
@@ -159,13 +146,6 @@ def test_tasks_are_blind_and_each_picture_is_asked_about_once(
     orders = [[task.key for task in shuffled(t, r, 0)] for t in (tasks, turned) for r in "ab"]
     assert orders[0] == orders[2] != orders[1] == orders[3]
     assert sorted(map(repr, orders[0])) == sorted(map(repr, orders[1]))
-
-
-def test_what_is_answered_is_not_asked_again(files: dict[str, list[Path]]) -> None:
-    tasks = edits_to_judge(SAMPLES, files)
-    done = [label(task, "a", YES) for task in tasks[:3]]
-    assert remaining(tasks, done, "a") == tasks[3:]
-    assert remaining(tasks, done, "b") == tasks
 
 
 @pytest.mark.parametrize(
@@ -246,21 +226,13 @@ def test_a_profile_names_what_people_said(
     judge = named.judge
     assert judge.name.startswith("human raters, scores by gemini-2.5-pro")
     assert Experiment(Profile.load("paper")).judge.name == "gemini-2.5-pro (success: full marks)"
+    other = Experiment(Profile.load("paper", judge_model="gemini-3-pro"))
+    assert other.judge.name == "gemini-3-pro (success: full marks)"
+    with pytest.raises(AbpError, match="SceneOracle asks no model: leave judge_model out"):
+        _ = Experiment(Profile.load("mini", judge_model="gemini-3-pro")).judge
     found = by_people(ANSWERS, SAMPLES, named.human_labels_file)
     assert list(found["accurate"]) == [True, True, True, False]
     assert by_people(ANSWERS, SAMPLES, None) is ANSWERS
-
-
-def test_drawn_boxes_take_the_samples_boxes_place() -> None:
-    (task, *_) = to_draw(SAMPLES, 2)
-    assert task.box == (4.0, 4.0, 20.0, 16.0)
-    drawn = [(4, 4, 20, 16), (8, 4, 20, 18), (10, 2, 24, 20)]
-    labels = tuple(label(task, f"r{n}", box=box) for n, box in enumerate(drawn))
-    people = HumanBoxes(SAMPLES, labels)
-    assert people[0].box == (0.2, 0.2, 0.5, 0.9)
-    assert people.fingerprint != HumanBoxes(SAMPLES, labels[:1]).fingerprint
-    with pytest.raises(AbpError, match="No one drew a box on sample s1"):
-        people[1]
 
 
 def test_agreement_is_told_for_each_step(files: dict[str, list[Path]]) -> None:
@@ -333,24 +305,27 @@ def test_an_export_of_label_studio_itself_is_read() -> None:
     assert "example.org" not in found.model_dump_json()
 
 
-@pytest.mark.parametrize(
-    "result",
-    [
-        [],
-        [{"value": {"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 30}}],
-        [{"value": {"x": 1, "y": 1, "width": 0, "height": 9}}],
-        [{"value": {"x": 1, "y": 1, "width": 9, "height": 9}}] * 2,
-    ],
-)
-def test_an_answer_that_is_none_is_refused_by_its_number(result: list[Any]) -> None:
-    tasks = label_studio.tasks_for(to_draw(SAMPLES, 2))
-    tasks[1]["annotations"] = [
-        {"completed_by": 1, "created_at": "2026-01-02T03:04:05Z", "result": result}
-    ]
-    with pytest.raises(AbpError, match="Task 2 of the export"):
-        label_studio.labels_from(tasks)
-
-
 def test_several_steps_make_no_project(files: dict[str, list[Path]]) -> None:
     with pytest.raises(AbpError, match="one step"):
         label_studio.tasks_for([*to_draw(SAMPLES, 1), *edits_to_judge(SAMPLES, files)])
+
+
+def test_every_cell_of_the_annotation_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, where the page's libraries are loaded anyway; two raters box two squares."""
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
+    drawn = [label(task, rater, box=(1, 1, 9, 9)) for task in to_draw(SAMPLES, 2) for rater in "34"]
+    exported = json.dumps(label_studio.tasks_for(to_draw(SAMPLES, 2), drawn))
+    (tmp_path / "project-1-at-2026-01-02.json").write_text(exported)
+    own = {"profile": "smoke", "n": 2, "labels": str(tmp_path / "labels.jsonl")}
+    told: dict[str, Any] = {}
+    for cell in jupytext.read(paths.root() / "book" / "annotation.md").cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, "annotation.md", "exec"), told)
+            if "parameters" in cell.metadata.get("tags", []):
+                assert own.keys() <= told.keys()
+                told |= own
+    for step in ("boxes", "edits"):
+        assert len(json.loads((tmp_path / f"{step}.json").read_text())) == 2
+    assert len(read_labels(tmp_path / "labels.jsonl")) == 4

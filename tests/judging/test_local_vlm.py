@@ -11,8 +11,8 @@ from conftest import noise
 
 from abplib.core.errors import AbpError
 from abplib.judging import vlm_judge
-from abplib.judging.local_vlm import LocalVlm
-from abplib.judging.record import UNUSABLE
+from abplib.judging.asking import UNUSABLE
+from abplib.judging.clients import LocalVlm
 from abplib.judging.vlm_judge import VqaJudge
 from abplib.samples.base import Sample
 
@@ -32,10 +32,9 @@ class Noise:
 
 @pytest.fixture
 def judge(smoke_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VqaJudge:
-    monkeypatch.setenv("ABP_JUDGE_VLM", str(smoke_folder))
     monkeypatch.setenv("ABP_ROOT", str(tmp_path))
-    monkeypatch.setattr("abplib.judging.local_vlm.MAX_NEW_TOKENS", 8)
-    judge = vlm_judge.local_vlm().scores
+    monkeypatch.setattr("abplib.judging.clients.MAX_NEW_TOKENS", 8)
+    judge = vlm_judge.local_vlm(str(smoke_folder)).scores
     assert isinstance(judge, VqaJudge)
     return judge
 
@@ -71,9 +70,5 @@ def test_the_model_hears_the_question_and_sees_three_images(
 
 def test_a_missing_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ABP_ROOT", str(tmp_path))
-    monkeypatch.delenv("ABP_JUDGE_VLM", raising=False)
-    with pytest.raises(AbpError, match="set ABP_JUDGE_VLM"):
-        vlm_judge.local_vlm()
-    monkeypatch.setenv("ABP_JUDGE_VLM", str(tmp_path / "none"))
     with pytest.raises(AbpError, match="There is no VLM at"):
-        vlm_judge.local_vlm().judge(Noise(), 0, [noise(64, 64)])
+        vlm_judge.local_vlm(str(tmp_path / "none")).judge(Noise(), 0, [noise(64, 64)])

@@ -174,7 +174,7 @@ def test_the_imagenet_backbone_takes_the_fetched_weights(
     fetch = "torchvision.models._api.load_state_dict_from_url"
     monkeypatch.setattr(fetch, lambda *args, **kwargs: weights)
     trained = Preservation("imagenet")
-    assert trained.name_of_lpips == "LPIPS, ImageNet AlexNet"
+    assert trained.name_of_lpips == "LPIPS, ImageNet AlexNet at 256 px"
     assert trained.fingerprint != preservation.fingerprint
 
     def offline(*args: object, **kwargs: object) -> None:
@@ -183,6 +183,16 @@ def test_the_imagenet_backbone_takes_the_fetched_weights(
     monkeypatch.setattr(fetch, offline)
     with pytest.raises(AbpError, match=r"cannot be fetched .*no route.*take the untrained"):
         Preservation("imagenet")
+
+
+def test_at_the_images_own_size_nothing_is_resized(reference: package.LPIPS) -> None:
+    source, edit = noise(400, 300, seed=1), noise(400, 300, seed=2)
+    whole, small = Preservation("untrained", side=None), Preservation("untrained")
+    assert whole.name_of_lpips == "LPIPS, untrained AlexNet at the images' own size"
+    assert whole.fingerprint != small.fingerprint
+    own = reference(tensor(np.asarray(source)), tensor(np.asarray(edit))).item()
+    assert one(whole, source, edit, NOTHING)["lpips"] == pytest.approx(own, rel=1e-4)
+    assert one(small, source, edit, NOTHING)["lpips"] != pytest.approx(own, rel=1e-2)
 
 
 def test_bad_input_is_named(preservation: Preservation) -> None:

@@ -12,7 +12,7 @@ from abplib.core import hub, paths
 from abplib.core.errors import AbpError
 from abplib.editing.methods import OTHERS
 from abplib.experiment import Experiment
-from abplib.judging.gemini import KEYS
+from abplib.judging.clients import KEYS
 from abplib.paper import facts
 from abplib.profiles import Profile, known_profiles
 from abplib.publish import plan

@@ -7,13 +7,15 @@ Raters are the numbers of Label Studio's users; their names and addresses are no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, BaseModel, FiniteFloat, ValidationError
 
-from abplib.core import images
+from abplib.core import images, store
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError, explain
 from abplib.judging.human.labels import (
@@ -29,6 +31,49 @@ from abplib.judging.human.labels import (
     latest,
 )
 from abplib.judging.human.tasks import QUESTIONS, Task
+
+_REMEDY = "export the project of `tasks_for` as JSON, or mend that answer in Label Studio"
+
+
+class _Data(BaseModel):
+    """What `tasks_for` gave a task."""
+
+    item: str
+    step: Step
+    image: str
+    size: tuple[int, int]
+    box: Box | None
+
+
+class _User(BaseModel):
+    id: int
+
+
+class _Region(BaseModel):
+    value: dict[str, Any]
+
+
+class _Annotation(BaseModel):
+    """One rater's answer, as far as it is read."""
+
+    completed_by: int | str | _User
+    created_at: AwareDatetime
+    updated_at: AwareDatetime | None = None
+    result: list[_Region]
+
+
+class _Rectangle(BaseModel):
+    """In percent of the image."""
+
+    x: FiniteFloat
+    y: FiniteFloat
+    width: FiniteFloat
+    height: FiniteFloat
+    rotation: float | None = None
+
+
+class _Choices(BaseModel):
+    choices: tuple[str]
 
 
 def config(step: Step) -> str:
@@ -74,27 +119,33 @@ def tasks_for(tasks: Sequence[Task], labels: Iterable[Label] = ()) -> list[dict[
     return [_task(task, given.get(task.key, [])) for task in tasks]
 
 
-def labels_from(exported: Sequence[Mapping[str, Any]]) -> list[Label]:
+def labels_from(exported: object) -> list[Label]:
     """The labels in a JSON export; cancelled annotations are passed over.
 
+    Of a rater's several on one task the one that was edited last counts.
+
     Raises:
-        AbpError: the export is of other tasks, or an annotation is no answer to one.
+        AbpError: it is no such export, it is of other tasks, or an annotation is no answer to one.
     """
-    found = []
+    if not isinstance(exported, list):
+        raise AbpError(f"A {type(exported).__name__} is no export of Label Studio: {_REMEDY}.")
+    found: list[tuple[datetime, Label]] = []
     for number, task in enumerate(exported, start=1):
-        for annotation in task.get("annotations", ()):
-            if annotation.get("was_cancelled"):
-                continue
-            try:
-                found.append(_label(task["data"], annotation))
-            except ValidationError as error:
-                raise AbpError(f"Task {number} of the export: {explain(error)}.") from error
-            except (KeyError, TypeError, ValueError) as error:
-                raise AbpError(
-                    f"Task {number} of the export is none that `tasks_for` made, or holds another "
-                    f"answer than one ({error!r}): mend it in Label Studio."
-                ) from error
-    return latest(sorted(found, key=lambda label: label.time))
+        try:
+            found += _labels(task)
+        except ValidationError as error:
+            raise AbpError(f"Task {number} of the export: {explain(error)}; {_REMEDY}.") from error
+        except ValueError as error:
+            raise AbpError(f"Task {number} of the export {error}; {_REMEDY}.") from error
+    return latest(label for _, label in sorted(found, key=lambda edited: edited[0]))
+
+
+def keep(export: Path, labels_file: Path) -> list[Label]:
+    """Add the labels of an exported file to a file of labels; AbpError as `labels_from` raises."""
+    labels = labels_from(store.read_json(export))
+    for label in labels:
+        store.append_line(labels_file, label)
+    return labels
 
 
 def _no(kind: str) -> str:
@@ -156,32 +207,44 @@ def _rectangle(box: Box, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _label(data: Mapping[str, Any], annotation: Mapping[str, Any]) -> Label:
-    """Raises ValueError, KeyError or TypeError for what is no answer to a task of ours."""
-    (result,) = annotation["result"]
+def _labels(task: Any) -> Iterator[tuple[datetime, Label]]:
+    """The answers to one task, with the time of their last edit; ValueError where one is none."""
+    if isinstance(task, dict) and "completions" in task:
+        raise ValueError("has completions, which Label Studio made before version 1.0")
+    if not (isinstance(task, dict) and {"data", "annotations"} <= task.keys()):
+        raise ValueError("has no data and annotations, as JSON-MIN and CSV have none")
+    data = _Data.model_validate(task["data"])
+    if not isinstance(task["annotations"], list):
+        raise ValueError("has no list of annotations")
+    for one in task["annotations"]:
+        if isinstance(one, dict) and one.get("was_cancelled") is True:
+            continue
+        annotation = _Annotation.model_validate(one)
+        edited = annotation.updated_at or annotation.created_at
+        yield edited, _label(data, annotation, edited)
+
+
+def _label(data: _Data, annotation: _Annotation, edited: datetime) -> Label:
+    if len(annotation.result) != 1:
+        raise ValueError(f"has {len(annotation.result)} answers by one rater in place of one")
+    value = annotation.result[0].value
     said: dict[str, Any] = {}
-    if data["step"] == DRAW_BOX:
-        said["box"] = _box(result["value"], data["size"])
+    if data.step == DRAW_BOX:
+        said["box"] = _box(_Rectangle.model_validate(value), data.size)
     else:
-        (choice,) = result["value"]["choices"]
+        (choice,) = _Choices.model_validate(value).choices
         answer, _, kind = choice.partition(": ")
-        said |= {"box": data["box"], "answer": answer, "kind": kind or None}
-    rater = annotation["completed_by"]
-    return Label.model_validate(
-        {
-            **{name: data[name] for name in ("item", "step", "image", "size")},
-            **said,
-            "rater": str(rater["id"] if isinstance(rater, Mapping) else rater),
-            "time": annotation["created_at"],
-        }
-    )
+        said |= {"box": data.box, "answer": answer, "kind": kind or None}
+    by = annotation.completed_by
+    said |= {"rater": str(by.id if isinstance(by, _User) else by), "time": edited}
+    return Label.model_validate(data.model_dump() | said)
 
 
-def _box(value: Mapping[str, Any], size: Sequence[int]) -> Box:
+def _box(value: _Rectangle, size: tuple[int, int]) -> Box:
     """Percentages to pixels; what Label Studio rounds beyond the image's edge is cut off."""
-    if value.get("rotation"):
-        raise ValueError("a rotated box")
+    if value.rotation:
+        raise ValueError("has a rotated box")
     width, height = size
-    x1, y1 = value["x"] * width / 100, value["y"] * height / 100
-    x2, y2 = x1 + value["width"] * width / 100, y1 + value["height"] * height / 100
+    x1, y1 = value.x * width / 100, value.y * height / 100
+    x2, y2 = x1 + value.width * width / 100, y1 + value.height * height / 100
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))

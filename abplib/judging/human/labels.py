@@ -50,8 +50,11 @@ def round_box(box: Box) -> Box:
 
 
 def to_seconds(time: datetime) -> datetime:
-    """A time as labels write it: UTC, to the second."""
-    return time.astimezone(UTC).replace(microsecond=0)
+    """A time as labels write it: UTC, to the second; ValueError beyond the calendar's ends."""
+    try:
+        return time.astimezone(UTC).replace(microsecond=0)
+    except OverflowError as error:
+        raise ValueError("it should lie within the calendar") from error
 
 
 class Label(BaseModel):
@@ -100,7 +103,7 @@ class Label(BaseModel):
 
 
 def read_labels(path: Path) -> list[Label]:
-    """All labels of a file; of a rater's several on one question, the last.
+    """The labels of a file, in order of time; of a rater's several on one question, the last.
 
     Raises:
         AbpError: a line is no label.
@@ -109,8 +112,12 @@ def read_labels(path: Path) -> list[Label]:
 
 
 def latest(labels: Iterable[Label]) -> list[Label]:
-    """Who answers the same question again corrects an answer: the later one counts."""
-    return list({(label.key, label.rater): label for label in labels}.values())
+    """Who answers the same question again corrects an answer: the later one counts.
+
+    Of one second's, the one that comes last.
+    """
+    in_time = sorted(labels, key=lambda label: label.time)
+    return list({(label.key, label.rater): label for label in in_time}.values())
 
 
 def grouped(labels: Iterable[Label], step: Step) -> dict[Key, list[Label]]:

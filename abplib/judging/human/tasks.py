@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from PIL import Image
 from abplib.core import images
 from abplib.core.boxes import Box, draw_overlay, from_pixels, to_pixels
 from abplib.core.images import load_image
-from abplib.judging.human.labels import DRAW_BOX, JUDGE_BOX, JUDGE_EDIT, Key, Label, Step, round_box
+from abplib.judging.human.labels import DRAW_BOX, JUDGE_BOX, JUDGE_EDIT, Key, Step, round_box
 from abplib.samples.base import SampleSet
 
 QUESTIONS: dict[Step, str] = {
@@ -62,29 +61,6 @@ class Task:
             source = draw_overlay(source, from_pixels(self.box, source.size))
         return [source] if self.edit is None else [source, self.edit]
 
-    def label(
-        self,
-        rater: str,
-        *,
-        box: Box | None = None,
-        answer: str | None = None,
-        kind: str | None = None,
-    ) -> Label:
-        """A rater's answer; `box` where one was drawn. ValidationError where it does not fit."""
-        return Label.model_validate(
-            {
-                "item": self.item,
-                "step": self.step,
-                "rater": rater,
-                "image": self.image,
-                "size": self.size,
-                "box": self.box if self.step == JUDGE_BOX else box,
-                "answer": answer,
-                "kind": kind,
-                "time": datetime.now(UTC),
-            }
-        )
-
 
 def to_draw(samples: SampleSet, n: int) -> list[Task]:
     """The first `n` samples, each with its own box to verify."""
@@ -123,12 +99,6 @@ def shuffled(tasks: Iterable[Task], rater: str, seed: int) -> list[Task]:
         return hashlib.sha256(repr((seed, rater, task.key)).encode()).digest()
 
     return sorted(tasks, key=place)
-
-
-def remaining(tasks: Iterable[Task], labels: Iterable[Label], rater: str) -> list[Task]:
-    """The tasks that this rater has not answered, in their order."""
-    answered = {label.key for label in labels if label.rater == rater}
-    return [task for task in tasks if task.key not in answered]
 
 
 def _pixels(box: Box, image: Image.Image) -> Box:

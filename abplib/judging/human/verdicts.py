@@ -1,26 +1,22 @@
-"""People's labels in place of computed ones: boxes for samples, verdicts on the VLM's boxes.
+"""People's verdicts on the VLM's boxes, and how far raters agree.
 
-Verdicts on edits come in as a judge: `abplib.judging.human`.
+Their verdicts on edits come in as a judge: `abplib.judging.jury`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import pandas as pd
 import torch
 
-from abplib.core import images
-from abplib.core.boxes import from_pixels, iou
+from abplib.core.boxes import iou
 from abplib.core.errors import AbpError
 from abplib.core.stats import cohen_kappa, fleiss_kappa
-from abplib.core.store import digest
 from abplib.judging.human.labels import (
     BOX_FAILURES,
     DRAW_BOX,
@@ -28,7 +24,6 @@ from abplib.judging.human.labels import (
     JUDGE_EDIT,
     NO,
     YES,
-    Key,
     Label,
     Step,
     decided,
@@ -36,52 +31,9 @@ from abplib.judging.human.labels import (
     read_labels,
 )
 from abplib.judging.human.tasks import boxes_to_judge
-from abplib.samples.base import Sample, SampleSet
+from abplib.samples.base import SampleSet
 
 ACCURATE, WRONG_OBJECT = "accurate", BOX_FAILURES[0]
-
-
-@dataclass(frozen=True, eq=False)
-class HumanBoxes:
-    """A `SampleSet` with the boxes that people drew: per side the median of the raters'."""
-
-    samples: SampleSet
-    labels: tuple[Label, ...]
-
-    @property
-    def name(self) -> str:
-        """That of the samples, and whose boxes."""
-        return f"{self.samples.name}, boxes by people"
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the samples and of the boxes."""
-        drawn = sorted((label.key, label.box) for label in self.labels if label.step == DRAW_BOX)
-        return digest([self.samples.fingerprint, drawn])
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Sample `index` with its box replaced.
-
-        Raises:
-            AbpError: no one drew a box on this image.
-        """
-        sample = self.samples[index]
-        drawn = self._drawn.get((DRAW_BOX, sample.id, images.digest(sample.image), None))
-        if not drawn:
-            raise AbpError(
-                f"No one drew a box on sample {sample.id} as it is: have it labelled, or leave it "
-                "out."
-            )
-        sides = zip(*(label.box for label in drawn if label.box), strict=True)
-        x1, y1, x2, y2 = (float(median(side)) for side in sides)
-        return replace(sample, box=from_pixels((x1, y1, x2, y2), sample.image.size))
-
-    @cached_property
-    def _drawn(self) -> dict[Key, list[Label]]:
-        return grouped(self.labels, DRAW_BOX)
 
 
 def judged_boxes(

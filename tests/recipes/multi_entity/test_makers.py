@@ -14,7 +14,7 @@ from conftest import noise
 from huggingface_hub import constants
 
 from abplib.core.errors import AbpError
-from abplib.judging.gemini import KEYS
+from abplib.judging.clients import KEYS
 from abplib.vlm.twins import mistral3
 from recipes.multi_entity.models import (
     FiboPainter,
@@ -74,7 +74,7 @@ def test_gemini_without_text_or_key_is_one_sentence(
     with pytest.raises(AbpError, match="answered without text"):
         writer.write("s", "r")
     monkeypatch.setattr(_Server, "status", 400)
-    with pytest.raises(AbpError, match=r"did not answer \(400 INVALID\)"):
+    with pytest.raises(AbpError, match=r"refuses the question \(HTTP 400: no\)"):
         writer.write("s", "r")
     for key in KEYS:
         monkeypatch.delenv(key, raising=False)

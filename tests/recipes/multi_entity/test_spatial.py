@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import noise
+from labelling import label
 from PIL import Image, ImageOps
 
 from abplib.__main__ import main
@@ -131,11 +132,11 @@ def say(folder: Path, rejected: str, silent: str) -> list[Label]:
         for shift, rater in enumerate(("a", "b")):
             if task.step == DRAW_BOX:
                 box = (4.0 + 2 * shift, 4.0, 20.0, 12.0)
-                labels.append(task.label(rater, box=box))
+                labels.append(label(task, rater, box=box))
             elif task.item == rejected:
-                labels.append(task.label(rater, answer="no", kind="leakage"))
+                labels.append(label(task, rater, "leakage"))
             elif task.item != silent:
-                labels.append(task.label(rater, answer="yes"))
+                labels.append(label(task, rater, "yes"))
     return labels
 
 
@@ -273,8 +274,8 @@ def test_the_command_runs_stages_by_name(made: Path) -> None:
     assert "There is no stage 'spilt': choose from prompts, structures, images" in abp("spilt")
     assert "give --labels" in abp("verification")
     labels = made / "people.jsonl"
-    for label in say(made, rejected="", silent=""):
-        store.append_line(labels, label)
+    for said in say(made, rejected="", silent=""):
+        store.append_line(labels, said)
     assert "4 usable" in abp("verification", "--labels", str(labels))
     assert len(store.read_lines(made / "verification.jsonl", Verified)) == 4
     assert "2 to train on, 2 to evaluate" in abp("split")
