@@ -21,7 +21,7 @@ help:       ## this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1	/p' Makefile
 
 book: $(stamp)  ## run what changed and build book/_build/html (PROFILE=smoke: on random weights)
-	$(bin)/snakemake --profile workflow/profiles/local --config profile=$(PROFILE)
+	$(bin)/python -m snakemake --profile workflow/profiles/local --config 'profile=$(PROFILE)'
 
 test: lint  ## style, types, then the tests
 	$(bin)/python -m pytest -q
@@ -46,7 +46,7 @@ lock: $(stamp)  ## resolve pyproject.toml into requirements.lock, keeping the ve
 
 clean:      ## remove what is built and measured; the environment and training checkpoints stay
 	rm -rf book/_build results .snakemake build *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find abplib tests -name __pycache__ -prune -exec rm -rf {} +
+	find abplib recipes tests -name __pycache__ -prune -exec rm -rf {} +
 
 # `.installing` stays behind when an installation dies: the next one starts from an empty environment.
 $(stamp):

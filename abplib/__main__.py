@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ class Commands(click.Group):
 @click.version_option(package_name="abplib")
 def main() -> None:
     """Analysis-by-Proxy: the steps of the book, chapters, tools for your own images."""
+    if (here := os.getcwd()) not in sys.path:  # as `python -m abplib` has it: one's own samples
+        sys.path.insert(0, here)
 
 
 @main.command()

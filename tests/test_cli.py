@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -92,3 +93,14 @@ def test_values_are_printed_beside_the_papers(toy: Path) -> None:
 def test_profiles_are_listed() -> None:
     lines = abp("profiles").stdout.splitlines()
     assert {line.split()[0] for line in lines[1:]} >= {"mini", "smoke"}
+
+
+def test_the_command_finds_modules_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `python -m abplib` does."""
+    (tmp_path / "nearby.py").write_text("def toys(): raise SystemExit('found')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    abp("profiles")
+    assert importlib.util.find_spec("nearby") is not None

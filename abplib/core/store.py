@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
 
 from abplib.core import code, paths
 from abplib.core.errors import AbpError
@@ -54,10 +55,11 @@ def replacing(path: Path) -> Iterator[Path]:
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is what a full disk makes of weights
+        reason = getattr(error, "strerror", None) or error
         raise AbpError(
-            f"Cannot write {path} ({error.strerror or error}): free some space there, or point "
-            "ABP_RESULTS at another folder; what was already computed is kept."
+            f"Cannot write {path} ({reason}): free some space there, or point ABP_RESULTS at "
+            "another folder; what was already computed is kept."
         ) from error
     finally:
         with suppress(OSError):

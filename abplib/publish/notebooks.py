@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -204,9 +205,11 @@ def _run(name: str, notebook: NotebookNode, values: Mapping[str, Any], executed:
 def _sockets() -> Iterator[Config]:
     """Let the kernel talk through files of a temporary folder: no race for ports, nothing to sniff.
 
-    Where the run is killed they stay in that folder, and not in the working directory.
+    Where the run is killed they stay in that folder, and not in the working directory. A socket's
+    path has at most 107 bytes, so a long TMPDIR is passed by.
     """
-    with tempfile.TemporaryDirectory(prefix="abp-") as place:
+    short = len(os.fsencode(tempfile.gettempdir())) <= 80
+    with tempfile.TemporaryDirectory(prefix="abp-", dir=None if short else "/tmp") as place:
         yield Config(KernelManager={"transport": "ipc", "ip": f"{place}/kernel"})
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from abplib.core import store
 from abplib.core.errors import AbpError
@@ -31,6 +32,8 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     with pytest.raises(AbpError, match=r"No space left.*ABP_RESULTS"), store.replacing(path):
         raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(AbpError, match=r"No space left.*ABP_RESULTS"), store.replacing(path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
     (tmp_path / "file").touch()
     with pytest.raises(AbpError, match="Cannot write"):
         store.write_text(tmp_path / "file" / "below.txt", "x")

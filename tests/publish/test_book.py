@@ -113,6 +113,18 @@ def test_pages_of_a_chapter_that_has_not_run_are_refused(toy: Path) -> None:
         pages.build(str(toy / "toy.yaml"), log=lambda line: None)
 
 
+def test_a_long_folder_for_temporary_files_is_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    for folder in (long, Path("/tmp")):
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+        with notebooks._sockets() as config:
+            assert len(f"{config.KernelManager.ip}-12345") < 108
+    assert not any(long.iterdir())
+
+
 def test_a_kernel_at_work_keeps_no_file_in_the_checkout(built: Path) -> None:
     """One that is killed could not take it away again."""
     beside = set((built / "beside.txt").read_text().split())

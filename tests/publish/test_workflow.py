@@ -43,7 +43,8 @@ def run(where: Path) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """The checkout of a toy book built by the workflow, and what was said meanwhile."""
-    folder = tmp_path_factory.mktemp("toybook")
+    folder = tmp_path_factory.mktemp("toybook") / "a book’s folder"
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         toybook.make(folder, patch)
         (folder / "results" / "sweep").mkdir(parents=True)
