@@ -13,7 +13,7 @@ import inspect
 import re
 import sysconfig
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,17 @@ _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "pureli
 _PATH = re.compile(r"[\w.-]+(/[\w.-]+)+")
 
 
-def digest(*code: str) -> str:
+def digest(*code: str, without: Collection[str] = ()) -> str:
     """Sixteen hex digits that identify pieces of Python and all of the library that they reach.
+
+    Files `without` which it is meant ("core/boxes.py") are left out.
 
     Raises:
         AbpError: a piece is not plain Python.
     """
     own = [ast.unparse(_bare(_tree(piece))) for piece in code]
-    files = {file.relative_to(_PACKAGE).as_posix(): _bare_text(file) for file in reached(*code)}
+    named = {file.relative_to(_PACKAGE).as_posix(): file for file in reached(*code)}
+    files = {name: _bare_text(file) for name, file in named.items() if name not in without}
     return hashlib.sha256(repr((own, files)).encode()).hexdigest()[:16]
 
 

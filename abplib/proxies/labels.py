@@ -1,8 +1,9 @@
 """Training labels of the proxies: the boxes that the VLM itself predicts (sections 4.3, A.1, B.1).
 
 The VLM is asked, autoregressively, for the box of each training sample's edit. Answers without a
-box, and boxes with an area outside [0.001, 0.9] of the image, are not trained on; they stay in the
-table with the reason, so that they can be counted and read.
+box, boxes with an area outside [0.001, 0.9] of the image, and samples that it cannot take are not
+trained on; they stay in the table with the reason, so that they can be counted and read. Answers
+are kept as generated: where only their parsing has changed, they are read again, not asked again.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from abplib.core import store
+from abplib.core import code, store
 from abplib.core.boxes import area
 from abplib.core.errors import AbpError
-from abplib.core.parallel import Shard
+from abplib.core.parallel import ALL, Shard
+from abplib.prompts import GROUNDING_SYSTEM
+from abplib.proxies.baselines import CORNERS
 from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
+from abplib.vlm.loading import check_instructions
 
 SMALLEST, LARGEST = 0.001, 0.9
 """Areas of the boxes that are trained on, fractions of the image (B.1)."""
@@ -32,7 +36,8 @@ USABLE = ""
 _CHUNK = 256
 """Samples of one part file: what a killed run loses at most."""
 
-_COORDINATES = ["x1", "y1", "x2", "y2"]
+_READING = ("core/boxes.py", "vlm/answers.py", "proxies/labels.py")
+"""What makes boxes of answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +46,10 @@ class Labels:
 
     frame: pd.DataFrame
     """One row a sample, in order: index, sample_id, x1, y1, x2, y2 (fractions of the image, NaN
-    without a box), reason ("", refused, no_box, too_small or too_large), answer (text, where
-    unusable: the VLM's, or why it could not be asked)."""
+    without a box), reason ("", no_box, too_small, too_large or refused), answer (text, or why the
+    sample was refused), across, down and cut (`Grounding.frame` and `cut`, to read it again)."""
     key: dict[str, Any]
-    """What made them: fingerprints of the VLM and of the sample set, pixels the VLM saw."""
+    """What made them: VLM, pixels it saw, dtype, prompt and sample set."""
     note: str
     """One sentence on where they come from."""
 
@@ -61,12 +66,12 @@ class Labels:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every label."""
-        return store.digest_frame(self.frame)
+        """Hash of what is trained on, and of how much is not."""
+        return store.digest_frame(self.frame[["index", *CORNERS, "reason"]])
 
     def ship(self, path: Path) -> None:
         """Write them to one parquet file that `predict_labels` takes as `shipped`."""
-        store.write_parquet(path, self.frame, self.key)
+        store.write_parquet(path, self.frame, {**self.key, "reading": _reading()})
 
 
 def predict_labels(
@@ -76,7 +81,6 @@ def predict_labels(
     *,
     shipped: Path | None = None,
     base: Path | None = None,
-    batch_size: int = 64,
 ) -> Labels:
     """Ask the encoder's own VLM for the boxes of the first `n` samples, or reuse what it said.
 
@@ -87,13 +91,9 @@ def predict_labels(
     Raises:
         AbpError: `n` is not in 1..len(samples), or no answer can be used.
     """
-    check_number(n, samples)
     key = _key(encoder, samples)
     known, note = _shipped(shipped, key)
-    place = store.folder("labels", base=base, **key)
-    parts = [known]
-    for chunk in _parts(len(known), n, place):
-        parts.append(_part(encoder, samples, chunk, place, batch_size))
+    parts = [known, *_parts(encoder, samples, len(known), n, key, base)]
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True).iloc[:n]
     found = Labels(frame, key, note)
     if found.usable.empty:
@@ -112,19 +112,15 @@ def predict_shard(
     *,
     shipped: Path | None = None,
     base: Path | None = None,
-    batch_size: int = 64,
 ) -> None:
     """Compute some of the parts that `predict_labels` puts together.
 
     Raises:
         AbpError: `n` is not in 1..len(samples).
     """
-    check_number(n, samples)
     key = _key(encoder, samples)
-    known, _ = _shipped(shipped, key)
-    place = store.folder("labels", base=base, **key)
-    for chunk in shard.take(list(_parts(len(known), n, place))):
-        _part(encoder, samples, chunk, place, batch_size)
+    for _ in _parts(encoder, samples, len(_shipped(shipped, key)[0]), n, key, base, shard):
+        pass
 
 
 def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Labels:
@@ -136,9 +132,13 @@ def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Label
     check_number(n, samples)
     rows = []
     for index in range(n):
-        sample = samples[index]
-        answer = Grounding("", sample.box, 1)
-        rows.append(_row(index, sample, answer))
+        name = str(index)
+        try:
+            name = (sample := samples[index]).id
+            check_instructions([sample.instruction], encoder.processor)
+            rows.append(_row(index, name, Grounding("", sample.box, 1)))
+        except AbpError as error:
+            rows.append(_row(index, name, Grounding("", None, 0, str(error))))
     key = {"boxes": "exact", "samples": samples.fingerprint, "vlm": encoder.fingerprint}
     return Labels(pd.DataFrame(rows), key, "The labels are the samples' exact boxes.")
 
@@ -149,7 +149,14 @@ def _key(encoder: ConditionEncoder, samples: SampleSet) -> dict[str, Any]:
         "vlm": encoder.fingerprint,
         "image_area": encoder.image_area,
         "samples": samples.fingerprint,
+        "dtype": str(encoder.model.dtype),
+        "prompt": store.digest(GROUNDING_SYSTEM),
     }
+
+
+def _reading() -> str:
+    """Hash of the code that makes boxes of answers."""
+    return code.digest("import abplib.vlm.answers")
 
 
 def _shipped(path: Path | None, key: dict[str, Any]) -> tuple[pd.DataFrame, str]:
@@ -158,60 +165,94 @@ def _shipped(path: Path | None, key: dict[str, Any]) -> tuple[pd.DataFrame, str]
     if not path.exists():
         return pd.DataFrame(), f"The labels were predicted in this run: {path.name} is not there."
     frame, made_by = store.read_parquet(path)
-    if made_by == key:
-        return frame, f"The labels are those of {path.name}, made by the same VLM and samples."
-    differing = ", ".join(name for name in key if made_by.get(name) != key[name])
-    return pd.DataFrame(), (
-        f"The labels were predicted in this run: {path.name} is of another {differing}."
-    )
+    told = {**key, "vlm": None} | made_by  # files from before name neither dtype nor prompt
+    if differing := ", ".join(name for name in key if told[name] != key[name]):
+        return pd.DataFrame(), (
+            f"The labels were predicted in this run: {path.name} is of another {differing}."
+        )
+    note = f"The labels are those of {path.name}, made by the same VLM and samples."
+    return _read(frame, made_by.get("reading")), note
 
 
-def _parts(start: int, stop: int, place: Path) -> Iterator[range]:
-    """The part files that make up rows start..stop: those in `place` as they are, then new ones."""
-    present = {
-        int(path.stem.split("-")[0]): int(path.stem.split("-")[1])
-        for path in place.glob("*-*.parquet")
-    }
+def _parts(
+    encoder: ConditionEncoder,
+    samples: SampleSet,
+    start: int,
+    stop: int,
+    key: dict[str, Any],
+    base: Path | None,
+    shard: Shard = ALL,
+) -> Iterator[pd.DataFrame]:
+    """Rows start..stop from part files: those that are there as they are, then new ones."""
+    check_number(stop, samples)
+    asking = ["import abplib.vlm.grounding", code.naming(type(encoder.adapter))]
+    place = store.folder("labels", base=base, **key, code=code.digest(*asking, without=_READING))
+    present = dict(map(_range, place.glob("*-*.parquet")))
+    chunks = []
     while start < stop:
         end = present.get(start) or min(start + _CHUNK, stop)
-        yield range(start, end)
+        chunks.append(range(start, end))
         start = end
+    for chunk in shard.take(chunks):
+        path = place / f"{chunk.start:07d}-{chunk.stop:07d}.parquet"
+        with store.alone(path):
+            if not path.exists():
+                rows = _ask(Grounder.of(encoder), samples, chunk)
+                store.write_parquet(path, rows, {"reading": _reading()})
+        frame, made_by = store.read_parquet(path)
+        yield _read(frame, made_by["reading"])
 
 
-def _part(
-    encoder: ConditionEncoder, samples: SampleSet, chunk: range, place: Path, batch_size: int
-) -> pd.DataFrame:
-    """The rows of one part file, made where it is missing."""
-    path = place / f"{chunk.start:07d}-{chunk.stop:07d}.parquet"
-    with store.alone(path):
-        if not path.exists():
-            store.write_parquet(path, _predict(Grounder.of(encoder), samples, chunk, batch_size))
-    return store.read_parquet(path)[0]
+def _range(path: Path) -> tuple[int, int]:
+    start, _, end = path.stem.partition("-")
+    return int(start), int(end)
 
 
-def _predict(grounder: Grounder, samples: SampleSet, chunk: range, batch_size: int) -> pd.DataFrame:
-    asked = [samples[index] for index in chunk]
-    answers = grounder.locate_samples(asked, batch_size=batch_size)
-    rows = [
-        _row(index, sample, answer)
-        for index, sample, answer in zip(chunk, asked, answers, strict=True)
-    ]
+def _ask(grounder: Grounder, samples: SampleSet, chunk: range) -> pd.DataFrame:
+    read: dict[int, Sample] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    for index in chunk:
+        try:
+            read[index] = samples[index]
+        except AbpError as error:
+            rows[index] = _row(index, str(index), Grounding("", None, 0, str(error)))
+    answers = grounder.locate_samples(list(read.values()))
+    for (index, sample), answer in zip(read.items(), answers, strict=True):
+        rows[index] = _row(index, sample.id, answer)
+    return pd.DataFrame([rows[index] for index in chunk])
+
+
+def _read(frame: pd.DataFrame, reading: str | None) -> pd.DataFrame:
+    """The rows with their answers read anew, where other code read them and they are kept."""
+    if reading in (None, _reading()):
+        return frame
+    rows = []
+    for row in frame.to_dict("records"):
+        if row["reason"] == "refused":
+            said = Grounding("", None, 0, row["answer"])
+        else:
+            said = Grounding.read(row["answer"], (row["across"], row["down"]), cut=row["cut"])
+        rows.append(_row(row["index"], row["sample_id"], said))
     return pd.DataFrame(rows)
 
 
-def _row(index: int, sample: Sample, answer: Grounding) -> dict[str, Any]:
-    reason = _reason(answer)
+def _row(index: int, sample_id: str, answer: Grounding) -> dict[str, Any]:
     return {
         "index": index,
-        "sample_id": sample.id,
-        **dict(zip(_COORDINATES, answer.box or [float("nan")] * 4, strict=True)),
-        "reason": reason,
-        "answer": "" if reason == USABLE else answer.text or answer.fault,
+        "sample_id": sample_id,
+        **dict(zip(CORNERS, answer.box or [float("nan")] * 4, strict=True)),
+        "reason": _reason(answer),
+        "answer": answer.fault or answer.text,
+        "across": answer.frame[0],
+        "down": answer.frame[1],
+        "cut": answer.cut,
     }
 
 
 def _reason(answer: Grounding) -> str:
-    if answer.box is None:
-        return "refused" if answer.fault else "no_box"
-    size = float(area(torch.tensor(answer.box, dtype=torch.float64)))
+    if answer.fault:
+        return "refused"
+    size = float(area(torch.tensor(answer.box or [float("nan")] * 4, dtype=torch.float64)))
+    if size != size:  # not a number: there is no box, or it is not known
+        return "no_box"
     return "too_small" if size < SMALLEST else "too_large" if size > LARGEST else USABLE

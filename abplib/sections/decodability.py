@@ -227,7 +227,12 @@ def format_of(*numbers: float) -> str:
 
 def label_table(labels: Labels) -> pd.DataFrame:
     """How many training samples were labelled and why others were not; indexed by outcome."""
-    words = {"no_box": "no box", "too_small": "box too small", "too_large": "box too large"}
+    words = {
+        "no_box": "no box",
+        "too_small": "box too small",
+        "too_large": "box too large",
+        "refused": "could not be asked",
+    }
     counts = {"usable": len(labels.usable)}
     counts |= {words[reason]: n for reason, n in labels.unusable.items()}
     frame = pd.DataFrame({"samples": counts}).rename_axis("answer")

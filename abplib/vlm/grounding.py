@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
@@ -33,6 +33,16 @@ class Grounding:
     """How many boxes it holds."""
     fault: str = ""
     """Why the VLM could not be asked, a sentence; empty where it was."""
+    frame: tuple[int, int] = field(default=(0, 0), compare=False)
+    """Across and down: units of which the image has so many, in which the boxes are written."""
+    cut: bool = field(default=False, compare=False)
+    """Whether the answer did not come to its end."""
+
+    @classmethod
+    def read(cls, text: str, frame: tuple[int, int], *, cut: bool) -> Grounding:
+        """What an answer says."""
+        boxes = boxes_in(text, frame, cut=cut)
+        return cls(text, boxes[0] if boxes else None, len(boxes), frame=frame, cut=cut)
 
 
 class Grounder:
@@ -122,9 +132,8 @@ class Grounder:
             image_area=self.image_area,
             max_new_tokens=MAX_NEW_TOKENS,
         )
-        found = []
-        for text, seen, whole in answers:
-            frame = (1000, 1000) if self.boxes == "thousandths" else seen
-            boxes = boxes_in(text, frame, cut=not whole)
-            found.append(Grounding(text, boxes[0] if boxes else None, len(boxes)))
-        return found
+        thousandths = self.boxes == "thousandths"
+        return [
+            Grounding.read(text, (1000, 1000) if thousandths else seen, cut=not whole)
+            for text, seen, whole in answers
+        ]

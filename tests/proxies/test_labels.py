@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 from conftest import noise
 from PIL import Image
 
-from abplib.core import store
+from abplib.core import code, store
 from abplib.core.errors import AbpError
 from abplib.core.parallel import Shard
 from abplib.proxies import labels
@@ -20,12 +20,13 @@ from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
 
 GOOD = (0.1, 0.2, 0.4, 0.6)
-SAID = {
-    "small": (0.5, 0.5, 0.51, 0.51),
-    "none": None,
-    "large": (0.0, 0.0, 1.0, 0.95),
-    "good": GOOD,
-}
+SAID = {"small": [50, 25, 51, 26], "none": "nothing", "large": [0, 0, 100, 48],
+        "good": [10, 10, 40, 30]}  # fmt: skip
+"""In an image seen as 100 x 50 pixels."""
+
+
+OLD = ("vlm", "image_area", "samples")
+"""What labels told of themselves before they told the rest."""
 
 
 class Noise:
@@ -47,14 +48,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     questions: list[str] = []
 
     def locate(
-        _self: Grounder,
-        images: Sequence[Image.Image],
-        instructions: Sequence[str],
-        *,
-        batch_size: int = 64,
+        _self: Grounder, images: Sequence[Image.Image], instructions: Sequence[str], **_: int
     ) -> list[Grounding]:
+        if "bad" in instructions:
+            raise AbpError("Instruction 'bad' cannot be taken.")
         questions.extend(instructions)
-        return [Grounding(f"said {word}", SAID[word], 1) for word in instructions]
+        return [Grounding.read(str(SAID[word]), (100, 50), cut=False) for word in instructions]
 
     monkeypatch.setattr(Grounder, "locate", locate)
     monkeypatch.setattr(labels, "_CHUNK", 8)
@@ -68,8 +67,63 @@ def test_unusable_answers_are_counted_by_reason(
     assert found.unusable == {"too_small": 3, "no_box": 3, "too_large": 2}
     assert list(found.usable["index"]) == [3, 7]
     assert found.usable[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == [list(GOOD)] * 2
-    assert found.frame["answer"][1] == "said none"
-    assert found.frame["answer"][3] == ""
+    assert list(found.frame["answer"][:4]) == [str(said) for said in SAID.values()]
+
+
+class Faulty(Noise):
+    """Sample 1 cannot be read, and sample 2 cannot be asked about."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 1:
+            raise AbpError("Picture n1 is damaged.")
+        sample = super().__getitem__(index)
+        return replace(sample, instruction="bad") if index == 2 else sample
+
+
+def test_a_sample_that_cannot_be_used_is_counted_with_its_reason(
+    encoder: ConditionEncoder, asked: list[str], tmp_path: Path
+) -> None:
+    found = predict_labels(encoder, Faulty(), 4, base=tmp_path)
+    assert found.unusable == {"refused": 2, "too_small": 1}
+    refused = found.frame[found.frame["reason"] == "refused"]
+    assert list(refused["sample_id"]) == ["1", "n2"]
+    assert list(refused["answer"]) == [
+        "Picture n1 is damaged.", "Instruction 'bad' cannot be taken.",
+    ]  # fmt: skip
+    assert exact_labels(encoder, Faulty(), 4).unusable == {"refused": 1}
+
+
+def test_a_mended_parser_reads_what_was_answered_and_another_prompt_asks_anew(
+    encoder: ConditionEncoder,
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = predict_labels(encoder, Faulty(), 8, base=tmp_path)
+    first.ship(tmp_path / "shipped.parquet")
+    asked.clear()
+    digest = code.digest
+
+    def changed(*modules: str) -> None:
+        """Another code of these modules, and of all that reach them."""
+
+        def digest_of(*pieces: str, without: Collection[str] = ()) -> str:
+            reached = {path.stem for path in code.reached(*pieces)}
+            kept = [name for name in modules if name in reached - {Path(w).stem for w in without}]
+            return digest(*pieces, without=without) + "".join(kept)
+
+        monkeypatch.setattr(code, "digest", digest_of)
+
+    changed("answers")
+    monkeypatch.setattr("abplib.vlm.grounding.boxes_in", lambda *_, **__: [GOOD])
+    for shipped in (None, tmp_path / "shipped.parquet"):
+        again = predict_labels(encoder, Faulty(), 8, base=tmp_path, shipped=shipped)
+        assert not asked
+        assert again.unusable == {"refused": 2}
+        assert list(again.frame["answer"]) == list(first.frame["answer"])
+    changed("prompts")
+    predict_labels(encoder, Faulty(), 8, base=tmp_path)
+    assert len(asked) == 6
 
 
 def test_shards_ask_for_what_is_then_read(
@@ -137,8 +191,11 @@ def test_shipped_labels_serve_the_same_vlm_and_samples_only(
     assert len(asked) == 2
     assert list(extended.frame["index"]) == list(range(14))
 
-    foreign = Labels(made.frame, {**made.key, "vlm": "other"}, "")
-    foreign.ship(path)
+    store.write_parquet(path, made.frame, {name: made.key[name] for name in OLD})
+    assert not asked[2:]
+    used = predict_labels(encoder, Noise(), 12, shipped=path, base=tmp_path / "d")
+    assert len(asked) == 2 and used.fingerprint == made.fingerprint
+    Labels(made.frame, {**made.key, "vlm": "other"}, "").ship(path)
     computed = predict_labels(encoder, Noise(), 12, shipped=path, base=tmp_path / "c")
     assert "shipped.parquet is of another vlm" in computed.note
     assert computed.fingerprint == made.fingerprint
