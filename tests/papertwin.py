@@ -29,7 +29,7 @@ from abplib.editing.base import Editor
 from abplib.experiment import Experiment
 from abplib.judging.human.labels import DRAW_BOX
 from abplib.profiles import Profile
-from abplib.samples import multi_entity, omniedit, omniedit_rows
+from abplib.samples import multi_entity, omniedit
 from abplib.samples.scenes.sets import evaluation, general
 from abplib.vlm.grounding import Grounder
 from recipes.multi_entity import stages
@@ -131,7 +131,7 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
     patch.setenv("ABP_ROOT", str(root))
     patch.setenv("ABP_RESULTS", str(root / "results"))
     _multi_entity(root / multi_entity.FOLDER, Profile.load(str(path)))
-    _omniedit(root / "hub", root / omniedit_rows.FOLDER)
+    _omniedit(root / "hub", root / omniedit.FOLDER)
     _alexnet(root / "torch")
     patch.setenv("TORCH_HOME", str(root / "torch"))
     return path
@@ -171,7 +171,7 @@ def _omniedit(hub: Path, folder: Path) -> None:
         )
     hub.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), hub / "train-00000-of-00001.parquet")
-    omniedit_rows.fetch(omniedit.choose(str(hub), n=N_ROWS), folder, quiet)
+    omniedit.fetch(omniedit.choose(str(hub), n=N_ROWS), folder, quiet)
 
 
 def _alexnet(home: Path) -> None:

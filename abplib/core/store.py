@@ -228,6 +228,18 @@ def digest_files(*files: str | Path) -> str:
     return hashlib.sha256(b"\0".join(Path(f).read_bytes() for f in files)).hexdigest()[:16]
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        AbpError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise AbpError(f"{path} is missing: restore it, or make its row again.") from error
+
+
 def digest_folder(folder: str | Path) -> str:
     """Sixteen hex digits that identify the names and contents of all files in a folder."""
     contents = {}

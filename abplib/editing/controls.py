@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -17,16 +16,7 @@ from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike, load_image
 from abplib.core.store import digest
 from abplib.editing.base import Editor
-from abplib.samples.base import SampleSet
-
-
-@runtime_checkable
-class EditedSamples(SampleSet, Protocol):
-    """Samples whose exact edits are known."""
-
-    def edited(self, index: int) -> Image.Image:
-        """What the image of sample `index` should look like after its edit."""
-        ...
+from abplib.samples.base import EditedSamples
 
 
 class Identity(Editor):

@@ -20,10 +20,10 @@ from abplib.core.errors import AbpError
 from abplib.core.parallel import ALL, Shard
 from abplib.core.store import stored
 from abplib.editing.base import Editor
-from abplib.editing.controls import EditedSamples, Identity, Paste
+from abplib.editing.controls import Identity, Paste
 from abplib.editing.methods import METHODS, Guide, Method
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.samples.base import SampleSet, check_number
+from abplib.samples.base import EditedSamples, SampleSet, check_number
 
 _BATCH = 32
 """Samples edited together: what a killed run loses at most; the least part of a shard."""

@@ -150,8 +150,17 @@ def omniedit(
 
     All 571 shards are 3 TB to read; 61 hold enough rows in a tenth of that (--shards 61).
     """
-    from abplib.samples.omniedit import LOCATION, PAPER_ROWS, Manifest, choose
-    from abplib.samples.omniedit_rows import FOLDER, MANIFEST, OmniEdit, fetch, write_labels
+    from abplib.samples.omniedit import (
+        FOLDER,
+        LOCATION,
+        MANIFEST,
+        PAPER_ROWS,
+        Manifest,
+        OmniEdit,
+        choose,
+        fetch,
+        write_labels,
+    )
 
     folder = out or paths.root() / FOLDER
     if (folder / MANIFEST).exists():
@@ -178,5 +187,5 @@ def omniedit(
 
         encoder = Experiment(Profile.load(profile)).encoder
         found = predict_labels(encoder, samples, len(samples))
-        write_labels(found, folder / "labels.jsonl")
+        write_labels(found.frame, folder / "labels.jsonl")
         click.echo(f"{len(found.usable)} labels usable, {found.unusable or 'none'} not")

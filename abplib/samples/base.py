@@ -56,6 +56,15 @@ class SampleSet(Protocol):
         ...
 
 
+@runtime_checkable
+class EditedSamples(SampleSet, Protocol):
+    """Samples whose exact edits are known."""
+
+    def edited(self, index: int) -> Image.Image:
+        """What the image of sample `index` should look like after its edit."""
+        ...
+
+
 def check_number(n: int, samples: SampleSet) -> None:
     """Refuse to take the first `n` samples where there are not as many, or none is asked for."""
     if not 1 <= n <= len(samples):

@@ -13,11 +13,17 @@ from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.core.images import load_image
 from abplib.samples.base import Fact, Sample
-from recipes.multi_entity.rows import file_hash
-from recipes.multi_entity.stages import MANIFEST, spatial_term
 
 FOLDER = "runs/spatial"
 """Where the profile `paper` looks for the set, in the checkout."""
+
+MANIFEST = "split.json"
+SPATIAL_TERMS = (
+    "leftmost", "rightmost", "second from the left", "second from the right",
+    "third from the left", "third from the right", "middle", "center", "topmost", "bottommost",
+    "top left", "top right", "bottom left", "bottom right", "frontmost", "backmost",
+)  # fmt: skip
+"""The paper prints the first three and the last two; what lies between is taken here."""
 
 Split = Literal["training", "evaluation"]
 
@@ -74,9 +80,16 @@ class SpatialSamples:
 
     def _image(self, row: dict[str, Any], role: str) -> Image.Image:
         path = self.folder / row[role]
-        if file_hash(path) != row[f"{role}_sha256"]:
+        if store.file_hash(path) != row[f"{role}_sha256"]:
             raise AbpError(f"{path} is not the image of the manifest: restore it.")
         return load_image(path)
+
+
+def spatial_term(instruction: str) -> str | None:
+    """The spatial term that an instruction names first; of terms that begin alike, the longest."""
+    text = instruction.lower().replace("-", " ")
+    found = [(text.find(term), -len(term), term) for term in SPATIAL_TERMS if term in text]
+    return min(found)[2] if found else None
 
 
 def evaluation() -> SpatialSamples:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abplib.samples.multi_entity import SPATIAL_TERMS
+
 SCENES_SYSTEM = (
     "Create a list of 200 pairs of prompts. The generation prompts should generate diverse and "
     "interesting images, each containing 4 to 9 objects of the same base type, organized in random "
@@ -22,13 +24,6 @@ SCENES_SYSTEM = (
 
 SCENES_REQUEST = "List number {}: do not repeat pairs of earlier lists."
 """The user's turn, which the paper does not give; one list holds 200 pairs."""
-
-SPATIAL_TERMS = (
-    "leftmost", "rightmost", "second from the left", "second from the right",
-    "third from the left", "third from the right", "middle", "center", "topmost", "bottommost",
-    "top left", "top right", "bottom left", "bottom right", "frontmost", "backmost",
-)  # fmt: skip
-"""The paper prints the first three and the last two; what lies between is taken here."""
 
 SPATIAL_SYSTEM = (
     "You are an expert at describing image edits. You will see two images side by side: "

@@ -7,7 +7,6 @@ not be made has a `reason`; it stays in the file, is counted, and goes no furthe
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -153,16 +152,4 @@ def keep_picture(folder: Path, file: str, image: Image.Image) -> str:
     """Write an image as PNG; the hash of its file."""
     with store.replacing(folder / file) as scratch:
         image.convert("RGB").save(scratch, format="png")
-    return file_hash(folder / file)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex.
-
-    Raises:
-        AbpError: it cannot be read.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise AbpError(f"{path} is missing: restore it, or make its row again.") from error
+    return store.file_hash(folder / file)

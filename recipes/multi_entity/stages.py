@@ -26,12 +26,12 @@ from abplib.core.images import load_image
 from abplib.editing.base import Editor
 from abplib.judging.human.labels import DRAW_BOX, JUDGE_EDIT, Label, decided, grouped
 from abplib.judging.human.tasks import Task
+from abplib.samples.multi_entity import MANIFEST, spatial_term
 from abplib.vlm.grounding import Grounder
 from recipes.multi_entity.prompts import (
     SCENES_REQUEST,
     SCENES_SYSTEM,
     SPATIAL_SYSTEM,
-    SPATIAL_TERMS,
     STRUCTURE_SYSTEM,
 )
 from recipes.multi_entity.rows import (
@@ -44,14 +44,12 @@ from recipes.multi_entity.rows import (
     Structure,
     Verified,
     check_settings,
-    file_hash,
     keep_picture,
     run,
     summary,
     usable,
 )
 
-MANIFEST = "split.json"
 N_SAMPLES = 400
 """200 to train on and 200 to evaluate (section 4.1, A.2)."""
 
@@ -191,7 +189,7 @@ def reverse(folder: Path, log: Log) -> list[Reversal]:
 
     def make(row_id: str, edited: Picture) -> Reversal:
         for picture in (edited, targets[row_id]):
-            if file_hash(folder / picture.file) != picture.sha256:
+            if store.file_hash(folder / picture.file) != picture.sha256:
                 raise AbpError(
                     f"{folder / picture.file} is not the image that its row tells of: restore it."
                 )
@@ -223,13 +221,6 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     joined.paste(left, (0, 0))
     joined.paste(right.resize((width, left.height), Image.Resampling.LANCZOS), (left.width, 0))
     return joined
-
-
-def spatial_term(instruction: str) -> str | None:
-    """The spatial term that an instruction names first; of terms that begin alike, the longest."""
-    text = instruction.lower().replace("-", " ")
-    found = [(text.find(term), -len(term), term) for term in SPATIAL_TERMS if term in text]
-    return min(found)[2] if found else None
 
 
 def ground_boxes(folder: Path, grounder: Grounder, model: str, log: Log) -> list[Boxed]:
@@ -316,9 +307,9 @@ def split(folder: Path, seed: int, log: Log) -> dict[str, Any]:
             "instruction": texts[row_id].instruction,
             "box": verified[row_id].box,
             "source": pictures[row_id].source,
-            "source_sha256": file_hash(folder / pictures[row_id].source),
+            "source_sha256": store.file_hash(folder / pictures[row_id].source),
             "target": pictures[row_id].target,
-            "target_sha256": file_hash(folder / pictures[row_id].target),
+            "target_sha256": store.file_hash(folder / pictures[row_id].target),
         }
         for row_id in order
     ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from conftest import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from abplib.__main__ import main
@@ -19,10 +23,9 @@ from abplib.core import store
 from abplib.core.errors import AbpError
 from abplib.proxies import labels as labelling
 from abplib.proxies.labels import predict_labels
-from abplib.samples import omniedit, omniedit_rows
+from abplib.samples import omniedit
 from abplib.samples.base import SampleSet
-from abplib.samples.omniedit import Manifest, choose
-from abplib.samples.omniedit_rows import OmniEdit, fetch, write_labels
+from abplib.samples.omniedit import Manifest, OmniEdit, choose, fetch, write_labels
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
 
@@ -147,7 +150,7 @@ def test_fetched_rows_are_samples_in_the_order_of_the_manifest(
 def test_a_stopped_fetch_goes_on(
     location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, read, rows = choose(location, n=40), [], omniedit_rows._rows
+    chosen, read, rows = choose(location, n=40), [], omniedit._rows
 
     def killed(place: str, name: str, wanted: set[int]) -> object:
         read.append(name)
@@ -155,7 +158,7 @@ def test_a_stopped_fetch_goes_on(
             raise KeyboardInterrupt
         return rows(place, name, wanted)
 
-    monkeypatch.setattr(omniedit_rows, "_rows", killed)
+    monkeypatch.setattr(omniedit, "_rows", killed)
     with pytest.raises(KeyboardInterrupt):
         fetch(chosen, tmp_path / "rows", quiet)
     with pytest.raises(AbpError, match="run `abp omniedit`"):
@@ -196,7 +199,7 @@ def test_the_vlm_labels_them(
         predict_labels(encoder, samples, len(samples), base=tmp_path)
     found = predict_labels(encoder, samples, len(samples), base=tmp_path)
     assert len(asked) == len(samples) + 1  # nothing asked twice
-    write_labels(found, tmp_path / "labels.jsonl")
+    write_labels(found.frame, tmp_path / "labels.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
     assert [row["sample_id"] for row in rows] == [samples[i].id for i in range(len(samples))]
     counts = {reason: sum(r["reason"] == reason for r in rows) for reason in found.unusable}
@@ -216,6 +219,27 @@ def test_the_command(location: str, tmp_path: Path) -> None:
     assert other.exit_code == 2 and "holds a choice with seed = 0" in other.stderr
 
 
+Spoiling = Callable[[Path], None]
+
+
+def rewritten(change: Callable[[pa.Table], pa.Table]) -> Spoiling:
+    def spoil(folder: Path) -> None:
+        path = next(folder.iterdir())
+        pq.write_table(change(pq.read_table(path)), path)
+
+    return spoil
+
+
+def without(column: str) -> Spoiling:
+    return rewritten(lambda table: table.drop_columns(column))
+
+
+def retyped(column: str, values: pa.Array) -> Spoiling:
+    return rewritten(
+        lambda table: table.set_column(table.schema.get_field_index(column), column, values)
+    )
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
@@ -225,10 +249,66 @@ def test_the_command(location: str, tmp_path: Path) -> None:
             lambda folder: pq.write_table(pa.table({"a": [1]}), folder / "train-0.parquet"),
             "lacks the column omni_edit_id",
         ),
+        (without("edited_prompt_list"), "lacks the column edited_prompt_list"),
+        (without("src_img"), "lacks the column src_img"),
+        # field case 23: the text would be taken for a list of letters
+        (
+            retyped("edited_prompt_list", pa.array(["swap"] * 15)),
+            "prompt_list .* holds string values",
+        ),
+        # field case 25
+        (retyped("omni_edit_id", pa.array(range(15))), "omni_edit_id .* holds int64 values"),
+        (retyped("src_img", pa.array([b"x"] * 15)), "src_img .* holds binary values"),
     ],
 )
-def test_bad_shards_are_one_sentence(tmp_path: Path, break_it: object, said: str) -> None:
+def test_bad_shards_are_one_sentence(tmp_path: Path, break_it: Spoiling, said: str) -> None:
     folder = Path(write_shards(tmp_path / "hub", n_shards=1))
-    break_it(folder)  # type: ignore[operator]
+    break_it(folder)
     with pytest.raises(AbpError, match=said):
         choose(str(folder), n=5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {
+                "omni_edit_id": st.none() | st.text(max_size=3),
+                "task": st.none() | st.sampled_from(TASKS),
+                "src_img": st.none()
+                | st.fixed_dictionaries(
+                    {"bytes": st.none() | st.binary(max_size=9) | st.just(png(0))}
+                ),
+                "edited_prompt_list": st.none()
+                | st.lists(st.none() | st.text(max_size=4), max_size=3),
+            }
+        ),
+        max_size=6,
+    ),
+    damage=st.none() | st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)),
+)
+def test_any_shard_is_read_whole_or_refused(
+    rows: list[dict[str, Any]], damage: tuple[float, bytes] | None
+) -> None:
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "hub"
+        folder.mkdir()
+        path = folder / "train-0.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+        if damage:
+            raw = bytearray(path.read_bytes())
+            start = int(damage[0] * len(raw))
+            raw[start : start + len(damage[1])] = damage[1]
+            path.write_bytes(raw)
+        try:
+            chosen = choose(str(folder), n=1)
+            chosen = choose(str(folder), n=len(rows) - sum(chosen.recipe["unusable"].values()))
+            fetch(chosen, Path(place) / "rows", quiet)
+            samples = OmniEdit(Path(place) / "rows")
+            read = [samples[index] for index in range(len(samples))]
+        except AbpError as error:
+            assert "\n" not in str(error)
+        else:
+            unusable = sum(chosen.recipe["unusable"].values()) + sum(samples.unusable.values())
+            assert damage or len(read) + unusable == len(rows)
+            assert all(sample.instruction.strip() for sample in read)

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from abplib.core import parallel, store
 from abplib.core.errors import AbpError
 from abplib.editing import qwen_pipeline
-from abplib.editing.controls import EditedSamples
 from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.samples.base import EditedSamples
 
 
 @dataclass(frozen=True)

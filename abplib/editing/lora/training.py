@@ -20,14 +20,13 @@ from torch import Tensor
 from abplib.core import parallel, paths, store
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Batch, Fitted, Schedule, fit
-from abplib.editing.controls import EditedSamples
 from abplib.editing.flow_matching import cell_weights, shifted, velocity_errors
 from abplib.editing.lora.adapter import add_lora, save_lora
 from abplib.editing.lora.pairs import BoxedPairs, batched, encode_pairs
 from abplib.editing.lora.settings import LoraTraining
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.editing.qwen_pipeline import LORA_FILE
-from abplib.samples.base import SampleSet
+from abplib.samples.base import EditedSamples, SampleSet
 
 _LEVELS = 8
 """Noise levels at which each held-out pair is looked at."""

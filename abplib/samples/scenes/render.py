@@ -12,7 +12,9 @@ from dataclasses import replace
 from functools import cache, lru_cache
 
 import numpy as np
+import torch
 from PIL import Image, ImageChops, ImageFilter
+from torchvision.ops import masks_to_boxes
 
 from abplib.samples.scenes.objects import COLOURS, sprite
 from abplib.samples.scenes.scene import BACKGROUNDS, Scene, Thing
@@ -83,13 +85,8 @@ def masks(scene: Scene) -> np.ndarray:
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
     """The tight box of a bool mask [H, W], normalised (x1, y1, x2, y2)."""
     height, width = mask.shape
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return (
-        float(columns[0] / width),
-        float(rows[0] / height),
-        float((columns[-1] + 1) / width),
-        float((rows[-1] + 1) / height),
-    )
+    x1, y1, x2, y2 = masks_to_boxes(torch.tensor(mask[None]))[0].tolist()  # corners inclusive
+    return x1 / width, y1 / height, (x2 + 1) / width, (y2 + 1) / height
 
 
 @lru_cache(maxsize=1024)

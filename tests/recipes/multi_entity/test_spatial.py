@@ -18,9 +18,9 @@ from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike
 from abplib.editing.base import Editor
-from abplib.editing.controls import EditedSamples
 from abplib.judging.human.labels import DRAW_BOX, Label
-from abplib.samples.base import SampleSet
+from abplib.samples import multi_entity
+from abplib.samples.base import EditedSamples, SampleSet
 from abplib.samples.multi_entity import SpatialSamples
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
@@ -216,7 +216,7 @@ def test_what_cannot_be_used_stays_in_the_files_with_its_reason(made: Path) -> N
     ],
 )
 def test_spatial_terms_are_found(instruction: str, term: str | None) -> None:
-    assert spatial.spatial_term(instruction) == term
+    assert multi_entity.spatial_term(instruction) == term
 
 
 def test_people_decide_what_stays_and_where_its_box_is(made: Path) -> None:
@@ -254,7 +254,7 @@ def test_the_split_is_two_sample_sets(made: Path) -> None:
     with pytest.raises(AbpError, match="is not the image of the manifest"):
         checked[0]
     manifest["evaluation"][0]["box"] = [0, 0, 1, 1]
-    (made / spatial.MANIFEST).write_text(json.dumps(manifest))
+    (made / multi_entity.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(AbpError, match="are not those of its hash"):
         len(SpatialSamples(made, "evaluation"))
 
