@@ -144,15 +144,27 @@ def _whole(folder: Path) -> bool:
 
 
 def source_of(role: str, name: str, example: str) -> str:
-    """A folder of the checkout, an absolute one, what a `module:function` returns, or a hub id."""
-    if ":" in name:
-        return str(function_of(name)())
+    """A folder of the checkout, an absolute one, what a `module:function` returns, or a hub id.
+
+    Raises:
+        AbpError: it is none of these.
+    """
     folder = paths.root() / name
     if folder.is_dir():
         return str(folder)
+    model = role.replace("vlm", "VLM")
+    if ":" in name:
+        try:
+            make = function_of(name)
+        except AbpError as error:
+            raise AbpError(
+                f"{name!r} names no {model}: give a folder, a hub id such as {example}, or a "
+                "module:function; a tag of another tool or an address of the hub is none of these."
+            ) from error
+        return str(make())
     if name.startswith((".", "/", "data/")) or name.count("/") != 1:
         raise AbpError(
-            f"The {role.replace('vlm', 'VLM')} folder {folder} is missing: restore it from the "
+            f"The {model} folder {folder} is missing: restore it from the "
             f"repository, or set {role} to another folder or to a hub id such as {example}."
         )
     return name

@@ -106,3 +106,17 @@ def test_an_error_that_hides_the_hub_is_explained_and_others_are_left() -> None:
             raise OSError("could not load") from error
     with pytest.raises(KeyError), hub.explained("a/b"):
         raise KeyError("no matter of the hub")
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2.5vl:7b", "llava:latest", "https://huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct"]
+)
+def test_what_names_no_model_is_told_what_does(name: str) -> None:
+    """Field case 34: tags of other tools and addresses were taken for functions."""
+    with pytest.raises(AbpError, match=r"names no VLM: give a folder, a hub id such as org/vlm"):
+        hub.source_of("vlm", name, "org/vlm")
+
+
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "vlm:7b").mkdir()
+    assert hub.source_of("vlm", str(tmp_path / "vlm:7b"), "org/vlm") == str(tmp_path / "vlm:7b")
