@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hubcache import hub_cache
 from PIL import Image
 
+from abplib.core import code
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.twins import smoke_vlm
 
@@ -46,3 +49,27 @@ def images() -> list[Image.Image]:
 def instructions() -> list[str]:
     """Two instructions of different length."""
     return ["remove it", "turn the second red apple from the left into a green pear"]
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Edit a file of a copy of the library, which keys are made from: `(file, old, new)`.
+
+    Where `old` is empty, `new` goes to the end of the file.
+    """
+    copy = tmp_path / "abplib"
+    shutil.copytree(code._PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "_PACKAGE", copy)
+
+    def forget() -> None:
+        code._named_in.cache_clear()
+        code._bare_text.cache_clear()
+
+    def edit(file: str, old: str, new: str) -> None:
+        text = (copy / file).read_text()
+        assert old in text
+        (copy / file).write_text(text.replace(old, new, 1) if old else text + new)
+        forget()
+
+    yield edit
+    forget()

@@ -56,7 +56,7 @@ def imported(module: str) -> frozenset[str]:
 
 def house(module: str) -> str:
     """The package or module, right under the library's top, that a module belongs to."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def test_every_package_has_its_place() -> None:

@@ -109,7 +109,10 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _named(tree: ast.Module) -> frozenset[Path]:
-    """Files of the library that a piece of Python itself names."""
+    """Files of the library that a piece of Python itself names, but for types alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
     names = {text.partition(":")[0] for text in _strings(tree)}
     for node in ast.walk(tree):
         match node:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,10 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from abplib.core import code, store
+from abplib.core import store
 from abplib.core.boxes import area
+
+Edit = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True)
@@ -156,29 +157,7 @@ def test_each_value_is_known_by_what_it_holds(tmp_path: Path) -> None:
         store.identify({"what": Plain()})
 
 
-@pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the library's source, which keys are made from."""
-    copy = tmp_path / "abplib"
-    shutil.copytree(code._PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(code, "_PACKAGE", copy)
-    yield copy
-    _forget()
-
-
-def _forget() -> None:
-    code._named_in.cache_clear()
-    code._bare_text.cache_clear()
-
-
-def edited(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
-    _forget()
-
-
-def test_a_change_of_code_that_is_reached_is_another_input(library: Path) -> None:
+def test_a_change_of_code_that_is_reached_is_another_input(library: Edit) -> None:
     @store.stored("areas")
     def areas(place: Path, n: int) -> None:
         from abplib.core.boxes import area  # reached, though late
@@ -189,15 +168,15 @@ def test_a_change_of_code_that_is_reached_is_another_input(library: Path) -> Non
     def plain(place: Path, n: int) -> None: ...
 
     before, other = areas.place(1), plain.place(1)
-    edited(library / "core" / "boxes.py", '"""Boxes: ', '"""Said otherwise: ')
-    edited(library / "core" / "boxes.py", "\n\n\n", "\n\n\n# said\n")
+    library("core/boxes.py", '"""Boxes: ', '"""Said otherwise: ')
+    library("core/boxes.py", "\n\n\n", "\n\n\n# said\n")
     assert areas.place(1) == before  # prose is no code
-    edited(library / "core" / "boxes.py", "def area(", "_MORE = 1\n\n\ndef area(")
+    library("core/boxes.py", "def area(", "_MORE = 1\n\n\ndef area(")
     assert areas.place(1) != before
     assert plain.place(1) == other  # which does not reach it
 
 
-def test_the_class_of_an_argument_is_code_that_is_reached(library: Path) -> None:
+def test_the_class_of_an_argument_is_code_that_is_reached(library: Edit) -> None:
     @dataclass(frozen=True)
     class Reading:
         fingerprint: str = "a"
@@ -208,6 +187,6 @@ def test_the_class_of_an_argument_is_code_that_is_reached(library: Path) -> None
             return boxes
 
     before = toy.place(Reading())  # type: ignore[arg-type]
-    edited(library / "core" / "boxes.py", "def area(", "_MORE = 1\n\n\ndef area(")
+    library("core/boxes.py", "def area(", "_MORE = 1\n\n\ndef area(")
     assert toy.place(Reading()) != before  # type: ignore[arg-type]
     assert area is not None
