@@ -72,18 +72,14 @@ class Experiment:
     @cached_property
     def baseline(self) -> QwenImageEditor:
         """The editor as the paper's section 4.1 has it: without a LoRA, shown no box."""
-        import torch
-
         from abplib.editing.qwen_image_edit import QwenImageEditor
 
         return QwenImageEditor.from_pretrained(
             self.editor_source,
-            image_area=self.profile.image_area,
             n_steps=self.profile.n_steps,
             guidance=self.profile.guidance,
-            dtype=getattr(torch, self.profile.dtype),
-            device="cuda" if torch.cuda.is_available() else "cpu",
             revision=self.profile.editor_revision,
+            **self._editing,
         )
 
     @cached_property
@@ -94,22 +90,29 @@ class Experiment:
 
     def other(self, name: OtherEditorName) -> PipelineEditor:
         """The system that the profile names so, on a GPU where there is one."""
-        import torch
-
         from abplib.editing.methods import OTHERS
 
         source, about = self.other_source(name), self.profile.other_editors[name]
         kind: Any = function_of(OTHERS[name].editor)
         editor: PipelineEditor = kind.from_pretrained(
             source,
-            image_area=self.profile.image_area,
             n_steps=about.n_steps,
             guidance=about.guidance,
-            dtype=getattr(torch, self.profile.dtype),
-            device="cuda" if torch.cuda.is_available() else "cpu",
             revision=about.revision,
+            **self._editing,
         )
         return editor
+
+    @property
+    def _editing(self) -> dict[str, Any]:
+        """What all editors are loaded with."""
+        import torch
+
+        return {
+            "image_area": self.profile.image_area,
+            "dtype": getattr(torch, self.profile.dtype),
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        }
 
     @cached_property
     def judge(self) -> Judge:

@@ -13,9 +13,10 @@ import toybook
 from matplotlib.figure import Figure
 
 from abplib import chapter as module
-from abplib.chapter import Chapter
+from abplib.chapter import Chapter, record
 from abplib.core import store
 from abplib.core.errors import AbpError
+from abplib.core.stats import Interval
 from abplib.plots import scheme
 
 
@@ -231,3 +232,24 @@ def test_values_that_are_none_are_refused(
     with pytest.raises(AbpError, match=said):
         start().value(name, **arguments)
     assert not glued
+
+
+class Recorder:
+    """Stands for a chapter: keeps what `value` was given."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, object] = {}
+
+    def value(self, name: str, value: float, **rest: object) -> None:
+        self.given = {"name": name, "value": value, **rest}
+
+
+def test_record_leaves_out_an_interval_that_is_not_known() -> None:
+    chapter = Recorder()
+    record(chapter, "ch1.a", Interval(0.5, 0.4, 0.6, 9), "fraction", paper=0.7)  # type: ignore[arg-type]
+    assert chapter.given == {
+        "name": "ch1.a", "value": 0.5, "n": 9, "unit": "fraction", "low": 0.4, "high": 0.6,
+        "paper": 0.7,
+    }  # fmt: skip
+    record(chapter, "ch1.a", Interval(0.5, math.nan, math.nan, 1), "fraction")  # type: ignore[arg-type]
+    assert chapter.given == {"name": "ch1.a", "value": 0.5, "n": 1, "unit": "fraction"}

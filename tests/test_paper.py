@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from abplib.paper import VQA, figure_8, reported, table_1
+from abplib.core import paths
+from abplib.core.errors import AbpError
+from abplib.paper import VQA, figure_8, numbers, reported, table_1
 
 HEADINGS = ["LPIPS comp.", "L2 comp.", "VQA edit", "VQA accuracy", "VQA leakage"]
 PRINTED = """
@@ -70,3 +74,13 @@ def test_the_localization_gap_and_the_mean_drop() -> None:
     assert reported("mean_layer_drop") == 0.6
     assert reported("n_methods") == table_1()["method"].nunique()
     assert reported("n_vqa_questions") == len(VQA)
+
+
+def test_every_number_of_the_paper_says_where_it_stands() -> None:
+    path = paths.root() / "data" / "paper" / "reported.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))["numbers"]
+    assert all({"value", "unit", "where"} == entry.keys() for entry in entries.values())
+    assert numbers()["n_train"] == numbers()["n_batches"] * numbers()["batch_size"]
+    assert reported("vlm_box_accuracy") == 0.89
+    with pytest.raises(AbpError, match="reports no 'vlm_accuracy'"):
+        reported("vlm_accuracy")
