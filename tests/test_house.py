@@ -17,7 +17,7 @@ BELOW: dict[str, set[str]] = {  # what each package or module of the library may
     "paper": {"core"},
     "samples": {"core"},
     "vlm": {"core", "samples", "prompts"},
-    "proxies": {"core", "samples", "vlm"},
+    "proxies": {"core", "samples", "vlm", "prompts"},
     "editing": {"core", "samples", "vlm", "prompts"},
     "judging": {"core", "samples", "vlm", "editing", "prompts", "paper"},
     "profiles": {"core", "editing", "proxies"},

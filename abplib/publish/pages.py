@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,21 +31,8 @@ _TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-math
 _JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run by -m
 _PAGES = (".md", ".bib", ".yml")
 _CONFIG = "_config.yml"
-_LOADED = {  # tag -> the attribute by which a page loads something
-    "script": "src",
-    "link": "href",
-    "img": "src",
-    "source": "src",
-    "video": "src",
-    "audio": "src",
-    "iframe": "src",
-    "embed": "src",
-    "object": "data",
-}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TABLE_CAPTION = re.compile(r'<p class="abp-caption">.*?</p>', re.DOTALL)
-_CSS_REMOTE = re.compile(r"""(?:@import\s+|url\()\s*["']?((?:https?:)?//[^"')\s]+)""")
-_SCRIPT_REMOTE = re.compile(r"""["']((?:https?:)?//[^"'\s]*\.m?js)\b""")
 
 
 def build_folder() -> Path:
@@ -189,7 +175,7 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
     """Run Jupyter Book over the staged folder, unless nothing changed; returns the first page.
 
     Raises:
-        AbpError: Sphinx warned or failed, or a page loads something from the network.
+        AbpError: Sphinx warned or failed.
     """
     place, html = build_folder(), build_folder() / "html"
     made_of = place / "html.json"
@@ -217,8 +203,6 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
         said = re.findall(r"^.*\b(?:WARNING|ERROR)\b.*$", _COLOUR.sub("", done.stdout), re.M)
         reason = said[0].strip() if said else "no warning was given"
         raise AbpError(f"The pages do not build ({reason}); the full report is {report}.")
-    if found := remote(made):
-        raise AbpError(f"The pages load from the network: {'; '.join(found[:3])}.")
     made_of.unlink(missing_ok=True)
     former = place / "former"
     shutil.rmtree(former, ignore_errors=True)
@@ -229,38 +213,6 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
     shutil.rmtree(former, ignore_errors=True)
     shutil.rmtree(fresh)
     return first
-
-
-def remote(html: Path) -> list[str]:
-    """What pages and style sheets under `html` load from the network, as `file: address`."""
-    found = []
-    for path in sorted(html.rglob("*.html")):
-        page = _Loads()
-        page.feed(path.read_text(encoding="utf-8"))
-        found += [f"{path.name}: {address}" for address in page.remote]
-    for path in sorted(html.rglob("*.css")):
-        text = path.read_text(encoding="utf-8")
-        addresses = _CSS_REMOTE.findall(text)
-        found += [f"{path.name}: {address}" for address in addresses]
-    return found
-
-
-class _Loads(HTMLParser):
-    """Collects the remote addresses that a page loads by itself; links to follow are fine."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.remote: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        address = attributes.get(_LOADED.get(tag, "")) or ""
-        if attributes.get("rel") != "canonical" and address.startswith(("http:", "https:", "//")):
-            self.remote.append(address)
-
-    def handle_data(self, data: str) -> None:
-        if self.lasttag == "script":
-            self.remote += _SCRIPT_REMOTE.findall(data)
 
 
 def _tools() -> dict[str, str]:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from remote import remote
 from test_decomposition import ROUTED
 from test_plots import texts
 
@@ -19,7 +20,6 @@ from abplib.core.stats import Interval
 from abplib.plots import decomposition as plots
 from abplib.plots import explorer, information_flow
 from abplib.plots.decomposition import CLASS_COLOURS
-from abplib.publish.pages import remote
 from abplib.samples.base import Sample
 from abplib.samples.words import CLASSES
 from abplib.sections import decomposition, pointing, routing

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import toybook
+from remote import remote
 
 from abplib.core.errors import AbpError
 from abplib.profiles import CHAPTERS
@@ -167,8 +168,12 @@ def test_pages_that_load_from_the_network_are_found(tmp_path: Path) -> None:
     (tmp_path / "b.css").write_text(
         '@import "https://bad.org/5.css"; a {b: url(//bad.org/6.png)} c {d: url("here.png")}'
     )
-    found = [line.split(": ")[1] for line in pages.remote(tmp_path)]
+    found = [line.split(": ")[1] for line in remote(tmp_path)]
     assert [address.split("bad.org/")[1][0] for address in found] == list("123456")
+
+
+def test_the_book_loads_nothing_from_the_network(built: Path) -> None:
+    assert remote(built / "book" / "_build" / "html") == []
 
 
 def test_two_figures_in_one_cell_are_refused() -> None:
