@@ -233,8 +233,7 @@ class _Run:
 
         def prepare(rows: np.ndarray) -> tuple[list[Sample], Prepared]:
             some = [samples[int(row)] for row in rows]
-            images, instructions = [s.image for s in some], [s.instruction for s in some]
-            return some, self.encoder.prepare(images, instructions)
+            return some, self.encoder.read(some)
 
         def encode(part: tuple[list[Sample], Prepared]) -> tuple[list[Sample], Encoding]:
             layers, final = self.bank.layers, self.bank.final

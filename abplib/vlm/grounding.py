@@ -55,7 +55,7 @@ class Grounder:
         image_area: int,
         adapter: Adapter | None = None,
     ) -> None:
-        """Raises AbpError for a family whose way of writing boxes is not known."""
+        """Raises AbpError for no chat template, and a family whose way of boxes is not known."""
         self.model = model
         self.processor = processor
         self.image_area = image_area
@@ -65,6 +65,12 @@ class Grounder:
             raise AbpError(
                 f"How VLMs of type {model.config.model_type!r} write boxes is not known; take a "
                 "Qwen-VL for boxes, or the samples' exact ones (labels: exact in the profile)."
+            )
+
+        if processor.chat_template is None:
+            raise AbpError(
+                "The VLM comes without a chat template, so it cannot be asked; add the model's own "
+                "chat_template.jinja to its folder."
             )
 
     @classmethod

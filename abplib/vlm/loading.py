@@ -208,6 +208,8 @@ def load_vlm(
         raise AbpError(f"{vlm} comes without a processor of images; fetch or make it again.")
     if len(processor.tokenizer) <= model.config.image_token_id:
         raise AbpError(f"{vlm} comes without its own tokenizer; fetch or make the model again.")
+    if processor.tokenizer.pad_token_id is None:
+        raise AbpError(f"The tokenizer of {vlm} has no padding token; give it the model's own.")
     return model.eval().requires_grad_(False), processor
 
 
@@ -220,7 +222,8 @@ def fingerprint(vlm: str | Path, revision: str | None = None) -> str:
     if not Path(vlm).is_dir():
         digest.update(f"{vlm}@{hub.commit(str(vlm), revision)}".encode())
         return digest.hexdigest()
-    for path in sorted({path for pattern in _HASHED for path in Path(vlm).glob(pattern)}):
+    paths = {path for pattern in _HASHED for path in Path(vlm).glob(pattern) if path.is_file()}
+    for path in sorted(paths):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -310,6 +311,14 @@ def inflict(folder: Path, damage: str) -> None:
     elif damage == "no tokenizer":
         for path in folder.glob("tokenizer*"):
             path.unlink()
+    elif damage == "no padding token":
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
+    elif damage == "dangling weights":
+        weights.unlink()
+        weights.symlink_to(folder / "blobs" / "gone")
+    elif damage == "pointer in place of weights":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     elif damage == "no processor":
         for path in folder.glob("*processor_config.json"):
             path.unlink()
@@ -327,6 +336,9 @@ def inflict(folder: Path, damage: str) -> None:
         "garbage config",
         "no tokenizer",
         "no processor",
+        "no padding token",
+        "dangling weights",
+        "pointer in place of weights",
     ],
 )
 def test_a_damaged_model_is_refused(smoke_folder: Path, tmp_path: Path, damage: str) -> None:

@@ -149,6 +149,14 @@ def test_a_bad_sample_does_not_stop_the_others(
             encoder.read([samples[0], samples[row], samples[4]])
 
 
+def test_a_model_without_a_chat_template_cannot_be_asked(encoder: ConditionEncoder) -> None:
+    """Field case 28."""
+    processor = copy.copy(encoder.processor)
+    processor.chat_template = None
+    with pytest.raises(AbpError, match="without a chat template, so it cannot be asked"):
+        Grounder(encoder.model, processor, SMOKE_AREA)
+
+
 def test_bad_images_are_refused(grounder: Grounder) -> None:
     with pytest.raises(AbpError, match="There is no image at absent"):
         grounder.locate([Path("absent.png")], ["remove it"])
