@@ -2,28 +2,125 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+import json
+import math
+import string
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
-from abplib.core.stats import Interval
 from abplib.plots.decomposition import CLASS_COLOURS
 from abplib.plots.pictures import outline
-from abplib.plots.style import ACCENT, INK, QUIET, RULE, TARGET, WIDTH, canvas, plain, styled
-from abplib.sections.pointing import SCORES, SOURCES, Example
+from abplib.plots.style import INK, TARGET, WIDTH, canvas, plain, styled
+from abplib.sections.information_flow import MappedSample
 
 _HEAT = "inferno"
+_VEIL = 0.68
+"""How opaque a map lies over the picture."""
+_SIDE = 336
+"""Pixels of the longer side of the explorer's picture."""
+
+
+_PAGE = string.Template("""\
+<div class="abp-maps" id="$id">
+<style>
+.abp-maps { max-width: ${width}px; margin: 1rem 0; font-size: 0.95rem; }
+.abp-maps .stage { position: relative; line-height: 0; }
+.abp-maps .stage > * { width: 100%; height: auto; }
+.abp-maps [hidden] { display: none; }
+.abp-maps label { display: flex; gap: 0.6rem; align-items: center; margin: 0.5rem 0; }
+.abp-maps input { flex: 1; min-width: 0; min-height: 2rem; }
+.abp-maps .words { display: flex; flex-wrap: wrap; gap: 0.3rem; }
+.abp-maps button { font: inherit; padding: 0.25rem 0.55rem; min-height: 2.2rem; cursor: pointer;
+  color: inherit; background: none; border: 1px solid #8a94a0; border-radius: 0.3rem; }
+.abp-maps button[aria-pressed=true] { background: #2f5d8c; border-color: #2f5d8c; color: #fff; }
+.abp-maps p { margin: 0.5rem 0; }
+.abp-maps small { overflow-wrap: anywhere; }
+</style>
+<p>$instruction</p>
+<div class="stage"><img alt="$alt" src="$static" width="$width" height="$height"><canvas
+ width="$width" height="$height" role="img" aria-label="Attention map over the source" hidden
+></canvas></div>
+<div class="controls" hidden>
+<label>layer <input type="range" min="0" max="$last" step="1" value="$start">
+<output></output></label>
+<div class="words" role="group" aria-label="token"></div>
+<label><input type="checkbox" style="flex: none">relative map</label>
+</div>
+<p><small>$made</small></p>
+<script>
+(function () {
+  const root = document.getElementById("$id"), data = $data;
+  const find = (selector) => root.querySelector(selector);
+  const still = find("img"), canvas = find("canvas"), pen = canvas.getContext("2d");
+  const slider = find("input[type=range]"), relative = find("input[type=checkbox]");
+  const output = find("output"), words = find(".words"), picture = new Image();
+  const bytes = {};
+  for (const kind of ["raw", "relative"])
+    bytes[kind] = Uint8Array.from(atob(data[kind]), (letter) => letter.charCodeAt(0));
+  const size = data.rows * data.columns, grid = document.createElement("canvas");
+  grid.width = data.columns;
+  grid.height = data.rows;
+  let token = data.token;
+  function draw() {
+    const layer = +slider.value, cells = bytes[relative.checked ? "relative" : "raw"];
+    const first = (layer * data.words.length + token) * size;
+    const pixels = new ImageData(data.columns, data.rows);
+    for (let cell = 0; cell < size; cell++) {
+      pixels.data.set(data.colours[cells[first + cell]], 4 * cell);
+      pixels.data[4 * cell + 3] = 255;
+    }
+    grid.getContext("2d").putImageData(pixels, 0, 0);
+    pen.globalAlpha = 1;
+    pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    pen.globalAlpha = $veil;
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(grid, 0, 0, canvas.width, canvas.height);
+    pen.globalAlpha = 1;
+    const box = data.box.map((side, i) => side * (i % 2 ? canvas.height : canvas.width));
+    for (const [colour, width] of [["#fff", 5], ["#15a34a", 2.5]]) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = width;
+      pen.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
+    }
+    output.textContent = data.layers[layer] + (data.layers[layer] === data.best ? " (l*)" : "");
+    [...words.children].forEach((word, i) => word.setAttribute("aria-pressed", i === token));
+  }
+  data.words.forEach((word, i) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = word;
+    button.addEventListener("click", () => { token = i; draw(); });
+    words.appendChild(button);
+  });
+  slider.addEventListener("input", draw);
+  relative.addEventListener("change", draw);
+  picture.addEventListener("load", () => {
+    draw();
+    still.hidden = true;
+    canvas.hidden = find(".controls").hidden = false;
+  });
+  picture.src = data.picture;
+})();
+</script>
+</div>""")
+"""The explorer."""
 
 
 @styled
-def maps(examples: Sequence[Example]) -> Figure:
+def maps(examples: Sequence[MappedSample]) -> Figure:
     """Figure 7a: each sample's source, and the raw and relative map of its dominant tokens."""
     side = WIDTH / 3
     texts = [textwrap.wrap(example.sample.instruction, 26) for example in examples]
@@ -53,7 +150,7 @@ def overlay(axes: Axes, image: Image.Image, values: Tensor | None) -> None:
     else:
         axes.imshow(image.convert("L"), cmap="gray", vmin=-80, vmax=335, interpolation="lanczos")
         axes.imshow(
-            values.numpy(), cmap=_HEAT, alpha=0.68, interpolation="bilinear",
+            values.numpy(), cmap=_HEAT, alpha=_VEIL, interpolation="bilinear",
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         )  # fmt: skip
     axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
@@ -62,7 +159,7 @@ def overlay(axes: Axes, image: Image.Image, values: Tensor | None) -> None:
 
 
 @styled
-def token_bars(examples: Sequence[Example]) -> Figure:
+def token_bars(examples: Sequence[MappedSample]) -> Figure:
     """Figure 7b: each sample's attention in l* over the words of its instruction, top to bottom."""
     longest = max(len(example.tokens) for example in examples)
     figure = canvas(1.0 + 0.19 * longest)
@@ -72,7 +169,7 @@ def token_bars(examples: Sequence[Example]) -> Figure:
         colours = [CLASS_COLOURS[name] for name in example.tokens["word_class"]]
         axes.barh(places, example.tokens["share"], 0.74, color=colours)
         axes.set_yticks(places, example.words, fontsize=9)
-        axes.set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(longest - 0.4, -0.6))
+        axes.set(xlim=(0, 1), ylim=(longest - 0.4, -0.6))
         axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
         axes.set_xlabel("part of attention", fontsize=9)
         axes.set_title(f"$l^*$ = {example.best}", fontsize=9.5, parse_math=True)
@@ -87,56 +184,98 @@ def token_bars(examples: Sequence[Example]) -> Figure:
 
 
 @styled
-def scores(found: Mapping[tuple[str, str], Interval]) -> Figure:
-    """How well each source's maps point, from `pointing.means`: a panel a score."""
-    shown = ("hit", "energy", "auroc")
-    figure = canvas(0.85 + 0.27 * len(SOURCES))
-    grid = figure.subplots(1, len(shown), sharey=True)
-    places = np.arange(len(SOURCES))
-    for axes, score in zip(grid, shown, strict=True):
-        for place, source in zip(places, SOURCES, strict=True):
-            value, low, high, _ = found[source, score]
-            colour = TARGET if source == "dominant" else ACCENT
-            axes.hlines(place, low, high, color=colour, linewidth=2.4, alpha=0.45)
-            axes.plot(value, place, "o", color=colour, markersize=5.5, clip_on=False)
-        axes.axvline(found["chance", score].value, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set(xlim=(-0.02, 1.02), ylim=(len(SOURCES) - 0.5, -0.5))
-        axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
-        axes.set_title(SCORES[score][1], fontsize=9.5)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-    grid[0].set_yticks(places, [SOURCES[source] for source in SOURCES], fontsize=9)
-    return figure
-
-
-@styled
 def layers_and_tokens(grid: pd.DataFrame, chosen: pd.Series, label: str) -> Figure:
     """Mean score of every layer's maps by the token's rank with the proxy, as a heat map.
 
     Args:
-        grid: `pointing.token_grid`.
+        grid: of `sections.information_flow.token_grid`.
         chosen: in what part of the samples each layer is l*, by layer.
         label: of the colours.
     """
-    rows, columns = grid.shape
-    figure = canvas(1.1 + 0.28 * rows)
+    figure = canvas(1.1 + 0.28 * len(grid))
     axes = figure.subplots()
-    values = grid.to_numpy()
-    reach = max(0.05, float(np.abs(values - 0.5).max()))
-    shown = axes.imshow(values, cmap="RdBu_r", vmin=0.5 - reach, vmax=0.5 + reach, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        colour = "white" if abs(value - 0.5) > 0.7 * reach else INK
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    labels = [
-        f"{layer}  ({chosen[layer]:.0%})" if layer in chosen.index else str(layer)
-        for layer in grid.index
-    ]
-    axes.set_yticks(range(rows), labels)
-    axes.set_xticks(range(columns), grid.columns)
+    reach = max(0.05, float(np.abs(grid.to_numpy() - 0.5).max()))
+    named = grid.rename(
+        index=lambda layer: f"{layer}  ({chosen[layer]:.0%})" if layer in chosen else str(layer)
+    )
+    sns.heatmap(
+        named, ax=axes, cmap="RdBu_r", vmin=0.5 - reach, vmax=0.5 + reach, annot=True, fmt=".2f",
+        annot_kws={"fontsize": 8}, yticklabels=True,
+        cbar_kws={"label": label, "fraction": 0.04, "pad": 0.02},
+    )  # fmt: skip
     axes.set(xlabel="rank of the token with the proxy", ylabel="VLM layer")
-    axes.axvline(columns - 1.5, color="white", linewidth=3)
+    axes.axvline(grid.shape[1] - 1, color="white", linewidth=3)
+    axes.tick_params(axis="y", labelrotation=0)
     plain(axes)
-    figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02, label=label)
-    axes.spines[:].set_color(RULE)
     return figure
+
+
+def explorer(example: MappedSample, name: str, made: str) -> str:
+    """HTML of its own to leaf through the maps of all layers and tokens of one sample, offline.
+
+    The maps are in the page itself, eight bits a cell. Without scripts, what stays is a picture of
+    the dominant token's map at l*.
+
+    Args:
+        example: the sample.
+        name: of the element, unique in its page.
+        made: what made it, in words.
+    """
+    image = example.sample.image
+    scale = _SIDE / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    grey = image.convert("L").resize(size, Image.Resampling.LANCZOS).point(_lighter)
+    palette = (matplotlib.colormaps[_HEAT](np.arange(256))[:, :3] * 255).round().astype(int)
+    template = len(example.maps.tokens) - example.maps.n_prompt
+    words = example.words + [f"template {place + 1}" for place in range(template)]
+    cells = {kind: _bytes(getattr(example.maps, kind).numpy()) for kind in ("raw", "relative")}
+    token = example.dominant[0]
+    layer = example.layers.index(example.best)
+    rows, columns = example.maps.raw.shape[-2:]
+    first = np.frombuffer(cells["raw"], np.uint8).reshape(len(example.layers), -1, rows, columns)
+    still = Image.fromarray(palette[first[layer, token]].astype(np.uint8))
+    still = Image.blend(grey.convert("RGB"), still.resize(size, Image.Resampling.BICUBIC), _VEIL)
+    data = {
+        "layers": list(example.layers),
+        "best": example.best,
+        "words": words,
+        "token": token,
+        "rows": rows,
+        "columns": columns,
+        "box": [round(float(side), 5) for side in example.sample.box],
+        "colours": palette.tolist(),
+        "picture": _url(grey.convert("RGB")),
+        **{kind: base64.b64encode(told).decode() for kind, told in cells.items()},
+    }
+    alt = f"Attention of “{example.words[token]}” in layer {example.best}, over the source"
+    return _PAGE.substitute(
+        id=html.escape(name),
+        width=size[0],
+        height=size[1],
+        instruction=html.escape(example.sample.instruction),
+        alt=html.escape(alt),
+        static=_url(still),
+        last=len(example.layers) - 1,
+        start=layer,
+        veil=_VEIL,
+        made=html.escape(made),
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    )
+
+
+def _lighter(value: float) -> float:
+    """A grey on which a map can be read: less contrast."""
+    return math.floor(49 + value * 0.61)
+
+
+def _bytes(maps: np.ndarray) -> bytes:
+    """Maps [..., rows, columns], each from its least value (0) to its largest (255)."""
+    low, high = (edge(maps, axis=(-2, -1), keepdims=True) for edge in (np.min, np.max))
+    spread = np.where(high > low, high - low, 1)
+    return ((maps - low) / spread * 255).round().astype(np.uint8).tobytes()
+
+
+def _url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

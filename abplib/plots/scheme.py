@@ -9,11 +9,11 @@ from matplotlib.patches import FancyBboxPatch
 from abplib.plots.style import GROUPS, INK, QUIET, TARGET, WIDTH, canvas, styled
 from abplib.proxies.settings import ProxyConfig, SweepSettings
 
-_STATES = ("#e8eef6", GROUPS["outer"][0])
-_QUERIES = ("#e6f3ea", GROUPS["middle_prompt"][0])
+_STATES = ("#e8eef6", GROUPS["outer"])
+_QUERIES = ("#e6f3ea", GROUPS["middle_prompt"])
 _PLAIN = ("#ffffff", QUIET)
 _FROZEN = ("#f1f3f5", QUIET)
-_LOSS = ("#fbeceb", GROUPS["final"][0])
+_LOSS = ("#fbeceb", GROUPS["final"])
 
 
 @styled

@@ -34,12 +34,12 @@ ANSWER = "#e0147b"
 """The VLM's box."""
 
 GROUPS = {
-    "final": ("#c8322b", "final states"),
-    "outer": ("#3f72b0", "early and late layers"),
-    "middle": ("#d99a00", "middle layers"),
-    "middle_prompt": ("#2b8a4b", "prompt tokens of the middle layers"),
+    "final": "#c8322b",
+    "outer": "#3f72b0",
+    "middle": "#d99a00",
+    "middle_prompt": "#2b8a4b",
 }
-"""Figure 4's colour groups: colour and how a key calls them."""
+"""Colours of Figure 4's groups."""
 
 _FONT = "DejaVu Sans"
 _MISSING = "□"

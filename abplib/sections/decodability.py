@@ -1,49 +1,54 @@
-"""Where a VLM's states hold the place of an edit: the sweep's errors, and verdicts on claims.
+"""Where a VLM's states hold the place of an edit: the errors of the sweep's proxies.
 
-Chapter 2, sections 4.2 and 4.3.
+Chapter 2, sections 4.2 and 4.3, Figure 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
-from abplib import paper as reported
 from abplib.core import boxes
 from abplib.core.stats import Interval, bootstrap_mean
+from abplib.paper import numbers
 from abplib.profiles import Profile
 from abplib.proxies.baselines import TEXT_ONLY
 from abplib.proxies.configurations import Configuration
 from abplib.proxies.labels import Labels
 from abplib.proxies.settings import SweepSettings
 from abplib.samples.base import SampleSet
+from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED, ClaimCheck, against
 from abplib.vlm.encoder import ConditionEncoder
 
-HOLDS, REVERSED, UNDECIDED = "holds", "does not hold", "undecided"
+GROUPS: Mapping[str, str] = {
+    "final": "final states",
+    "outer": "early and late layers",
+    "middle": "middle layers",
+    "middle_prompt": "prompt tokens of the middle layers",
+}
+"""Figure 4's groups of configurations, and how figures call them."""
+
+UNREAD = "no states read"
+"""How figures call the group of the baselines."""
 
 
-def name_of(configuration: str) -> str:
+def label_of(configuration: str) -> str:
     """How figures and tables call a configuration or a baseline of the sweep."""
+    words = {"centre_prior": "centre prior", TEXT_ONLY: "spatial term alone"}
     if configuration.startswith("layer_"):
         return f"layer {configuration.removeprefix('layer_')}"
-    words = {"centre_prior": "centre prior", TEXT_ONLY: "spatial term alone"}
     return words.get(configuration, configuration.replace("_", " "))
 
 
 def groups_of(chosen: Sequence[Configuration], middle: Sequence[int]) -> dict[str, str]:
-    """Each configuration's colour group of Figure 4: outer, middle, final or middle_prompt."""
-    groups = {}
-    for configuration in chosen:
-        name = configuration.name
-        if name in ("final", "middle_prompt"):
-            groups[name] = name
-        else:
-            groups[name] = "middle" if configuration.layers[0] in middle else "outer"
-    return groups
+    """Each configuration's key in `GROUPS`."""
+    return {
+        c.name: c.name if c.name in GROUPS else "middle" if c.layers[0] in middle else "outer"
+        for c in chosen
+    }
 
 
 def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> pd.DataFrame:
@@ -54,22 +59,41 @@ def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> p
     checked = usable.head(n)
     said = torch.tensor(checked[["x1", "y1", "x2", "y2"]].to_numpy(np.float32))
     exact = torch.tensor([samples[int(index)].box for index in checked["index"]])
-    found = {"iou": boxes.iou(said, exact), "center_error": boxes.center_distance(said, exact)}
-    return pd.DataFrame({name: column.numpy() for name, column in found.items()}).dropna()
+    scores = {"iou": boxes.iou(said, exact), "center_error": boxes.center_distance(said, exact)}
+    return pd.DataFrame({name: column.numpy() for name, column in scores.items()}).dropna()
 
 
-def final_errors(samples: pd.DataFrame, seed: int) -> pd.DataFrame:
+def final_errors(samples: pd.DataFrame, groups: Mapping[str, str], seed: int) -> pd.DataFrame:
     """Mean centre error of each configuration and baseline, with its bootstrap interval.
 
-    `samples` has the columns of `Sweep.samples`. Indexed by configuration, in its order: value,
-    low, high, n, iou and acc50 (means).
+    Indexed by configuration, in the order of `samples`, whose columns are those of `Sweep.samples`:
+    label, group (as figures call them), value, low, high, n, unit, iou and acc50 (means).
     """
     rows = {}
-    for name, group in samples.groupby("configuration", sort=False):
-        error = bootstrap_mean(group["center_error"].to_numpy(), seed=seed)
-        means = {score: float(group[score].mean()) for score in ("iou", "acc50")}
-        rows[str(name)] = {**error._asdict(), **means}
+    for name, part in samples.groupby("configuration", sort=False):
+        key = str(name)
+        error = bootstrap_mean(part["center_error"].to_numpy(), seed=seed)
+        group = GROUPS[groups[key]] if key in groups else UNREAD
+        rows[key] = {"label": label_of(key), "group": group, **error._asdict()}
+        rows[key] |= {
+            "unit": "image sides",
+            "iou": part["iou"].mean(),
+            "acc50": part["acc50"].mean(),
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("configuration")
+
+
+def curve_rows(curves: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
+    """`Sweep.curves` with label and group as figures call them, in the order of `groups`."""
+    place = {name: i for i, name in enumerate(groups)}
+    rows = curves[curves["configuration"].isin(place)]
+    rows = rows.sort_values("step").sort_values(
+        "configuration", key=lambda c: c.map(place), kind="stable"
+    )
+    return rows.assign(
+        label=rows["configuration"].map(label_of),
+        group=rows["configuration"].map(groups).map(GROUPS),
+    )
 
 
 def difference(
@@ -94,31 +118,9 @@ def batches_to(curves: pd.DataFrame, error: float) -> dict[str, float]:
     return {str(name): float(reached.get(name, np.inf)) for name in names}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A claim of the paper beside what this run says of it."""
-
-    key: str
-    claim: str
-    where: str
-    """In the paper."""
-    measured: str
-    verdict: str
-    """`HOLDS`, `REVERSED` or `UNDECIDED`."""
-    found: Interval | None = None
-    """The paired difference that it was decided by; None where curves decided."""
-
-
-def verdict_of(difference: Interval) -> str:
-    """Of the claim that a difference is below zero; undecided where its interval holds zero."""
-    if difference.high < 0:
-        return HOLDS
-    return REVERSED if difference.low > 0 else UNDECIDED
-
-
-def verdicts(
+def check_claims(
     samples: pd.DataFrame, curves: pd.DataFrame, groups: Mapping[str, str], seed: int
-) -> list[Verdict]:
+) -> list[ClaimCheck]:
     """What of sections 4.1 and 4.3 holds on this model, by paired intervals and by curves.
 
     `samples` is `Sweep.samples` with the rows of `by_term`, against which the last one checks the
@@ -131,52 +133,38 @@ def verdicts(
     middle = [name for name, group in groups.items() if group == "middle"]
     outer = [name for name, group in groups.items() if group == "outer"]
 
-    def lower(key: str, claim: str, where: str, left: list[str], right: list[str]) -> Verdict:
-        found = difference(samples, left, right, seed)
-        measured = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        return Verdict(key, claim, where, measured, verdict_of(found), found)
+    def lower(key: str, claim: str, where: str, left: list[str], right: list[str]) -> ClaimCheck:
+        rival = label_of(right[0]) if len(right) == 1 else GROUPS["outer"]
+        apart = {rival: difference(samples, left, right, seed)}
+        return against(key, claim, where, apart, above=False)
 
     goal = float(curves[curves["configuration"] == "final"]["center_error"].iloc[-1])
     steps = batches_to(curves, goal)
     typical = float(np.quantile([steps[name] for name in middle], 0.5, method="higher"))
     rivals = min(step for name, step in steps.items() if name != "middle_prompt")
     return [
-        lower(
-            "one_pass", "The place is in a single pass: middle layers beat the centre prior",
-            "4.1, 4.3", middle, ["centre_prior"],
-        ),
-        lower(
-            "middle_final", "Middle layers end lower than the final states",
-            "4.3", middle, ["final"],
-        ),
-        lower(
-            "middle_outer", "Middle layers end lower than early and late ones",
-            "Figure 4", middle, outer,
-        ),
-        _sooner(
-            "middle_faster", "Middle layers converge faster than the final states",
-            typical, steps["final"],
-        ),
-        _sooner(
-            "prompt_fastest", "Prompt tokens of the middle layers converge fastest of all",
-            steps["middle_prompt"], rivals,
-        ),
-        lower(
-            "prompt_final", "Prompt tokens of the middle layers end lower than the final states",
-            "Figure 4", ["middle_prompt"], ["final"],
-        ),
-        lower(
-            "prompt_text_only",
-            "Prompt tokens of the middle layers end lower than the spatial term alone",
-            "a check", ["middle_prompt"], [TEXT_ONLY],
-        ),
+        lower("one_pass", "The place is in a single pass: middle layers beat the centre prior",
+              "4.1, 4.3", middle, ["centre_prior"]),
+        lower("middle_final", "Middle layers end lower than the final states", "4.3", middle,
+              ["final"]),
+        lower("middle_outer", "Middle layers end lower than early and late ones", "Figure 4",
+              middle, outer),
+        _sooner("middle_faster", "Middle layers converge faster than the final states", typical,
+                steps["final"]),
+        _sooner("prompt_fastest", "Prompt tokens of the middle layers converge fastest of all",
+                steps["middle_prompt"], rivals),
+        lower("prompt_final", "Prompt tokens of the middle layers end lower than the final states",
+              "Figure 4", ["middle_prompt"], ["final"]),
+        lower("prompt_text_only",
+              "Prompt tokens of the middle layers end lower than the spatial term alone",
+              "a check", ["middle_prompt"], [TEXT_ONLY]),
     ]  # fmt: skip
 
 
-def _sooner(key: str, claim: str, step: float, other: float) -> Verdict:
+def _sooner(key: str, claim: str, step: float, other: float) -> ClaimCheck:
     decided = HOLDS if step < other else REVERSED if step > other else UNDECIDED
     words = [f"{s:.0f}" if np.isfinite(s) else "never" for s in (step, other)]
-    return Verdict(key, claim, "Figure 4", f"batch {words[0]} against {words[1]}", decided)
+    return ClaimCheck(key, claim, "Figure 4", f"batch {words[0]} against {words[1]}", decided)
 
 
 def setting_rows(
@@ -212,7 +200,7 @@ def setting_rows(
         "eval_every": ("batches between two evaluations", settings.eval_every),
         "n_curve_eval": ("samples behind a point of a curve", settings.n_curve_eval),
     }
-    known = reported.numbers()
+    known = numbers()
     paper = [known.get(name, np.nan) for name in taken]
     frame = pd.DataFrame(taken.values(), columns=["setting", "this run"])
     frame.insert(1, "paper", np.array(paper, dtype=float))
@@ -234,7 +222,7 @@ def label_table(labels: Labels) -> pd.DataFrame:
         "refused": "could not be asked",
     }
     counts = {"usable": len(labels.usable)}
-    counts |= {words[reason]: n for reason, n in labels.unusable.items()}
+    counts |= {words.get(reason, reason): n for reason, n in labels.unusable.items()}
     frame = pd.DataFrame({"samples": counts}).rename_axis("answer")
     return frame.assign(part=frame["samples"] / len(labels.frame))
 
@@ -242,14 +230,6 @@ def label_table(labels: Labels) -> pd.DataFrame:
 def configuration_table(errors: pd.DataFrame) -> pd.DataFrame:
     """`final_errors` as a page shows it, the lowest error first."""
     words = {"value": "centre error", "iou": "mean IoU", "acc50": "IoU ≥ 0.5"}
-    table = errors.rename(index=name_of, columns=words).sort_values("centre error", kind="stable")
+    table = errors.set_index("label").rename(columns=words).rename_axis("configuration")
+    table = table.sort_values("centre error", kind="stable")
     return table[["centre error", "low", "high", "mean IoU", "IoU ≥ 0.5"]]
-
-
-def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Claim, verdict, what was measured, where the paper makes the claim."""
-    rows = [
-        {"claim": v.claim, "verdict": v.verdict, "this run": v.measured, "paper": v.where}
-        for v in verdicts
-    ]
-    return pd.DataFrame(rows).set_index("claim")

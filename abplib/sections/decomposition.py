@@ -1,187 +1,390 @@
-"""What a trained proxy looks at: layer masses, decisive heads, l*, dominant tokens (section 4.4).
+"""The proxy's attention taken apart: masses, decisive heads, l*, dominant tokens.
 
-a_{h,q}^{(l,i)} is the weight that query q of head h = (m, j), the j-th of block m, gives to token i
-of VLM layer l; a query's weights sum to one over (l, i) together. Every step of Figure 5 is a
-function of these weights, so they are read once and kept; what depends on the threshold T is
-computed from them.
+Chapter 3, section 4.4, Figures 5, 6 and 7b. Attention is a labelled array with the axes sample,
+head, query, layer and token: a_{h,q}^{(l,i)} is what query q of head h gives to token i of VLM
+layer l, and a query's weights sum to one over (l, i) together. H are the heads that count as
+decisive, l* is one layer a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import xarray as xr
+from xarray import DataArray
 
-from abplib.core.errors import AbpError
+from abplib.core.stats import Interval, bootstrap_mean, wilson
+from abplib.paper import reported
 from abplib.proxies.attention import ProxyAttention
-from abplib.samples.words import ENGLISH, classify, join
+from abplib.samples.base import SampleSet
+from abplib.samples.words import CLASSES, ENGLISH, NOUN, SPATIAL, classify, join
+from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED, ClaimCheck, decide
+
+_AXES = ("sample", "head", "query", "layer", "token")
+_BAND = (0.1, 0.9)
+_SHUFFLES = 999
 
 
-def drops(masses: np.ndarray) -> np.ndarray:
-    """r_1 - r_2, the largest layer mass less the second: [n, H, N, L] -> [n, H, N].
+def labelled(attention: ProxyAttention) -> DataArray:
+    """a[sample, head, query, layer, token]; heads are named block.head, both from zero.
 
-    Where there is one layer only, the second is zero.
+    Along `token` stand the tokens that the proxy read, zero beyond a sample's own.
     """
-    ranked = np.sort(masses, axis=-1)[..., ::-1]
-    return ranked[..., 0] - (ranked[..., 1] if ranked.shape[-1] > 1 else 0)
+    heads = [f"{h // attention.n_heads}.{h % attention.n_heads}"
+             for h in range(attention.weights.shape[1])]  # fmt: skip
+    names = {"sample": attention.ids, "head": heads, "layer": list(attention.layers)}
+    return DataArray(attention.weights, dims=_AXES, coords=names)
 
 
-def preferred_layers(masses: np.ndarray) -> np.ndarray:
-    """l*_h = argmax over l of sum over q of A_{h,q}^{(l)}: [n, H, N, L] -> [n, H], along axis L.
+def rank(values: DataArray, along: str) -> DataArray:
+    """Values sorted along a dimension, which becomes `rank`: r_1 >= r_2 >= ... (from 1).
 
-    Of equal sums the earliest layer's.
+    There are at least two ranks: where `along` has one entry, r_2 is zero.
     """
-    return masses.sum(2).argmax(-1)
+
+    def ordered(values: np.ndarray) -> np.ndarray:
+        second = np.zeros_like(values) if values.shape[-1] == 1 else values[..., :0]
+        return np.sort(np.concatenate([values, second], -1), axis=-1)[..., ::-1]
+
+    r = xr.apply_ufunc(ordered, values, input_core_dims=[[along]], output_core_dims=[["rank"]])
+    return r.assign_coords(rank=1 + np.arange(r.sizes["rank"]))
 
 
-def head_table(attention: ProxyAttention) -> pd.DataFrame:
-    """One row a head, indexed by `h`: what Figure 6a says of it, and how fixed its choice is.
+def mode(l_h: DataArray, A: DataArray) -> DataArray:
+    """l* = mode of l*_h over the heads, [sample].
 
-    Columns: block, head (from 0); drop (mean of r_1 - r_2 over samples and queries), least_drop
-    (of the query whose mean is least), layer (what it prefers most often) and layer_part (in what
-    part of the samples).
+    Of layers with equally many votes, the one with the largest total mass.
+
+    Args:
+        l_h: the layer that each head prefers, [sample, head].
+        A: the same heads' masses, [sample, head, query, layer].
     """
-    masses = attention.masses
-    found = drops(masses)
-    preferred = preferred_layers(masses)
-    counts = np.stack([(preferred == l).mean(0) for l in range(masses.shape[-1])], axis=-1)
-    block, head = np.divmod(np.arange(found.shape[1]), attention.n_heads)
-    return pd.DataFrame(
-        {
-            "block": block,
-            "head": head,
-            "drop": found.mean((0, 2)),
-            "least_drop": found.mean(0).min(-1),
-            "layer": np.array(attention.layers)[counts.argmax(-1)],
-            "layer_part": counts.max(-1),
-        }
-    ).rename_axis("h")
-
-
-def ranked_masses(attention: ProxyAttention) -> pd.DataFrame:
-    """Figure 6a: mean over the samples of the sorted masses, one row for each head, query and rank.
-
-    Columns: h, query, rank (from 1), mass.
-    """
-    means = np.sort(attention.masses, axis=-1)[..., ::-1].mean(0)
-    return _long(means, "h", "query", "rank").rename(columns={"value": "mass"})
-
-
-def sensitivity(heads: pd.DataFrame, thresholds: Sequence[float]) -> pd.DataFrame:
-    """How many heads of `head_table` are decisive at each threshold: columns threshold, n_heads."""
-    counts = [int((heads["drop"] > threshold).sum()) for threshold in thresholds]
-    return pd.DataFrame({"threshold": list(thresholds), "n_heads": counts})
+    votes = (l_h == A.layer).sum("head")
+    leading = votes == votes.max("layer")
+    return A.sum(("head", "query")).where(leading, -1).idxmax("layer").astype(int)
 
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
     """Figure 5 at one threshold: which heads decide, and what they decide for each sample."""
 
-    attention: ProxyAttention
-    threshold: float
-    """T."""
-    decisive: np.ndarray
-    """Long [H']: the decisive heads, ascending."""
-    layers: pd.DataFrame
-    """One row a sample: sample_id, layer (l*), votes (decisive heads that prefer it), n_heads (H'),
-    tie (whether another layer had as many votes, so that the larger total mass decided)."""
-
-    @property
-    def token_weights(self) -> np.ndarray:
-        """a_{h,q}^{(l*,i)} of the decisive heads in each sample's own l*: [n, H', N, T]."""
-        places = [self.attention.layers.index(layer) for layer in self.layers["layer"]]
-        return self.attention.weights[np.arange(len(places)), :, :, places][:, self.decisive]
-
-    def ranked_tokens(self, n: int) -> pd.DataFrame:
-        """Figure 6b: mean over the samples of the `n` largest weights in l*, sorted.
-
-        Columns: h, query, rank (from 1), weight. Where all samples have fewer tokens, there are
-        fewer ranks.
-        """
-        means = np.sort(self.token_weights, axis=-1)[..., ::-1][..., :n].mean(0)
-        frame = _long(means, "h", "query", "rank").rename(columns={"value": "weight"})
-        return frame.assign(h=self.decisive[frame["h"]])
-
-    def token_shares(self, lexicon: Mapping[str, str] = ENGLISH) -> pd.DataFrame:
-        """Figure 7b: what part of the decisive heads' mass in l* each token gets.
-
-        The rows of `ProxyAttention.tokens` with the columns layer (l*); share, summed over heads
-        and queries, which sums to one in a sample; rank (from 1, the dominant token first; of equal
-        shares the earlier token); and for prompt tokens word and word_class (see
-        `abplib.samples.words`), empty elsewhere.
-        """
-        mass = self.token_weights.sum((1, 2))  # [n, T]
-        part = mass / mass.sum(-1, keepdims=True)
-        tokens = self.attention.tokens
-        sample = tokens["sample_id"].map({name: i for i, name in enumerate(self.attention.ids)})
-        frame = tokens.assign(share=part[sample, tokens["slot"]])
-        frame.insert(1, "layer", self.layers["layer"].to_numpy()[sample])
-        by_sample = frame.groupby("sample_id", sort=False)
-        frame["rank"] = by_sample["share"].rank(method="first", ascending=False).astype(int)
-        frame[["word", "word_class"]] = ""
-        prompt = frame[frame["span"] == "prompt"]
-        for _, rows in prompt.groupby("sample_id", sort=False):
-            words, word_of = join(rows["text"])
-            classes = classify(words, lexicon)
-            frame.loc[rows.index, "word"] = [words[w] for w in word_of]
-            frame.loc[rows.index, "word_class"] = [classes[w] for w in word_of]
-        return frame
+    a: DataArray
+    """As of `labelled`."""
+    heads: list[str]
+    """H, or the head that stands in for it."""
+    n_decisive: int
+    """How many heads are decisive; at zero, the one with the largest mean drop stands in."""
+    l_star: DataArray
+    """l*, [sample]."""
+    shares: pd.DataFrame
+    """`token_shares`."""
 
 
 def decompose(attention: ProxyAttention, threshold: float) -> Decomposition:
-    """Find the decisive heads and, for each sample, l* = mode of l*_h over them.
+    """The whole of Figure 5, as chapter 3 shows it step by step."""
+    a = labelled(attention)
+    A = a.sum("token")
+    r = rank(A, "layer")
+    mean_drop = (r[..., 0] - r[..., 1]).mean(("sample", "query"))
+    decisive = mean_drop > threshold
+    H = a["head"][decisive] if decisive.any() else a["head"][[int(mean_drop.argmax())]]
+    l_h = A.sel(head=H).sum("query").idxmax("layer")
+    l_star = mode(l_h, A.sel(head=H))
+    shares = token_shares(a.sel(head=H, layer=l_star), l_star, attention.tokens)
+    return Decomposition(a, H.values.tolist(), int(decisive.sum()), l_star, shares)
 
-    A head is decisive where the mean of r_1 - r_2 over samples and queries exceeds `threshold`. Of
-    layers with equally many votes, the one with the largest mass over all decisive heads and
-    queries is l*.
 
-    Raises:
-        AbpError: no head is decisive.
+def token_shares(
+    w: DataArray, l_star: DataArray, tokens: pd.DataFrame, lexicon: Mapping[str, str] = ENGLISH
+) -> pd.DataFrame:
+    """Figure 7b: what part of the heads' attention in l* each token gets.
+
+    The rows of `ProxyAttention.tokens` with the columns layer (l*); share, summed over heads and
+    queries, which sums to one in a sample; rank (from 1, the dominant token first; of equal shares
+    the earlier token); and for prompt tokens word and word_class, empty elsewhere.
+
+    Args:
+        w: a of the decisive heads in l*, [sample, head, query, token].
+        l_star: [sample].
+        tokens: `ProxyAttention.tokens`.
     """
-    masses = attention.masses
-    found = drops(masses).mean((0, 2))
-    decisive = np.flatnonzero(found > threshold)
-    if not len(decisive):
-        raise AbpError(
-            f"No head of the proxy is decisive at threshold {threshold:g}: its largest mean drop "
-            f"is {found.max():.3f}, so choose a threshold below that or train it longer."
-        )
-    masses = masses[:, decisive]
-    preferred = preferred_layers(masses)
-    votes = np.stack([(preferred == l).sum(1) for l in range(masses.shape[-1])], axis=-1)
-    most = votes.max(1)
-    leading = votes == most[:, None]
-    chosen = np.where(leading, masses.sum((1, 2)), -1).argmax(1)
-    layers = pd.DataFrame(
+    mass = w.sum(("head", "query"))
+    part = (mass / mass.sum("token")).transpose("sample", "token")
+    sample = tokens["sample_id"].map(part.get_index("sample").get_loc).to_numpy()
+    frame = tokens.assign(share=part.values[sample, tokens["slot"]])
+    frame.insert(1, "layer", l_star.values[sample])
+    by_sample = frame.groupby("sample_id", sort=False)
+    frame["rank"] = by_sample["share"].rank(method="first", ascending=False).astype(int)
+    frame[["word", "word_class"]] = ""
+    prompt = frame[frame["span"] == "prompt"]
+    for _, rows in prompt.groupby("sample_id", sort=False):
+        words, word_of = join(rows["text"])
+        classes = classify(words, lexicon)
+        frame.loc[rows.index, "word"] = [words[w] for w in word_of]
+        frame.loc[rows.index, "word_class"] = [classes[w] for w in word_of]
+    return frame
+
+
+class Example(NamedTuple):
+    """Figure 5 on one sample."""
+
+    masses: pd.DataFrame
+    """Mean over the queries of A_{h,q}^{(l)}, [head of H, layer]."""
+    head: str
+    """Of the heads that prefer l*, that of the largest mean drop."""
+    layer: int
+    """l*."""
+    weights: pd.DataFrame
+    """Of that head in l*, [query, token]."""
+
+
+def example(
+    a: DataArray, heads: list[str], l_star: DataArray, tokens: pd.DataFrame, index: int
+) -> Example:
+    """Figure 5 of sample `index`; tokens stand as the tokenizer cuts them."""
+    masses = a.sel(head=heads).sum("token")
+    r = rank(masses, "layer")
+    own = masses.isel(sample=index).mean("query").to_pandas()
+    layer = int(l_star[index])
+    steepness = (r[..., 0] - r[..., 1]).mean(("sample", "query")).to_series()
+    head = str(steepness[own.idxmax(axis=1) == layer].idxmax())
+    texts = tokens.loc[tokens["sample_id"] == a.sample.values[index], "text"].str.strip()
+    weights = a.isel(sample=index).sel(head=head, layer=layer)[:, : len(texts)]
+    return Example(own, head, layer, pd.DataFrame(weights.values, columns=texts.replace("", "␣")))
+
+
+def sorted_curves(r: DataArray, heads: list[str]) -> pd.DataFrame:
+    """Figure 6 in short: ranked attention of the decisive heads and of all others.
+
+    Columns: group, rank, mean, low and high (the middle 80 % of all samples, heads and queries). A
+    group without heads has no rows.
+    """
+    is_decisive = r["head"].isin(heads)
+    rows = []
+    for group, chosen in (("decisive heads", is_decisive), ("all other heads", ~is_decisive)):
+        if chosen.any():
+            part = r.sel(head=chosen).transpose(..., "rank").values.reshape(-1, r.sizes["rank"])
+            low, high = np.quantile(part, _BAND, axis=0)
+            curve = {"rank": r["rank"], "mean": part.mean(0), "low": low, "high": high}
+            rows.append(pd.DataFrame({"group": group, **curve}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def head_table(A: DataArray, heads: list[str]) -> pd.DataFrame:
+    """One row a head, the steepest first: what Figure 6a says of it, and how fixed its choice is.
+
+    Columns: decisive; mean drop (of r_1 - r_2 over samples and queries); least query (the same of
+    the query in which it is least); layer (what it prefers most often) and part of samples.
+    """
+    r = rank(A, "layer")
+    by_query = (r[..., 0] - r[..., 1]).mean("sample")
+    parts = (A.sum("query").idxmax("layer") == A.layer).mean("sample")
+    table = pd.DataFrame(
         {
-            "sample_id": attention.ids,
-            "layer": np.array(attention.layers)[chosen],
-            "votes": most,
-            "n_heads": len(decisive),
-            "tie": leading.sum(1) > 1,
-        }
+            "decisive": np.where(A["head"].isin(heads), "yes", "no"),
+            "mean drop": by_query.mean("query"),
+            "least query": by_query.min("query"),
+            "layer": parts.idxmax("layer").astype(int),
+            "part of samples": parts.max("layer"),
+        },
+        index=pd.Index(A["head"].values, name="block.head"),
     )
-    return Decomposition(attention, threshold, decisive, layers)
+    return table.sort_values("mean drop", ascending=False, kind="stable")
 
 
-def layer_counts(decomposition: Decomposition) -> pd.DataFrame:
-    """How often each layer is l*: indexed by layer, columns samples and part."""
-    found = decomposition.layers["layer"]
-    counts = found.value_counts().reindex(list(decomposition.attention.layers), fill_value=0)
-    return pd.DataFrame({"samples": counts, "part": counts / len(found)}).rename_axis("layer")
+def steepness(
+    drop: DataArray, w: DataArray, heads: list[str], threshold: float, seed: int
+) -> pd.DataFrame:
+    """How steeply the decisive heads' attention falls: means over samples with 95 % intervals.
+
+    Rows: mean_drop_layer (r_1 - r_2 over layers, Figure 6a), mean_drop_token (over the tokens of
+    l*, Figure 6b), strongest_head (the largest over layers of any head), least_query (the least of
+    any decisive head and query), samples_above (part of the samples whose drop over layers exceeds
+    T) and top_token (part of the attention in l* that each query's first token gets). The heads are
+    given; the intervals leave out how they were chosen.
+
+    Args:
+        drop: r_1 - r_2 over layers, [sample, head, query], all heads.
+        w: a of the decisive heads in l*, [sample, head, query, token].
+    """
+    drop, w = drop.sel(head=heads).astype(float), w.astype(float)
+    r = rank(w, "token")
+    each = drop.mean(("head", "query"))
+    strongest = drop.sel(head=drop.mean(("sample", "query")).idxmax())
+    queries = drop.stack(pair=("head", "query"))
+    least = queries.isel(pair=int(queries.mean("sample").argmin()))
+    inner = ("head", "query")
+    means = {
+        "mean_drop_layer": each,
+        "mean_drop_token": (r[..., 0] - r[..., 1]).mean(inner),
+        "strongest_head": strongest.mean("query"),
+        "least_query": least,
+        "top_token": w.max("token").sum(inner) / w.sum((*inner, "token")),
+    }
+    found = {name: bootstrap_mean(mean.values, seed=seed) for name, mean in means.items()}
+    found["samples_above"] = wilson(int((each > threshold).sum()), each.size)
+    units = dict.fromkeys(("top_token", "samples_above"), "fraction")
+    frame = pd.DataFrame([i._asdict() for i in found.values()], index=pd.Index(found, name="name"))
+    paper = {"mean_drop_layer": reported("mean_layer_drop")}
+    return frame.assign(
+        unit=[units.get(name, "attention mass") for name in found],
+        paper=[paper.get(name, np.nan) for name in found],
+    )
 
 
-def entropy(parts: Sequence[float] | np.ndarray | pd.Series) -> float:
+def kinds(samples: SampleSet, n: int) -> pd.Series:
+    """What kind of instruction each of the first `n` samples has, indexed by their ids.
+
+    Its spatial term, else its task, else "any".
+    """
+    shown = [samples[index] for index in range(n)]
+    told = [s.facts.get("spatial_term", s.facts.get("task", "any")) for s in shown]
+    return pd.Series([str(kind) for kind in told], index=[s.id for s in shown], name="kind")
+
+
+def layers_by_kind(l_star: DataArray, kinds: pd.Series, layers: DataArray) -> pd.DataFrame:
+    """How often each layer is l*, [kind, layer], all layers; the largest groups first."""
+    counts = pd.crosstab(kinds.loc[l_star.sample.values].array, l_star.values)
+    counts = counts.reindex(columns=layers.values, fill_value=0)
+    counts = counts.rename_axis(index="instruction", columns="layer")
+    return counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+
+
+def entropy(parts: np.ndarray) -> float:
     """Shannon entropy of a distribution in bits; log2 of its length where it is uniform."""
-    positive = np.asarray(parts, dtype=float)
-    positive = positive[positive > 0]
+    positive = parts[parts > 0]
     return float((positive * np.log2(1 / positive)).sum())
 
 
-def _long(values: np.ndarray, *names: str) -> pd.DataFrame:
-    """An array as rows: one column for each axis (its index; a rank from 1), and value."""
-    places = [axis.ravel() for axis in np.indices(values.shape)]
-    frame = pd.DataFrame(dict(zip(names, places, strict=True)))
-    return frame.assign(rank=frame["rank"] + 1, value=values.ravel())
+class Dependence(NamedTuple):
+    """Entropy of l* in bits: how far it varies, and how far the kind of instruction fixes it."""
+
+    overall: float
+    """Over all samples."""
+    within: float
+    """Within a kind, mean over the samples."""
+    shuffled: float
+    """The same with the kinds dealt to the samples at random, mean over the shuffles."""
+    p: float
+    """One-sided permutation p-value of `within` being no lower than `shuffled`."""
+
+
+def dependence(l_star: DataArray, kinds: pd.Series, seed: int) -> Dependence:
+    """Whether l* goes with the kind of the sample's instruction.
+
+    Small groups make `within` low by chance alone; the shuffled control has groups as small.
+    """
+    layer = np.unique(l_star.values, return_inverse=True)[1]
+    kind = np.unique(kinds.loc[l_star.sample.values], return_inverse=True)[1]
+
+    def within(dealt: np.ndarray) -> float:
+        counts = np.zeros((kind.max() + 1, layer.max() + 1))
+        np.add.at(counts, (dealt, layer), 1)
+        sizes = counts.sum(1)
+        return sum(n * entropy(row / n) for row, n in zip(counts, sizes, strict=True)) / len(layer)
+
+    observed = within(kind)
+    random = np.random.default_rng(seed)
+    control = np.array([within(random.permutation(kind)) for _ in range(_SHUFFLES)])
+    as_low = int((control <= observed + 1e-12).sum())
+    overall = entropy(np.bincount(layer) / len(layer))
+    return Dependence(overall, observed, float(control.mean()), (1 + as_low) / (1 + _SHUFFLES))
+
+
+def word_classes(shares: pd.DataFrame, n_tokens: int, seed: int) -> pd.DataFrame:
+    """Which words get the decisive heads' attention, indexed by `words.CLASSES`.
+
+    Columns: value, low, high and n (mean over samples of the class's part of the attention to
+    prompt tokens, with its interval), tokens (of the prompt tokens themselves, what even attention
+    would give) and dominant (of the `n_tokens` dominant tokens of each sample).
+    """
+    mass, tokens = class_parts(shares)
+    prompt = shares[shares["span"] == "prompt"]
+    order = prompt.groupby("sample_id")["share"].rank(method="first", ascending=False)
+    dominant = prompt.loc[order <= n_tokens, "word_class"].value_counts(normalize=True)
+    means = [bootstrap_mean(mass[name].to_numpy(), seed=seed)._asdict() for name in CLASSES]
+    frame = pd.DataFrame(means, index=pd.Index(CLASSES, name="word class"))
+    dominant = dominant.reindex(frame.index, fill_value=0.0)
+    return frame.assign(tokens=tokens.mean(), dominant=dominant)
+
+
+def class_parts(shares: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each sample's attention and its tokens by word class, [sample, class]; rows sum to 1."""
+    prompt = shares[shares["span"] == "prompt"].assign(tokens=1.0)
+
+    def parts(column: str) -> pd.DataFrame:
+        table = prompt.pivot_table(
+            index="sample_id", columns="word_class", values=column, aggfunc="sum", fill_value=0.0
+        ).reindex(columns=list(CLASSES), fill_value=0.0)
+        return table.div(table.sum(axis=1), axis=0)
+
+    return parts("share"), parts("tokens")
+
+
+def check_claims(
+    steep: pd.DataFrame, varies: Dependence, shares: pd.DataFrame, threshold: float,
+    n_decisive: int, seed: int,
+) -> list[ClaimCheck]:  # fmt: skip
+    """What of section 4.4 holds on this run.
+
+    A number *holds* against its bound where its interval lies beyond it, *does not hold* where the
+    interval falls short of it, and is *undecided* otherwise. Where no head is decisive, what is
+    claimed of decisive heads is undecided.
+    """
+    mass, tokens = class_parts(shares)
+    gains = {c: bootstrap_mean((mass[c] - tokens[c]).to_numpy(), seed=seed) for c in CLASSES}
+    routed = REVERSED if varies.overall == 0 else HOLDS if varies.p < 0.05 else UNDECIDED
+
+    def above(
+        key: str, claim: str, where: str, of: str | Interval, bound: float, words: str = ""
+    ) -> ClaimCheck:
+        columns = ["value", "low", "high", "n"]
+        found = Interval(*steep.loc[of, columns]) if isinstance(of, str) else of
+        fmt = ".3f" if isinstance(of, str) else "+.3f"
+        value, low, high = (format(number, fmt) for number in found[:3])
+        measured = f"{words}{value} [{low}, {high}] against {bound:g}"
+        return ClaimCheck(key, claim, where, measured, decide(found, bound), found)
+
+    checks = [
+        above("decisive", "Some heads are decisive: their mean drop exceeds T", "4.4",
+              "strongest_head", threshold, f"{n_decisive} heads; largest drop "),
+        above("drop", "The decisive heads' mean drop reaches the paper's", "Figure 6a",
+              "mean_drop_layer", reported("mean_layer_drop")),
+        above("queries", "Every query of a decisive head drops by more than T", "Figure 6a",
+              "least_query", threshold, "least "),
+        above("samples", "Most samples drop by more than T", "Figure 6a", "samples_above", 0.5),
+        ClaimCheck("input", "The dominant layer depends on the input", "4.4",
+                   f"{varies.within:.2f} bits within a kind against {varies.shuffled:.2f} "
+                   f"shuffled, p = {varies.p:.2g}", routed),
+        above("token", "In l*, queries look at one token more than at all others", "Figure 6b",
+              "top_token", 0.5),
+        above("nouns", "Nouns get more attention than their part of the tokens", "4.4, Figure 7b",
+              gains[NOUN], 0.0),
+        above("places", "Words of place get more attention than their part of the tokens",
+              "4.4, Figure 7b", gains[SPATIAL], 0.0),
+    ]  # fmt: skip
+    if n_decisive:
+        return checks
+    return checks[:1] + [replace(check, verdict=UNDECIDED) for check in checks[1:]]
+
+
+def who(n_decisive: int, n_heads: int, threshold: float) -> str:
+    """A sentence on which heads the rest of the chapter is about."""
+    if n_decisive:
+        return f"On this run, {n_decisive} of {n_heads} heads are decisive."
+    return (
+        f"On this run, no head is decisive: none of the {n_heads} has a mean drop above "
+        f"{threshold:g}. The head with the largest mean drop stands in for the decisive heads in "
+        "all that follows."
+    )
+
+
+def caveat(n_layers: int) -> str:
+    """A sentence on how many layers there are to choose from."""
+    if n_layers == 1:
+        return "This proxy reads a single layer, so what is said of layers is true by construction."
+    return f"With {n_layers} layers to choose from, an even spread has a drop of zero."

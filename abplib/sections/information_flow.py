@@ -1,110 +1,66 @@
-"""Where the instruction looks: attention of its tokens to the image, as maps (section 4.5).
+"""Where the instruction looks: how well the maps of its tokens point at the target.
 
-alpha^(l)_{i,j}, the attention of text token i to image token j in block l, mean over the block's
-heads, is laid out on the image's grid of tokens. *Raw* maps show sinks too: image tokens that get
-attention whatever is asked. *Relative* maps are raw ones divided by a baseline, the mean map of the
-prompt tokens of a generic instruction on the same image in the same block.
-
-The paper looks at prompt tokens. The few template tokens that close the user's turn are read along
-with them: the last of them is where an answer would begin, and a proxy of all tokens may find them
-dominant.
+Chapter 4, section 4.5, Figures 7 and 12; the maps are those of `abplib.vlm.maps`. `shares` are rows
+of `decomposition.token_shares`; a *source* is where a map comes from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from abplib.core import store
 from abplib.core.boxes import Box
-from abplib.core.errors import AbpError
-from abplib.core.images import ImageLike
-from abplib.prompts import DESCRIBE_INSTRUCTION
-from abplib.samples.base import SampleSet
-from abplib.vlm import attention
-from abplib.vlm.encoder import ConditionEncoder, Encoding
-
-GENERIC = DESCRIBE_INSTRUCTION
-"""The instruction behind the baseline."""
+from abplib.core.stats import (
+    Interval,
+    PairedTable,
+    bootstrap_mean,
+    holm,
+    paired_difference,
+    sign_flip_test,
+    wilson,
+    with_interval,
+)
+from abplib.samples.base import Sample, SampleSet
+from abplib.sections.claims import ClaimCheck, against, decide
+from abplib.vlm.encoder import ConditionEncoder
+from abplib.vlm.maps import AttentionMaps, attention_maps, maps_of
 
 NEAR = 15 / 448
 """How far from the box a near hit may lie, in sides of the image: 15 of 448 pixels."""
 
-SCORES = ("hit", "hit_near", "energy", "auroc")
-"""Of a map against a box; see `map_scores`."""
+SCORES: Mapping[str, tuple[str, str]] = {
+    "hit": ("pointing_hit", "pointing hit"),
+    "hit_near": ("pointing_hit_near", "hit, 15 px"),
+    "energy": ("energy_in_box", "energy in box"),
+    "auroc": ("auroc", "AUROC"),
+}
+"""Of a map against a box (see `map_scores`): each one's name in `values.json` and on a page."""
+
+SOURCES: Mapping[str, str] = {
+    "dominant": "dominant token, l*",
+    "random_token": "random prompt token, l*",
+    "other_layers": "dominant token, other layers",
+    "best_layer": "dominant token, best layer",
+    "last_token": "last token, l*",
+    "untrained": "dominant token, untrained VLM",
+    "centre_prior": "centre prior",
+    "chance": "chance",
+}
+"""How figures and tables call the sources; see `sources`."""
 
 Kind = Literal["raw", "relative"]
-"""Of maps; see the module's docstring."""
+"""Of maps; see `abplib.vlm.maps`."""
 
 _PRIOR_WIDTH = 0.25
 """Standard deviation of the centre prior, in sides of the image."""
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionMaps:
-    """Maps of one sample on its grid of image tokens, in some blocks."""
-
-    raw: Tensor
-    """fp32 [layers, R, rows, columns]: alpha^(l) of its prompt tokens and, after them, the closing
-    template's."""
-    baseline: Tensor
-    """fp32 [layers, rows, columns]: mean over the prompt tokens of `GENERIC`."""
-    tokens: Tensor
-    """Long [R]: their indices in the kept sequence."""
-    n_prompt: int
-    """How many of them are prompt tokens."""
-
-    @property
-    def relative(self) -> Tensor:
-        """`raw` divided by `baseline`."""
-        return self.raw / self.baseline.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-
-
-def attention_maps(
-    encoder: ConditionEncoder,
-    images: Sequence[ImageLike],
-    instructions: Sequence[str],
-    layers: Sequence[int],
-) -> list[AttentionMaps]:
-    """Maps of each sample in `layers`, from two passes: its own instruction and `GENERIC`.
-
-    Raises AbpError as `ConditionEncoder.encode` does.
-    """
-    return _maps(encoder, images, encoder.encode(images, instructions, attention=layers), layers)
-
-
-def _maps(
-    encoder: ConditionEncoder, images: Sequence[ImageLike], own: Encoding, layers: Sequence[int]
-) -> list[AttentionMaps]:
-    """Maps from the pass `own` and a second one with `GENERIC`."""
-    generic = encoder.encode(images, [GENERIC] * len(images), attention=layers)
-    return [
-        AttentionMaps(rows, baseline[:, :n_generic].mean(1), tokens, n_prompt)
-        for (rows, tokens, n_prompt), (baseline, _, n_generic) in zip(
-            _image_rows(own, layers), _image_rows(generic, layers), strict=True
-        )
-    ]
-
-
-def _image_rows(encoding: Encoding, layers: Sequence[int]) -> list[tuple[Tensor, Tensor, int]]:
-    """Each sample's alpha over its image, [layers, R, rows, columns], `tokens` and `n_prompt`."""
-    alpha = torch.stack([encoding.attention[layer] for layer in layers], dim=1).cpu()
-    found = []
-    for row, grid in enumerate(encoding.grids):
-        prompt, image, real = (
-            span[row].cpu()
-            for span in (encoding.prompt_tokens, encoding.image_tokens, encoding.mask)
-        )
-        tokens = (real & (prompt.cumsum(0) > 0)).nonzero()[:, 0]
-        maps = alpha[row, :, : len(tokens), image].unflatten(-1, grid)
-        found.append((maps, tokens, int(prompt.sum())))
-    return found
 
 
 def map_scores(maps: Tensor, box: Box) -> dict[str, Tensor]:
@@ -119,8 +75,7 @@ def map_scores(maps: Tensor, box: Box) -> dict[str, Tensor]:
     A constant map scores what chance does.
     """
     n_rows, n_columns = maps.shape[-2:]
-    inside = torch.outer(_overlap(n_rows, box[1], box[3]), _overlap(n_columns, box[0], box[2]))
-    inside = inside.flatten().double()
+    inside = part_inside((n_rows, n_columns), box).flatten()
     flat = maps.flatten(-2).double()
     peak = flat == flat.amax(-1, keepdim=True)
     hits = [
@@ -128,7 +83,35 @@ def map_scores(maps: Tensor, box: Box) -> dict[str, Tensor]:
         for margin in (0.0, NEAR)
     ]
     energy = (flat * inside).sum(-1) / flat.sum(-1)
-    return dict(zip(SCORES, [*hits, energy, _auroc(flat, inside)], strict=True))
+    return dict(zip(SCORES, [*hits, energy, auroc(flat, inside)], strict=True))
+
+
+def part_inside(grid: tuple[int, int], box: Box) -> Tensor:
+    """What part of each cell of a grid lies in a box, fp64 [rows, columns]."""
+
+    def overlap(n: int, low: float, high: float) -> Tensor:
+        edges = (torch.arange(n + 1, dtype=torch.float64) / n).clamp(low, high)
+        return edges.diff() * n
+
+    return torch.outer(overlap(grid[0], box[1], box[3]), overlap(grid[1], box[0], box[2]))
+
+
+def _centres_inside(n_rows: int, n_columns: int, box: Box, margin: float) -> Tensor:
+    """Whether the centre of each cell lies in the box grown by `margin`, Bool [rows * columns]."""
+    ys, xs = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (n_rows, n_columns))
+    in_rows = (ys >= box[1] - margin) & (ys <= box[3] + margin)
+    in_columns = (xs >= box[0] - margin) & (xs <= box[2] + margin)
+    return torch.outer(in_rows, in_columns).flatten()
+
+
+def auroc(values: Tensor, inside: Tensor) -> Tensor:
+    """Area under the ROC curve of values [..., C], each cell being `inside` [C] in part: [...]."""
+    outside = 1 - inside
+    ordered, order = values.sort(-1)
+    below = torch.cat([torch.zeros_like(ordered[..., :1]), outside[order].cumsum(-1)], -1)
+    ranks = [torch.searchsorted(ordered, values, side=side) for side in ("left", "right")]
+    less, at_most = (below.gather(-1, rank) for rank in ranks)
+    return (inside * (less + at_most) / 2).sum(-1) / (inside.sum() * outside.sum())
 
 
 def centre_prior(grid: tuple[int, int]) -> Tensor:
@@ -143,12 +126,11 @@ class FlowScores:
     """How well the maps of a sample set point at the exact boxes, with the columns `SCORES`."""
 
     tokens: pd.DataFrame
-    """One row for each sample, layer, token and kind of map: sample_id, layer, token (its index in
-    the kept sequence), span (prompt or template), kind (raw or relative), image_part (how much of
-    the token's attention goes to the image)."""
+    """A row for each sample_id, layer, token (its index in the kept sequence) and kind of map; span
+    (prompt or template) and image_part (how much of the token's attention goes to the image)."""
     controls: pd.DataFrame
-    """One row for each sample and map that reads nothing: sample_id, source (chance, a constant
-    map, or centre_prior)."""
+    """A row for each sample_id and source that reads nothing: chance, a constant map, and
+    centre_prior."""
 
 
 def score_flow(
@@ -161,43 +143,27 @@ def score_flow(
 ) -> FlowScores:
     """Score all tokens after the image of the first `n` samples in `layers`; kept on disk.
 
-    No proxy has a part in this: which rows are those of dominant tokens is for `by_source` to say.
-
-    Raises:
-        AbpError: `n` is not in 1..len(samples), or there is no such layer.
+    No proxy has a part in this: `sources` says which rows are those of dominant tokens. Raises
+    AbpError as `ConditionEncoder.over` does.
     """
-    if not 1 <= n <= len(samples):
-        raise AbpError(
-            f"n is {n}, but {samples.name} holds {len(samples)} samples: ask for 1 to "
-            f"{len(samples)}."
-        )
-    place = store.folder(
-        "flow",
-        base=base,
-        vlm=encoder.fingerprint,
-        image_area=encoder.image_area,
-        dtype=str(encoder.model.dtype),
-        samples=samples.fingerprint,
-        n=n,
-        layers=list(layers),
-        generic=GENERIC,
-        code=store.digest_files(__file__, attention.__file__),
-    )
-    with store.alone(place):
-        if store.summary_of(place) is None:
-            _score(encoder, samples, n, layers, place)
-    return FlowScores(
-        tokens=store.read_parquet(place / "tokens.parquet")[0],
-        controls=store.read_parquet(place / "controls.parquet")[0],
-    )
+    place = _scored(encoder, samples, n, list(layers), base=base)
+    tables = (store.read_parquet(place / f"{name}.parquet")[0] for name in ("tokens", "controls"))
+    return FlowScores(*tables)
 
 
-def _score(
-    encoder: ConditionEncoder, samples: SampleSet, n: int, layers: Sequence[int], place: Path
+@store.stored("flow")
+def _scored(
+    place: Path,
+    encoder: ConditionEncoder,
+    samples: SampleSet,
+    n: int,
+    layers: list[int],
+    *,
+    base: Path | None = None,
 ) -> None:
     tokens, controls = [], []
     for batch, encoding in encoder.over(samples, n, attention=layers):
-        found = _maps(encoder, [sample.image for sample in batch], encoding, layers)
+        found = maps_of(encoder, [sample.image for sample in batch], encoding, layers)
         for sample, maps in zip(batch, found, strict=True):
             index = pd.MultiIndex.from_product(
                 [[sample.id], layers, maps.tokens.tolist()], names=["sample_id", "layer", "token"]
@@ -217,68 +183,224 @@ def _score(
                 controls.append({"sample_id": sample.id, "source": source, **known})
     store.write_parquet(place / "tokens.parquet", pd.concat(tokens, ignore_index=True))
     store.write_parquet(place / "controls.parquet", pd.DataFrame(controls))
-    store.mark_done(place, n=n)
 
 
-def by_source(
-    flow: FlowScores,
-    shares: pd.DataFrame,
-    *,
-    n_dominant: int = 1,
-    kind: Kind = "raw",
+def sources(
+    flow: FlowScores, twin: FlowScores, shares: pd.DataFrame, n_tokens: int, kind: Kind = "raw"
 ) -> pd.DataFrame:
     """Scores of each sample by where its maps come from: sample_id, source and `SCORES`.
 
-    `shares` is `Decomposition.token_shares`. Sources, each a mean over its maps:
+    Sources, each a mean over its maps:
 
-    - `dominant`: of the prompt tokens the `n_dominant` with the largest share, in l*;
+    - `dominant`: of the prompt tokens the `n_tokens` with the largest share, in l*;
     - `random_token`: all prompt tokens in l*, which is what one drawn at random scores on average;
-    - `other_layers`: the same dominant tokens in all other layers of `flow`;
+    - `other_layers`: the dominant tokens in all other layers of `flow`;
+    - `best_layer`: in the one of `best_layer`, a bound on what choosing a layer can give;
     - `last_token`: the sequence's last token in l*, where an answer would begin;
+    - `untrained`: as `dominant` in `twin`, the scores of an untrained VLM;
     - `chance` and `centre_prior`: see `FlowScores.controls`.
     """
-    prompt = shares[shares["span"] == "prompt"]
-    order = prompt.groupby("sample_id")["share"].rank(method="first", ascending=False)
-    dominant = prompt.loc[order <= n_dominant, ["sample_id", "token"]].assign(is_dominant=True)
-    best = shares[["sample_id", "layer"]].drop_duplicates().rename(columns={"layer": "best"})
-    rows = flow.tokens[flow.tokens["kind"] == kind].merge(best, on="sample_id")
-    rows = rows.merge(dominant, on=["sample_id", "token"], how="left")
-    is_dominant, at_best = rows["is_dominant"].notna(), rows["layer"] == rows["best"]
-    is_last = rows["token"] == rows.groupby("sample_id")["token"].transform("max")
-    sources = {
-        "dominant": rows[at_best & is_dominant],
+    rows, control = (_located(scores, shares, kind) for scores in (flow, twin))
+    at_best, dominant = rows["layer"] == rows["best"], rows["rank"] <= n_tokens
+    parts = {
+        "dominant": rows[at_best & dominant],
         "random_token": rows[at_best & (rows["span"] == "prompt")],
-        "other_layers": rows[~at_best & is_dominant],
-        "last_token": rows[at_best & is_last],
+        "other_layers": rows[~at_best & dominant],
+        "last_token": rows[at_best & rows["is_last"]],
+        "untrained": control[(control["layer"] == control["best"]) & (control["rank"] <= n_tokens)],
+        "best_layer": rows[(rows["layer"] == best_layer(flow, shares, n_tokens, kind)) & dominant],
     }
     means = [
         part.groupby("sample_id", sort=False)[list(SCORES)].mean().assign(source=source)
-        for source, part in sources.items()
+        for source, part in parts.items()
     ]
-    found = pd.concat(means).reset_index()
-    controls = flow.controls[flow.controls["sample_id"].isin(found["sample_id"])]
-    return pd.concat([found, controls], ignore_index=True)[["sample_id", "source", *SCORES]]
+    frame = pd.concat(means).reset_index()
+    controls = flow.controls[flow.controls["sample_id"].isin(frame["sample_id"])]
+    return pd.concat([frame, controls], ignore_index=True)[["sample_id", "source", *SCORES]]
 
 
-def _overlap(n: int, low: float, high: float) -> Tensor:
-    """What part of each of n equal cells along [0, 1] lies between low and high, [n]."""
-    edges = torch.arange(n + 1, dtype=torch.float64) / n
-    return (edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)).clamp(min=0) * n
+def best_layer(flow: FlowScores, shares: pd.DataFrame, n_tokens: int, kind: Kind = "raw") -> int:
+    """The layer in which the dominant tokens' maps have the largest mean AUROC.
+
+    It is picked by the samples that are scored, so it flatters.
+    """
+    rows = _located(flow, shares, kind)
+    return int(rows[rows["rank"] <= n_tokens].groupby("layer")["auroc"].mean().idxmax())
 
 
-def _centres_inside(n_rows: int, n_columns: int, box: Box, margin: float) -> Tensor:
-    """Whether the centre of each cell lies in the box grown by `margin`, Bool [rows * columns]."""
-    ys, xs = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (n_rows, n_columns))
-    in_rows = (ys >= box[1] - margin) & (ys <= box[3] + margin)
-    in_columns = (xs >= box[0] - margin) & (xs <= box[2] + margin)
-    return torch.outer(in_rows, in_columns).flatten()
+def token_grid(flow: FlowScores, shares: pd.DataFrame, score: str, kind: Kind) -> pd.DataFrame:
+    """Mean score of every layer's maps by the token's rank with the proxy, [layer, rank].
+
+    Rank 1 is the dominant token. Ranks go as far as the shortest instruction; the last column,
+    named "last", is the sequence's last token.
+    """
+    rows = _located(flow, shares, kind)
+    shortest = rows.groupby("sample_id")["rank"].max().min()
+    table = rows[rows["rank"] <= shortest].pivot_table(index="layer", columns="rank", values=score)
+    table.columns = [f"{rank:.0f}" for rank in table.columns]
+    return table.assign(last=rows[rows["is_last"]].groupby("layer")[score].mean())
 
 
-def _auroc(values: Tensor, inside: Tensor) -> Tensor:
-    """Area under the ROC curve of values [..., C], each cell being `inside` [C] in part."""
-    outside = 1 - inside
-    ordered, order = values.sort(-1)
-    below = torch.cat([torch.zeros_like(ordered[..., :1]), outside[order].cumsum(-1)], -1)
-    ranks = [torch.searchsorted(ordered, values, side=side) for side in ("left", "right")]
-    less, at_most = (below.gather(-1, rank) for rank in ranks)
-    return (inside * (less + at_most) / 2).sum(-1) / (inside.sum() * outside.sum())
+def _located(flow: FlowScores, shares: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """Rows of `FlowScores.tokens` with best (l*), rank (among the prompt tokens) and is_last."""
+    prompt = shares[shares["span"] == "prompt"]
+    order = prompt.groupby("sample_id")["share"].rank(method="first", ascending=False)
+    ranked = prompt[["sample_id", "token"]].assign(rank=order)
+    best = shares[["sample_id", "layer"]].drop_duplicates().rename(columns={"layer": "best"})
+    rows = flow.tokens[flow.tokens["kind"] == kind].merge(best, on="sample_id")
+    rows = rows.merge(ranked, on=["sample_id", "token"], how="left")
+    last = rows.groupby("sample_id")["token"].transform("max")
+    return rows.assign(is_last=rows["token"] == last)
+
+
+def means(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Mean of each source and score with its 95 % interval, from rows of `sources`.
+
+    Wilson's interval where all samples score 0 or 1, the bootstrap's (BCa) elsewhere. Samples
+    whose AUROC is unknown are left out of its mean. Columns: source, score, name (as in
+    `values.json`), label, panel, value, low, high, n, unit, reference (what chance scores).
+    """
+    lines = []
+    for score, (name, words) in SCORES.items():
+        for source, label in SOURCES.items():
+            values = rows.loc[rows["source"] == source, score].dropna().to_numpy(float).round(12)
+            if np.isin(values, (0, 1)).all():  # equal but for rounding
+                mean = wilson(int(values.sum()), len(values))
+            else:
+                mean = bootstrap_mean(values, seed=seed)
+            told = {"source": source, "score": score, "name": f"{name}.{source}", "label": label}
+            lines.append({**told, "panel": words, **mean._asdict(), "unit": "fraction"})
+    frame = pd.DataFrame(lines)
+    chance = frame[frame["source"] == "chance"].set_index("score")["value"]
+    return frame.assign(reference=frame["score"].map(chance))
+
+
+def comparisons(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The dominant tokens less each other source, paired by sample: a row a score and rival.
+
+    Indexed by `against`: score, difference, low, high, p (sign-flip test) and "p, Holm" (adjusted
+    for all tests of the table).
+    """
+    lines = []
+    for score, (_, words) in SCORES.items():
+        table = _wide(rows, score)
+        for source in list(SOURCES)[1:]:
+            pair = table["dominant"].to_numpy(), table[source].to_numpy()
+            value, low, high, _ = paired_difference(*pair, seed=seed)
+            line = {"against": SOURCES[source], "score": words, "difference": value}
+            p = sign_flip_test(*pair, seed=seed)
+            lines.append({**line, "low": low, "high": high, "p": p})
+    frame = pd.DataFrame(lines).set_index("against")
+    return frame.assign(**{"p, Holm": holm(frame["p"].to_numpy())})
+
+
+def hits_against_untrained(rows: pd.DataFrame) -> PairedTable:
+    """Samples by whether the largest cell lies in the box: trained VLM first, untrained second.
+
+    Where several tokens are dominant, by whether most of them hit.
+    """
+    table = _wide(rows, "hit") > 0.5
+    return PairedTable.of(table["dominant"].to_numpy(bool), table["untrained"].to_numpy(bool))
+
+
+def check_claims(rows: pd.DataFrame, seed: int) -> list[ClaimCheck]:
+    """What of section 4.5 holds on this run, by paired intervals against all rivals."""
+    table, all_means = _wide(rows, "auroc"), means(rows, seed)
+    own = all_means[(all_means["source"] == "dominant") & (all_means["score"] == "hit")].iloc[0]
+    hit = Interval(own["value"], own["low"], own["high"], int(own["n"]))
+
+    def above(key: str, claim: str, *rivals: str) -> ClaimCheck:
+        dominant = table["dominant"].to_numpy()
+        differences = {
+            SOURCES[rival]: paired_difference(dominant, table[rival].to_numpy(), seed=seed)
+            for rival in rivals
+        }
+        return against(key, claim, "4.5, Figure 7a", differences, of="AUROC ")
+
+    return [
+        above("target", "Dominant tokens attend to the target", "chance", "centre_prior"),
+        ClaimCheck(
+            "accurate", "Accurately so: the largest value is mostly in the box", "4.5",
+            f"hits in {with_interval(hit, '.1%')} of the samples", decide(hit, 0.5), hit,
+        ),
+        above("token", "They attend to it more than other prompt tokens", "random_token"),
+        above("layer", "They attend to it in l* more than in other layers", "other_layers"),
+        above("training", "They attend to it more than in an untrained VLM", "untrained"),
+    ]  # fmt: skip
+
+
+def mean_table(means: pd.DataFrame) -> pd.DataFrame:
+    """`means` as a page shows it: a row a source, value and interval in a cell."""
+    numbers = means[["value", "low", "high", "n"]].itertuples(index=False)
+    cells = means.assign(cell=[with_interval(Interval(*line)) for line in numbers])
+    table = cells.pivot(index="label", columns="panel", values="cell")
+    table = table.loc[list(SOURCES.values()), [words for _, words in SCORES.values()]]
+    return table.rename_axis(index="map", columns=None)
+
+
+@dataclass(frozen=True, eq=False)
+class MappedSample:
+    """One sample of Figure 7: its maps and what the proxy makes of its tokens."""
+
+    sample: Sample
+    layers: tuple[int, ...]
+    maps: AttentionMaps
+    """In `layers`."""
+    best: int
+    """l*."""
+    tokens: pd.DataFrame
+    """Its rows of `shares`, prompt tokens alone, in reading order."""
+    dominant: list[int]
+    """Rows of `tokens` that are dominant, the first first."""
+    auroc: float
+    """Of the dominant tokens' raw maps at l*."""
+
+    @property
+    def words(self) -> list[str]:
+        """The tokens as the tokenizer cuts them."""
+        return [text.strip() or "␣" for text in self.tokens["text"]]
+
+    def dominant_map(self, kind: Kind = "raw") -> Tensor:
+        """Mean map of the dominant tokens at l*, [rows, columns]; kind is raw or relative."""
+        maps: Tensor = getattr(self.maps, kind)[self.layers.index(self.best)]
+        places = [self.maps.tokens.tolist().index(t) for t in self.tokens["token"]]
+        return maps[[places[row] for row in self.dominant]].mean(0)
+
+
+def mapped(
+    encoder: ConditionEncoder,
+    samples: SampleSet,
+    shares: pd.DataFrame,
+    rows: pd.DataFrame,
+    quantiles: Sequence[float],
+    n_tokens: int,
+) -> list[MappedSample]:
+    """What Figures 7 and 12 show: samples at these parts of the order from the best to the worst.
+
+    The order is that of the AUROC of their dominant tokens' maps in `rows`, of `sources`.
+    """
+    known = rows[rows["source"] == "dominant"].dropna(subset="auroc")
+    ordered = known.sort_values(["auroc", "sample_id"], ascending=[False, True])["sample_id"]
+    ids = [ordered.iloc[round(part * (len(ordered) - 1))] for part in quantiles]
+    places = {name: index for index, name in enumerate(shares["sample_id"].unique())}
+    shown = [samples[places[name]] for name in ids]
+    layers = tuple(range(encoder.n_layers))
+    found = attention_maps(
+        encoder, [s.image for s in shown], [s.instruction for s in shown], layers
+    )
+    scores = known.set_index("sample_id")["auroc"]
+    made = []
+    for sample, maps in zip(shown, found, strict=True):
+        of_sample = (shares["sample_id"] == sample.id) & (shares["span"] == "prompt")
+        tokens = shares[of_sample].reset_index(drop=True)
+        order = tokens["share"].sort_values(ascending=False, kind="stable").index
+        made.append(
+            MappedSample(sample, layers, maps, int(tokens["layer"].iloc[0]), tokens,
+                         list(order[:n_tokens]), float(scores[sample.id]))
+        )  # fmt: skip
+    return made
+
+
+def _wide(rows: pd.DataFrame, score: str) -> pd.DataFrame:
+    """A score by sample and source, samples without one left out."""
+    return rows.pivot(index="sample_id", columns="source", values=score).dropna()

@@ -8,6 +8,7 @@ final norm, which the pipeline conditions on.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike
+from abplib.core.store import digest
 from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm import loading as vlms
 from abplib.vlm.adapters import Adapter, adapter_of
@@ -141,6 +143,20 @@ class ConditionEncoder:
             image_area=image_area,
             fingerprint=vlms.fingerprint(vlm, revision),
             adapter=adapter,
+        )
+
+    def untrained(self, seed: int) -> ConditionEncoder:
+        """The same architecture, tokens and image sizes with random weights, for a control."""
+        model, name = self.model, digest(["untrained", self.fingerprint, seed])
+        with torch.random.fork_rng(), torch.device(model.device):
+            torch.manual_seed(int(name, 16) % 2**63)  # of its own, or it could be the model itself
+            twin = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype).eval()
+        return ConditionEncoder(
+            twin,
+            self.processor,
+            image_area=self.image_area,
+            fingerprint=name,
+            adapter=self.adapter,
         )
 
     @property
