@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -12,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from abplib.plots import style
-from abplib.plots.style import QUIET, canvas, spread, styled
+from abplib.plots.style import QUIET, canvas, lift_legend, spread, styled
 from abplib.sections.decodability import GROUPS, UNREAD
 
 PALETTE = {words: style.GROUPS[group] for group, words in GROUPS.items()} | {UNREAD: QUIET}
@@ -39,10 +40,11 @@ def learning_curves(curves: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
         markeredgewidth=0, size="group", sizes={g: 2.6 if g in main else 1.6 for g in groups},
     )  # fmt: skip
     last = float(curves["step"].max())
-    for place, row in enumerate(baselines.itertuples()):
-        axes.axhline(row.value, color=QUIET, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
+    named = baselines.set_index("label")["value"]
+    for place, (label, error) in enumerate(named.items()):
+        axes.axhline(error, color=QUIET, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
         axes.annotate(
-            row.label, (0.01 + 0.25 * place, row.value), xycoords=("axes fraction", "data"),
+            str(label), (0.01 + 0.25 * place, error), xycoords=("axes fraction", "data"),
             xytext=(0, 2.5), textcoords="offset points", fontsize=_FONT, color=QUIET,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
@@ -52,21 +54,19 @@ def learning_curves(curves: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
     axes.set_ylim(max(0.0, low), high + 0.05 * (high - low))  # room above the uppermost baseline
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ends = curves.groupby("label", sort=False).last()
-    _label_ends(axes, last, ends["center_error"], ends["group"].map(PALETTE), height=3.5)
-    handles, names = axes.get_legend_handles_labels()
-    axes.get_legend().remove()
-    figure.legend(handles, names, loc="outside upper left", ncols=2, columnspacing=1.4)
+    _label_ends(axes, last, ends["center_error"], ends["group"].map(PALETTE).to_dict(), height=3.5)
+    lift_legend(axes, 2)
     return figure
 
 
 def _label_ends(
-    axes: Axes, last: float, ends: pd.Series, colours: Mapping[str, str], height: float
+    axes: Axes, last: float, ends: pd.Series, colours: Mapping[Any, str], height: float
 ) -> None:
     """Name each line at its right end, moving names apart; the axes are `height` inches high."""
     low, high = axes.get_ylim()
     gap = 1.25 * _FONT / 72 * (high - low) / height
     for (name, error), place in zip(ends.items(), spread(ends.tolist(), gap), strict=True):
-        colour = colours[str(name)]
+        colour = colours[name]
         axes.annotate(
             str(name), (last, error), xytext=(1.055, place), textcoords=("axes fraction", "data"),
             va="center", fontsize=_FONT, color=colour, annotation_clip=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from abplib.plots.style import ACCENT, INK, QUIET, canvas, plain, styled
+from abplib.plots.style import ACCENT, INK, QUIET, canvas, lift_legend, plain, styled
 from abplib.samples.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL
 from abplib.sections.decomposition import Example
 
@@ -44,8 +45,8 @@ def scheme(example: Example, threshold: float) -> Figure:
     sns.heatmap(
         example.masses, ax=votes, cmap="Blues", vmin=0, vmax=1, cbar=False, yticklabels=True
     )
-    preferred = example.masses.columns.get_indexer(example.masses.idxmax(axis=1))
-    dots = {"color": INK, "markeredgecolor": "white", "markersize": 6}
+    preferred = example.masses.columns.get_indexer(pd.Index(example.masses.idxmax(axis=1)))
+    dots: Any = {"color": INK, "markeredgecolor": "white", "markersize": 6}
     votes.plot(preferred + 0.5, np.arange(n_heads) + 0.5, "o", **dots)
     votes.set(xlabel="VLM layer", ylabel="block.head")
     votes.set_title(f"A  the vote: $l^*$ = {example.layer}", parse_math=True)
@@ -65,7 +66,7 @@ def scheme(example: Example, threshold: float) -> Figure:
 
 def _head(axes: Axes, example: Example, threshold: float) -> None:
     """Bars of the shown head's masses, with the drop from the largest to the second."""
-    masses = example.masses.loc[example.head]
+    masses: pd.Series = example.masses.T[example.head]
     ranked = masses.sort_values(ascending=False, kind="stable")
     colours = [ACCENT if layer == ranked.index[0] else "#b9c8da" for layer in masses.index]
     places = dict(zip(masses.index, range(len(masses)), strict=True))
@@ -103,14 +104,12 @@ def sorted_curves(curves: pd.DataFrame, heads: pd.DataFrame, label: str) -> Figu
         markers=True, linewidth=2.4, estimator=None, ax=axes,
     )  # fmt: skip
     for group, part in curves.groupby("group", sort=False):
-        band = {"color": _GROUPS[str(group)], "alpha": 0.14, "linewidth": 0}
+        band: Any = {"color": _GROUPS[str(group)], "alpha": 0.14, "linewidth": 0}
         axes.fill_between(part["rank"], part["low"], part["high"], **band)
     axes.set(xlabel=label, ylabel="attention", ylim=(0, 1.02))
     axes.set_xlim(0.8, curves["rank"].max() + 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    handles, names = axes.get_legend_handles_labels()
-    axes.get_legend().remove()
-    figure.legend(handles, names, loc="outside upper left", ncols=2)
+    lift_legend(axes, 2)
     return figure
 
 
@@ -161,12 +160,7 @@ def layer_histogram(counts: pd.DataFrame) -> Figure:
     axes.grid(visible=False)
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)
-    key = axes.get_legend()
-    handles, names = key.legend_handles, [text.get_text() for text in key.get_texts()]
-    key.remove()
-    figure.legend(
-        handles, names, loc="outside upper left", ncols=5, handlelength=1, columnspacing=1.2
-    )
+    lift_legend(axes, 5)
     return figure
 
 

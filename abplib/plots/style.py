@@ -105,6 +105,16 @@ def plain(axes: Axes) -> None:
     axes.spines[:].set_color(RULE)
 
 
+def lift_legend(axes: Axes, n_columns: int) -> None:
+    """Set the legend that seaborn drew into axes above the figure."""
+    key, figure = axes.get_legend(), axes.get_figure(root=True)
+    assert key is not None and figure is not None
+    handles = [handle for handle in key.legend_handles if handle is not None]
+    names = [text.get_text() for text in key.get_texts()]
+    key.remove()
+    figure.legend(handles, names, loc="outside upper left", ncols=n_columns, columnspacing=1.4)
+
+
 def _in_known_letters(figure: Figure) -> None:
     """Set what the book's font lacks in one that has it; squares and a note where none does."""
     labels = {

@@ -213,6 +213,11 @@ def format_of(*numbers: float) -> str:
     return ",.0f" if whole else ".3g"
 
 
+def written(number: float) -> str:
+    """A setting as a page writes it; a dash where it is left open."""
+    return "–" if np.isnan(number) else format(number, format_of(number))
+
+
 def label_table(labels: Labels) -> pd.DataFrame:
     """How many training samples were labelled and why others were not; indexed by outcome."""
     words = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -91,7 +91,7 @@ def decompose(attention: ProxyAttention, threshold: float) -> Decomposition:
     r = rank(A, "layer")
     mean_drop = (r[..., 0] - r[..., 1]).mean(("sample", "query"))
     decisive = mean_drop > threshold
-    H = a["head"][decisive] if decisive.any() else a["head"][[int(mean_drop.argmax())]]
+    H = a["head"][decisive] if decisive.any() else a["head"][[mean_drop.values.argmax()]]
     l_h = A.sel(head=H).sum("query").idxmax("layer")
     l_star = mode(l_h, A.sel(head=H))
     shares = token_shares(a.sel(head=H, layer=l_star), l_star, attention.tokens)
@@ -148,7 +148,7 @@ def example(
     """Figure 5 of sample `index`; tokens stand as the tokenizer cuts them."""
     masses = a.sel(head=heads).sum("token")
     r = rank(masses, "layer")
-    own = masses.isel(sample=index).mean("query").to_pandas()
+    own = pd.DataFrame(masses[index].mean("query").values, heads, a.layer.values)
     layer = int(l_star[index])
     steepness = (r[..., 0] - r[..., 1]).mean(("sample", "query")).to_series()
     head = str(steepness[own.idxmax(axis=1) == layer].idxmax())
@@ -157,11 +157,12 @@ def example(
     return Example(own, head, layer, pd.DataFrame(weights.values, columns=texts.replace("", "␣")))
 
 
-def sorted_curves(r: DataArray, heads: list[str]) -> pd.DataFrame:
-    """Figure 6 in short: ranked attention of the decisive heads and of all others.
+def sorted_curves(r: DataArray, heads: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Figure 6: ranked attention of the decisive heads and of all others.
 
-    Columns: group, rank, mean, low and high (the middle 80 % of all samples, heads and queries). A
-    group without heads has no rows.
+    First a row for each group and rank: mean, low and high (the middle 80 % of all samples, heads
+    and queries); a group without heads has none. Then a row for each decisive head, query and rank:
+    value, the mean over the samples.
     """
     is_decisive = r["head"].isin(heads)
     rows = []
@@ -171,7 +172,8 @@ def sorted_curves(r: DataArray, heads: list[str]) -> pd.DataFrame:
             low, high = np.quantile(part, _BAND, axis=0)
             curve = {"rank": r["rank"], "mean": part.mean(0), "low": low, "high": high}
             rows.append(pd.DataFrame({"group": group, **curve}))
-    return pd.concat(rows, ignore_index=True)
+    lines = r.sel(head=heads).mean("sample").to_dataframe("value").reset_index()
+    return pd.concat(rows, ignore_index=True), lines
 
 
 def head_table(A: DataArray, heads: list[str]) -> pd.DataFrame:
@@ -216,7 +218,7 @@ def steepness(
     each = drop.mean(("head", "query"))
     strongest = drop.sel(head=drop.mean(("sample", "query")).idxmax())
     queries = drop.stack(pair=("head", "query"))
-    least = queries.isel(pair=int(queries.mean("sample").argmin()))
+    least = queries[:, queries.mean("sample").values.argmin()]
     inner = ("head", "query")
     means = {
         "mean_drop_layer": each,
@@ -370,6 +372,48 @@ def check_claims(
     if n_decisive:
         return checks
     return checks[:1] + [replace(check, verdict=UNDECIDED) for check in checks[1:]]
+
+
+def shape_rows(a: DataArray, mean_drop: DataArray, threshold: float) -> pd.DataFrame:
+    """What is taken apart, for `values.json`: sizes of `a`, T, how many heads exceed it."""
+    n, n_heads, n_queries, n_layers, _ = a.shape
+    rows = {
+        "n": (n, "samples", "d"),
+        "n_heads": (n_heads, "heads", "d"),
+        "n_queries": (n_queries, "queries", "d"),
+        "n_layers": (n_layers, "layers", ".0f"),
+        "threshold": (threshold, "attention mass", "g"),
+        "n_decisive_heads": (int((mean_drop > threshold).sum()), "heads", "d", n),
+        "mean_drop_all": (mean_drop.mean().item(), "attention mass", ".3f", n),
+    }
+    frame = _numbers(rows)
+    frame.loc["n_layers", "paper"] = (
+        reported("last_middle_layer") - reported("first_middle_layer") + 1
+    )
+    return frame
+
+
+def layer_rows(varies: Dependence, l_h: DataArray, l_star: DataArray, A: DataArray) -> pd.DataFrame:
+    """How l* varies, for `values.json`: entropies, the most frequent layer, tied votes."""
+    n, votes = l_star.size, (l_h == A.layer).sum("head")
+    ties = (votes == votes.max("layer")).sum("layer") > 1
+    parts = (l_star == A.layer).mean("sample").to_series()
+    rows = {
+        "lstar_entropy": (varies.overall, "bits", ".2f", n),
+        "lstar_entropy_within": (varies.within, "bits", ".2f", n),
+        "lstar_entropy_shuffled": (varies.shuffled, "bits", ".2f", n),
+        "lstar_entropy_p": (varies.p, "probability", ".2g", n),
+        "lstar_entropy_max": (np.log2(len(parts)), "bits", ".2f"),
+        "lstar_ties": (ties.sum().item(), "samples", "d", n),
+        "most_frequent": (int(parts.index[parts.argmax()]), "layer", "d"),
+        "most_frequent_part": (parts.max(), "fraction", ".1%", n),
+    }
+    return _numbers(rows)
+
+
+def _numbers(rows: Mapping[str, tuple[Any, ...]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows.values(), index=pd.Index(rows, name="name"), dtype=object)
+    return frame.rename(columns=dict(enumerate(("value", "unit", "fmt", "n"))))
 
 
 def who(n_decisive: int, n_heads: int, threshold: float) -> str:

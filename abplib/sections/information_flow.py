@@ -23,6 +23,7 @@ from abplib.core.stats import (
     PairedTable,
     bootstrap_mean,
     holm,
+    p_words,
     paired_difference,
     sign_flip_test,
     wilson,
@@ -225,7 +226,8 @@ def best_layer(flow: FlowScores, shares: pd.DataFrame, n_tokens: int, kind: Kind
     It is picked by the samples that are scored, so it flatters.
     """
     rows = _located(flow, shares, kind)
-    return int(rows[rows["rank"] <= n_tokens].groupby("layer")["auroc"].mean().idxmax())
+    areas = rows[rows["rank"] <= n_tokens].groupby("layer")["auroc"].mean()
+    return int(areas.index[int(areas.argmax())])
 
 
 def token_grid(flow: FlowScores, shares: pd.DataFrame, score: str, kind: Kind) -> pd.DataFrame:
@@ -258,7 +260,7 @@ def means(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     Wilson's interval where all samples score 0 or 1, the bootstrap's (BCa) elsewhere. Samples
     whose AUROC is unknown are left out of its mean. Columns: source, score, name (as in
-    `values.json`), label, panel, value, low, high, n, unit, reference (what chance scores).
+    `values.json`), label, panel, group, value, low, high, n, unit, reference (what chance scores).
     """
     lines = []
     for score, (name, words) in SCORES.items():
@@ -272,7 +274,8 @@ def means(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
             lines.append({**told, "panel": words, **mean._asdict(), "unit": "fraction"})
     frame = pd.DataFrame(lines)
     chance = frame[frame["source"] == "chance"].set_index("score")["value"]
-    return frame.assign(reference=frame["score"].map(chance))
+    group = np.where(frame["source"] == "dominant", "what the proxy points to", "controls")
+    return frame.assign(group=group, reference=frame["score"].map(chance))
 
 
 def comparisons(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -292,6 +295,11 @@ def comparisons(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
             lines.append({**line, "low": low, "high": high, "p": p})
     frame = pd.DataFrame(lines).set_index("against")
     return frame.assign(**{"p, Holm": holm(frame["p"].to_numpy())})
+
+
+def written(p: float) -> str:
+    """A p-value as a table writes it."""
+    return p_words(p).removeprefix("= ")
 
 
 def hits_against_untrained(rows: pd.DataFrame) -> PairedTable:
@@ -367,6 +375,13 @@ class MappedSample:
         return maps[[places[row] for row in self.dominant]].mean(0)
 
 
+def at_quantiles(rows: pd.DataFrame, quantiles: Sequence[float]) -> list[str]:
+    """Ids of the samples at these parts of the order by the dominant tokens' AUROC, 0 the best."""
+    known = rows[rows["source"] == "dominant"].dropna(subset="auroc")
+    ordered = known.sort_values(["auroc", "sample_id"], ascending=[False, True])["sample_id"]
+    return [ordered.iloc[round(part * (len(ordered) - 1))] for part in quantiles]
+
+
 def mapped(
     encoder: ConditionEncoder,
     samples: SampleSet,
@@ -375,20 +390,15 @@ def mapped(
     quantiles: Sequence[float],
     n_tokens: int,
 ) -> list[MappedSample]:
-    """What Figures 7 and 12 show: samples at these parts of the order from the best to the worst.
-
-    The order is that of the AUROC of their dominant tokens' maps in `rows`, of `sources`.
-    """
-    known = rows[rows["source"] == "dominant"].dropna(subset="auroc")
-    ordered = known.sort_values(["auroc", "sample_id"], ascending=[False, True])["sample_id"]
-    ids = [ordered.iloc[round(part * (len(ordered) - 1))] for part in quantiles]
+    """What Figures 7 and 12 show, of the samples of `at_quantiles`."""
+    ids = at_quantiles(rows, quantiles)
     places = {name: index for index, name in enumerate(shares["sample_id"].unique())}
     shown = [samples[places[name]] for name in ids]
     layers = tuple(range(encoder.n_layers))
     found = attention_maps(
         encoder, [s.image for s in shown], [s.instruction for s in shown], layers
     )
-    scores = known.set_index("sample_id")["auroc"]
+    scores = rows[rows["source"] == "dominant"].set_index("sample_id")["auroc"]
     made = []
     for sample, maps in zip(shown, found, strict=True):
         of_sample = (shares["sample_id"] == sample.id) & (shares["span"] == "prompt")

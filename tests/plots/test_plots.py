@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -14,7 +15,8 @@ from PIL import Image
 from abplib.plots import decodability, pictures, scheme
 from abplib.plots.style import ANSWER, GROUPS, TARGET, spread, styled
 from abplib.proxies.settings import ProxyConfig, SweepSettings
-from abplib.sections.decodability import name_of
+from abplib.sections.decodability import GROUPS as WORDS
+from abplib.sections.decodability import curve_rows, label_of
 
 LAYERS = [f"layer_{layer}" for layer in range(8)]
 MADE_OF = {
@@ -42,12 +44,6 @@ def curves() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def errors() -> pd.DataFrame:
-    value = np.linspace(0.2, 0.1, len(MADE_OF))
-    frame = pd.DataFrame({"value": value, "low": value - 0.01, "high": value + 0.02})
-    return frame.set_index(pd.Index(MADE_OF, name="configuration"))
-
-
 def settings() -> SweepSettings:
     return SweepSettings(320, 64, 1e-3, 96, 8, 4, 20, 64)
 
@@ -61,25 +57,21 @@ def test_spread_moves_only_what_collides() -> None:
 
 
 def test_learning_curves_show_each_configuration_in_its_colour() -> None:
-    figure = decodability.learning_curves(curves(), MADE_OF, BASELINES)
+    baselines = pd.DataFrame({"label": map(label_of, BASELINES), "value": BASELINES.values()})
+    figure = decodability.learning_curves(curve_rows(curves(), MADE_OF), baselines)
     (axes,) = figure.axes
     drawn = [line for line in axes.lines if len(line.get_xdata()) > 2]
-    assert [line.get_color() for line in drawn] == [GROUPS[g][0] for g in MADE_OF.values()]
+    assert len(drawn) == len(MADE_OF)
     final = curves().query("configuration == 'final'")["center_error"]
-    assert drawn[8].get_ydata() == pytest.approx(final)
-    assert {name_of(name) for name in (*MADE_OF, *BASELINES)} <= set(texts(figure))
+    (red,) = [line for line in drawn if to_hex(line.get_color()) == GROUPS["final"]]
+    assert red.get_ydata() == pytest.approx(final)
+    yellow = [line for line in drawn if to_hex(line.get_color()) == GROUPS["middle"]]
+    assert len(yellow) == 3 and red.get_linewidth() > yellow[0].get_linewidth()
+    assert {label_of(name) for name in (*MADE_OF, *BASELINES)} <= set(texts(figure))
+    assert {WORDS[group] for group in MADE_OF.values()} <= set(texts(figure))
     assert axes.get_ylim()[0] >= 0
     assert axes.get_ylim()[1] > BASELINES["chance"]
     assert "image sides" in axes.get_ylabel()
-
-
-def test_final_errors_stand_over_their_layer_with_their_interval() -> None:
-    figure = decodability.final_errors(errors(), MADE_OF, BASELINES)
-    (axes,) = figure.axes
-    spans = [tuple(lines.get_segments()[0][:, 1]) for lines in axes.collections]
-    assert spans == [pytest.approx(span) for span in errors()[["low", "high"]].to_numpy()]
-    marks = {tick.get_text() for tick in axes.get_xticklabels()}
-    assert marks == {*map(str, range(8)), "final\nstates", "middle,\nprompt"}
 
 
 def test_rates_keep_the_order_and_say_n() -> None:

@@ -1,4 +1,4 @@
-"""Chapter 2's errors and verdicts on rows whose answer is known."""
+"""Chapter 2's errors and claims on rows whose answer is known."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from abplib.core.stats import Interval
 from abplib.proxies.configurations import Configuration
 from abplib.proxies.labels import Labels
 from abplib.sections import decodability
-from abplib.sections.decodability import HOLDS, REVERSED, UNDECIDED
+from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
+from abplib.sections.decodability import UNREAD
 
 GROUPS = {
     "layer_0": "outer",
@@ -76,32 +76,31 @@ def test_groups_follow_the_layers_that_are_read() -> None:
 
 def test_final_errors_are_means_with_intervals() -> None:
     frame = samples()
-    found = decodability.final_errors(frame, seed=0)
+    found = decodability.final_errors(frame, GROUPS, seed=0)
     assert list(found.index) == list(ERRORS)
     mean = frame.query("configuration == 'final'")["center_error"].mean()
     assert found.loc["final", "value"] == pytest.approx(mean)
     assert (found["low"] < found["value"]).all() and (found["value"] < found["high"]).all()
     assert (found["n"] == 40).all()
+    assert found.loc["layer_1", ["label", "group"]].tolist() == ["layer 1", "middle layers"]
+    assert found.loc["text_only", ["label", "group"]].tolist() == ["spatial term alone", UNREAD]
+
+
+def test_curves_stand_in_the_order_of_their_groups_and_of_time() -> None:
+    shuffled = curves(**CURVES).sample(frac=1, random_state=0)
+    rows = decodability.curve_rows(shuffled, GROUPS)
+    assert rows["configuration"].unique().tolist() == list(GROUPS)
+    assert rows["step"].tolist() == [10, 20, 30] * 5
+    assert rows.iloc[-1][["label", "group"]].tolist() == [
+        "middle prompt", "prompt tokens of the middle layers"
+    ]  # fmt: skip
 
 
 def test_differences_are_paired() -> None:
     paired = decodability.difference(samples(), ["layer_1", "layer_2"], ["final"], seed=0)
     assert paired.value == pytest.approx(-0.05, abs=0.01)
-    single = decodability.final_errors(samples(), seed=0).loc["final"]
+    single = decodability.final_errors(samples(), GROUPS, seed=0).loc["final"]
     assert paired.high - paired.low < 0.5 * (single["high"] - single["low"])
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (-0.2, -0.1, HOLDS),
-        (0.1, 0.2, REVERSED),
-        (-0.1, 0.1, UNDECIDED),
-        (np.nan, np.nan, UNDECIDED),
-    ],
-)
-def test_a_verdict_needs_an_interval_on_one_side(low: float, high: float, verdict: str) -> None:
-    assert decodability.verdict_of(Interval(0.0, low, high, 9)) == verdict
 
 
 def test_batches_to_takes_the_first_evaluation_as_low() -> None:
@@ -109,9 +108,10 @@ def test_batches_to_takes_the_first_evaluation_as_low() -> None:
     assert found == {"a": 20.0, "b": np.inf}
 
 
-def test_verdicts_on_known_rows() -> None:
+def test_claims_on_known_rows() -> None:
     found = {
-        v.key: v.verdict for v in decodability.verdicts(samples(), curves(**CURVES), GROUPS, seed=0)
+        v.key: v.verdict
+        for v in decodability.check_claims(samples(), curves(**CURVES), GROUPS, seed=0)
     }
     assert found == {
         "one_pass": HOLDS,
@@ -124,10 +124,10 @@ def test_verdicts_on_known_rows() -> None:
     }
 
 
-def test_verdicts_turn_with_the_rows() -> None:
+def test_claims_turn_with_the_rows() -> None:
     worse = {**ERRORS, "layer_1": 0.4, "layer_2": 0.4}
     slower = {**CURVES, "layer_1": [0.4, 0.3, 0.3], "middle_prompt": [0.4, 0.3, 0.2]}
-    rows = decodability.verdicts(samples(worse), curves(**slower), GROUPS, seed=0)
+    rows = decodability.check_claims(samples(worse), curves(**slower), GROUPS, seed=0)
     found = {v.key: v for v in rows}
     for key in ("one_pass", "middle_final", "middle_outer"):
         assert found[key].verdict == REVERSED
@@ -144,7 +144,7 @@ def test_unusable_labels_are_counted_by_reason() -> None:
 
 
 def test_the_table_puts_the_lowest_error_first() -> None:
-    errors = decodability.final_errors(samples(), seed=0)
+    errors = decodability.final_errors(samples(), GROUPS, seed=0)
     table = decodability.configuration_table(errors)
     assert table.index[0] == "layer 1"
     assert table.index[-1] == "centre prior"

@@ -11,6 +11,7 @@ import pytest
 from xarray import DataArray
 
 from abplib.core.stats import Interval
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.proxies.attention import ProxyAttention
 from abplib.samples.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL
@@ -203,14 +204,15 @@ def test_image_tokens_have_a_share_and_no_word(looking: ProxyAttention) -> None:
 
 
 def test_curves_are_sorted_in_each_sample_and_parted_by_group() -> None:
-    curves = decomposition.sorted_curves(rank(A, "layer")[..., :2], ["0.0", "0.1"])
+    curves, lines = decomposition.sorted_curves(rank(A, "layer")[..., :2], ["0.0", "0.1"])
     decisive = curves[curves["group"] == "decisive heads"]
     assert decisive["rank"].tolist() == [1, 2]
     assert decisive["mean"].to_numpy() == pytest.approx([0.85, 0.15])
     other = curves[curves["group"] == "all other heads"]
     assert other["mean"].to_numpy() == pytest.approx([(0.9 + 0.7 + 0.4 + 0.4) / 4, 0.225])
     assert (curves["low"] <= curves["mean"]).all() and (curves["mean"] <= curves["high"]).all()
-    everyone = decomposition.sorted_curves(rank(A, "layer"), A["head"].values.tolist())
+    assert len(lines) == 2 * 2 * 2 and set(lines["head"]) == {"0.0", "0.1"}
+    everyone, _ = decomposition.sorted_curves(rank(A, "layer"), A["head"].values.tolist())
     assert set(everyone["group"]) == {"decisive heads"}
 
 
@@ -261,8 +263,24 @@ def test_layers_are_counted_by_kind_the_largest_first() -> None:
     assert counts.loc["up"].tolist() == [2, 0, 0] and counts.loc["down"].tolist() == [0, 1, 0]
 
 
+def test_numbers_of_the_vote_count_ties() -> None:
+    split = decompose(ROUTED, 0.62)  # of 0.0 and 1.0, which disagree on both samples
+    l_h = A.sel(head=split.heads).sum("query").idxmax("layer")
+    rows = decomposition.layer_rows(Dependence(1.0, 0.5, 0.75, 0.25), l_h, split.l_star, A)
+    assert rows.loc["lstar_ties", ["value", "n"]].tolist() == [2, 2]
+    assert rows.loc["most_frequent", "value"] == 5  # of equals the first
+    assert rows.loc["most_frequent_part", "value"] == 0.5
+    assert rows.loc["lstar_entropy_within", "value"] == 0.5
+    mean_drop = drop(ROUTED).mean(("sample", "query"))
+    shape = decomposition.shape_rows(labelled(ROUTED), mean_drop, 0.62)["value"]
+    assert shape[["n", "n_heads", "n_queries", "n_layers", "n_decisive_heads"]].tolist() == [
+        2, 4, 2, 3, 2
+    ]  # fmt: skip
+    assert shape["mean_drop_all"] == pytest.approx((0.8 + 0.6 + 0.65 + 0.1) / 4)
+
+
 def test_kinds_fall_back_from_place_to_task() -> None:
-    samples = Profile.load("smoke").evaluation
+    samples = Experiment(Profile.load("smoke")).evaluation
     found = decomposition.kinds(samples, 3)
     assert found.index.tolist() == [samples[i].id for i in range(3)]
     assert found.iloc[0] == samples[0].facts["spatial_term"]

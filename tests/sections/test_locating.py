@@ -16,9 +16,9 @@ from abplib.experiment import Experiment
 from abplib.proxies.qformer import Proxy
 from abplib.proxies.selection import GuidingProxy
 from abplib.proxies.settings import ProxyConfig
-from abplib.sections.information_flow import attention_maps
 from abplib.sections.own_image import locate
 from abplib.vlm.encoder import ConditionEncoder
+from abplib.vlm.maps import attention_maps
 
 WORDS = "turn the second red apple into a pear"
 

@@ -14,11 +14,11 @@ from abplib.plots.adapting import change_by_layer
 from abplib.profiles import parse
 from abplib.samples.base import Sample
 from abplib.sections import adapting
-from abplib.sections.information_flow import attention_maps
 from abplib.vlm import adapters, grounding, loading
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
 from abplib.vlm.grounding import Grounder
 from abplib.vlm.loading import Answer
+from abplib.vlm.maps import attention_maps
 from abplib.vlm.twins import TWINS, qwen3_vl_folder
 
 AREA = 64 * 64

@@ -1,0 +1,352 @@
+"""Maps scored against boxes with known answers; sources, tests in pairs, claims by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from abplib.core.boxes import Box
+from abplib.core.errors import AbpError
+from abplib.experiment import Experiment
+from abplib.profiles import Profile
+from abplib.samples.base import Sample
+from abplib.sections import information_flow
+from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
+from abplib.sections.information_flow import FlowScores, Kind, map_scores
+from abplib.vlm.encoder import ConditionEncoder
+from abplib.vlm.maps import attention_maps
+
+BLOCKS = (1, 3)
+LAYERS = (5, 6)
+BOX: Box = (0.25, 0.0, 0.75, 0.5)
+"""Of 4 x 4 cells the four in rows 0 and 1, columns 1 and 2."""
+
+
+def spike(row: int, column: int, rest: float = 0.0) -> Tensor:
+    values = torch.full((4, 4), rest)
+    values[row, column] = 1.0
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "box", "expected"),
+    [
+        (torch.ones(4, 4), BOX, (0.25, 0.25, 0.25, 0.5)),  # what chance scores
+        (spike(1, 2), BOX, (1, 1, 1, 5 / 8)),  # above 12 of 12, and equal for the other three
+        (spike(3, 3), BOX, (0, 0, 0, 11 / 24)),
+        (spike(0, 0, rest=0.2), BOX, (0, 0, 0.2, 11 / 24)),
+        (spike(1, 2) + spike(3, 3), BOX, (0.5, 0.5, 0.5, (11.5 + 3 * 5.5) / 48)),
+        (spike(0, 0), (0.15, 0.0, 0.5, 0.5), (0, 1, 0.4, None)),  # centre 0.125, 0.025 short
+        (spike(0, 0), (0.17, 0.0, 0.5, 0.5), (0, 0, 0.32, None)),  # 0.045 short
+        (spike(2, 2), (0.0, 0.0, 1.0, 1.0), (1, 1, 1, float("nan"))),
+    ],
+)
+def test_scores_of_a_map(
+    values: Tensor, box: Box, expected: tuple[float, float, float, float | None]
+) -> None:
+    found = [float(score) for score in map_scores(values, box).values()]
+    for score, answer in zip(found, expected, strict=True):
+        assert answer is None or score == pytest.approx(answer, abs=1e-6, nan_ok=True)
+
+
+def test_auroc_is_that_of_the_pixels() -> None:
+    """Cells cut by the box's edge count in part: compare with all pairs of small pixels."""
+    maps = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    box = (0.1, 0.25, 0.7, 0.875)
+    found = map_scores(maps, box)["auroc"]
+    assert found.shape == (2, 3)
+    pixels = maps.repeat_interleave(8, -2).repeat_interleave(10, -1)  # 32 x 50
+    inside = torch.zeros(32, 50, dtype=torch.bool)
+    inside[8:28, 5:35] = True
+    for place in np.ndindex(2, 3):
+        p, q = pixels[place][inside], pixels[place][~inside]
+        ordered = torch.sign(p[:, None] - q).double()
+        assert found[place].item() == pytest.approx(float((ordered.mean() + 1) / 2))
+
+
+def test_scores_do_not_depend_on_the_maps_scale() -> None:
+    maps = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for score, scaled in zip(
+        map_scores(maps, BOX).values(), map_scores(1e-4 * maps, BOX).values(), strict=True
+    ):
+        torch.testing.assert_close(score, scaled, rtol=1e-5, atol=1e-7)
+
+
+def test_the_centre_prior_peaks_in_the_middle() -> None:
+    prior = information_flow.centre_prior((3, 5))
+    assert prior.shape == (3, 5) and prior.argmax() == 7
+    torch.testing.assert_close(prior, prior.flip(0, 1))
+
+
+@dataclass
+class Pictures:
+    """A `SampleSet` of given images and instructions."""
+
+    images: Sequence[Image.Image]
+    instructions: Sequence[str]
+    name: str = "pictures"
+    fingerprint: str = "0"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(f"p{index}", self.images[index], self.instructions[index], BOX)
+
+
+def test_all_tokens_are_scored_and_kept(
+    encoder: ConditionEncoder,
+    images: list[Image.Image],
+    instructions: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples = Pictures(images, instructions)
+    found = information_flow.score_flow(encoder, samples, 2, BLOCKS, base=tmp_path)
+    maps = attention_maps(encoder, images, instructions, BLOCKS)
+    n_tokens = [len(m.tokens) for m in maps]
+    assert len(found.tokens) == sum(n_tokens) * len(BLOCKS) * 2
+    rows = found.tokens.query("sample_id == 'p1' and layer == 3 and kind == 'relative'")
+    assert (rows["span"] == "prompt").sum() == maps[1].n_prompt
+    assert (rows["span"] == "template").tolist()[-5:] == [True] * 5
+    row = rows.iloc[4]
+    assert row["token"] == maps[1].tokens[4]
+    for score, value in map_scores(maps[1].relative[1, 4], BOX).items():
+        assert row[score] == pytest.approx(float(value))
+    assert row["image_part"] == pytest.approx(float(maps[1].raw[1, 4].sum()))
+    chance = found.controls[found.controls["source"] == "chance"]
+    assert chance["energy"].tolist() == pytest.approx([0.25, 0.25])
+    monkeypatch.setattr(encoder, "encode", None)  # read from disk
+    again = information_flow.score_flow(encoder, samples, 2, BLOCKS, base=tmp_path)
+    pd.testing.assert_frame_equal(again.tokens, found.tokens)
+    with pytest.raises(AbpError, match="3 samples are asked for, but pictures holds 2"):
+        information_flow.score_flow(encoder, samples, 3, BLOCKS, base=tmp_path)
+
+
+def test_sources_are_told_apart() -> None:
+    """One sample, l* = 6; prompt tokens 20 to 22 and an image token with the largest share.
+
+    Each score tells the layer in its units and the token in its hundredths.
+    """
+    shares = pd.DataFrame(
+        {
+            "sample_id": "s",
+            "layer": 6,
+            "token": [5, 20, 21, 22],
+            "span": ["image", "prompt", "prompt", "prompt"],
+            "share": [0.5, 0.1, 0.3, 0.1],
+        }
+    )
+    tokens = pd.DataFrame(
+        [
+            {
+                "sample_id": "s",
+                "layer": layer,
+                "token": token,
+                "kind": kind,
+                "image_part": 0.5,
+                "span": "prompt" if token < 23 else "template",
+            }
+            | dict.fromkeys(
+                information_flow.SCORES, layer + token / 100 + (kind == "relative") * 100
+            )
+            for layer in (5, 6, 7)
+            for token in (20, 21, 22, 23, 24)
+            for kind in ("raw", "relative")
+        ]
+    )
+    controls = pd.DataFrame(
+        [
+            {"sample_id": s, "source": source} | dict.fromkeys(information_flow.SCORES, 0.25)
+            for s in ("s", "unread")
+            for source in ("chance", "centre_prior")
+        ]
+    )
+    scores = FlowScores(tokens, controls)
+
+    def found(n_tokens: int = 1, kind: Kind = "raw") -> dict[str, float]:
+        rows = information_flow.sources(scores, scores, shares, n_tokens, kind)
+        assert rows["sample_id"].unique().tolist() == ["s"]
+        return dict(zip(rows["source"], rows["auroc"], strict=True))
+
+    assert found() == pytest.approx(
+        {"dominant": 6.21, "random_token": 6.21, "other_layers": 6.21, "last_token": 6.24,
+         "untrained": 6.21, "best_layer": 7.21, "chance": 0.25, "centre_prior": 0.25}
+    )  # fmt: skip
+    two = found(2, "relative")  # of equal shares the earlier
+    assert two["dominant"] == pytest.approx(106.205)
+    assert two["other_layers"] == pytest.approx(106.205)
+    uneven = scores.tokens.assign(auroc=lambda t: t["auroc"] + 10 * (t["layer"] == 7))
+    scores = FlowScores(uneven, controls)
+    assert found()["other_layers"] == pytest.approx(11.21)
+    assert found()["dominant"] == pytest.approx(6.21)
+
+
+def shares(n: int) -> pd.DataFrame:
+    """Three prompt tokens a sample, 20 to 22; the second is dominant, then the first; l* = 5."""
+    rows = [
+        {"sample_id": f"s{i}", "layer": 5, "token": 20 + t, "span": "prompt", "share": share}
+        for i in range(n)
+        for t, share in enumerate((0.3, 0.6, 0.1))
+    ]
+    return pd.DataFrame(rows)
+
+
+def scores(value: dict[tuple[int, int], float], n: int) -> FlowScores:
+    """Every score by (layer, token), 0 where not given; token 23 closes the template."""
+    tokens = [
+        {"sample_id": f"s{i}", "layer": layer, "token": token, "kind": kind, "image_part": 0.5,
+         "span": "prompt" if token < 23 else "template",
+         **dict.fromkeys(information_flow.SCORES, value.get((layer, token), 0.0))}
+        for i in range(n)
+        for layer in LAYERS
+        for token in (20, 21, 22, 23)
+        for kind in ("raw", "relative")
+    ]  # fmt: skip
+    controls = [
+        {"sample_id": f"s{i}", "source": source, **dict.fromkeys(information_flow.SCORES, score)}
+        for i in range(n)
+        for source, score in (("chance", 0.5), ("centre_prior", 0.6))
+    ]
+    return FlowScores(pd.DataFrame(tokens), pd.DataFrame(controls))
+
+
+TRAINED = scores({(5, 21): 0.9, (5, 20): 0.3, (5, 22): 0.3, (6, 21): 0.95, (5, 23): 0.7}, 4)
+TWIN = scores({(5, 21): 0.4}, 4)
+
+
+def test_sources_take_their_rows() -> None:
+    rows = information_flow.sources(TRAINED, TWIN, shares(4), 1)
+    found = rows.groupby("source")["auroc"].mean().to_dict()
+    assert found == pytest.approx(
+        {"dominant": 0.9, "random_token": 0.5, "other_layers": 0.95, "best_layer": 0.95,
+         "last_token": 0.7, "untrained": 0.4, "centre_prior": 0.6, "chance": 0.5}
+    )  # fmt: skip
+    assert set(found) == set(information_flow.SOURCES)
+    assert information_flow.best_layer(TRAINED, shares(4), 1) == 6
+    assert information_flow.best_layer(TRAINED, shares(4), 2) == 5  # 0.6 against 0.475
+
+
+def test_the_grid_orders_tokens_by_rank() -> None:
+    grid = information_flow.token_grid(TRAINED, shares(4), "auroc", "raw")
+    assert grid.columns.tolist() == ["1", "2", "3", "last"]
+    assert grid.loc[5].tolist() == pytest.approx([0.9, 0.3, 0.3, 0.7])
+    assert grid.loc[6].tolist() == pytest.approx([0.95, 0, 0, 0])
+    shorter = shares(4).drop(index=2)  # the first sample has two tokens
+    grid = information_flow.token_grid(TRAINED, shorter, "auroc", "raw")
+    assert grid.columns.tolist() == ["1", "2", "last"]
+
+
+def rows_of(**means: float) -> pd.DataFrame:
+    """Rows of `sources` of 40 samples: these means and a little noise, shared in part."""
+    random = np.random.default_rng(0)
+    shared = random.normal(0, 0.1, 40)
+    parts = []
+    for source in information_flow.SOURCES:
+        values = (means.get(source, 0.5) + shared + random.normal(0, 0.02, 40)).clip(0, 1)
+        part = dict.fromkeys(("energy", "auroc"), values)
+        hit = (values > 0.5).astype(float)
+        parts.append(
+            pd.DataFrame({"sample_id": [f"s{i}" for i in range(40)], **part, "hit": hit,
+                          "hit_near": hit, "source": source})
+        )  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_rates_get_wilsons_interval_and_unknown_areas_are_left_out() -> None:
+    rows = rows_of(dominant=0.9)
+    rows.loc[rows["source"].eq("chance"), "hit"] = 0.25
+    rows.loc[rows.index[0], "auroc"] = np.nan
+    means = information_flow.means(rows, seed=0).set_index(["source", "score"])
+    hits = rows[rows["source"] == "dominant"]["hit"]
+    assert means.loc[("dominant", "hit"), "value"] == hits.mean()
+    assert means.loc[("dominant", "hit"), "high"] <= 1
+    assert means.loc[("chance", "hit"), "low"] == 0.25
+    assert means.loc[("untrained", "hit"), "reference"] == 0.25
+    assert means.loc[("dominant", "auroc"), "n"] == 39
+    assert means.loc[("dominant", "hit"), "name"] == "pointing_hit.dominant"
+    table = information_flow.mean_table(means.reset_index())
+    assert table.index.tolist() == list(information_flow.SOURCES.values())
+    assert table.columns.tolist() == ["pointing hit", "hit, 15 px", "energy in box", "AUROC"]
+    assert table.loc["chance", "pointing hit"].startswith("0.250 ")
+
+
+def test_comparisons_are_paired_and_corrected_together() -> None:
+    found = information_flow.comparisons(rows_of(dominant=0.55), seed=0)
+    assert len(found) == 4 * (len(information_flow.SOURCES) - 1)
+    row = found[found["score"] == "AUROC"].loc["chance"]
+    assert row["difference"] == pytest.approx(0.05, abs=0.02)
+    assert row["low"] > 0  # the noise that they share is gone
+    assert (found["p, Holm"] >= found["p"]).all()
+    assert row["p, Holm"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ({"dominant": 0.9, "last_token": 0.99}, (HOLDS, HOLDS, HOLDS)),
+        ({"dominant": 0.6, "centre_prior": 0.7, "random_token": 0.6},
+         (REVERSED, HOLDS, UNDECIDED)),
+        ({"dominant": 0.3, "random_token": 0.4}, (REVERSED, REVERSED, REVERSED)),
+    ],
+)  # fmt: skip
+def test_claims_go_by_the_hardest_rival(
+    means: dict[str, float], expected: tuple[str, str, str]
+) -> None:
+    checks = {c.key: c for c in information_flow.check_claims(rows_of(**means), seed=0)}
+    decided = tuple(checks[key].verdict for key in ("target", "accurate", "token"))
+    assert decided == expected
+    if "centre_prior" in means:
+        assert "centre prior" in checks["target"].measured
+
+
+def test_hits_are_counted_in_pairs() -> None:
+    rows = rows_of()
+    rows.loc[rows["source"] == "dominant", "hit"] = [1.0] * 30 + [0.0] * 10
+    rows.loc[rows["source"] == "untrained", "hit"] = [1.0] * 10 + [0.0] * 30
+    assert tuple(information_flow.hits_against_untrained(rows)) == (10, 20, 0, 10)
+
+
+def test_samples_are_chosen_by_their_place_in_the_order() -> None:
+    rows = pd.DataFrame(
+        {
+            "sample_id": ["b", "a", "c", "d", "a"],
+            "source": ["dominant"] * 4 + ["chance"],
+            "auroc": [0.5, 0.5, 0.9, np.nan, 1.0],
+        }
+    )
+    assert information_flow.at_quantiles(rows, (0, 0.5, 1)) == ["c", "a", "b"]
+    assert information_flow.at_quantiles(rows[:1], (0, 0.5, 1)) == ["b"] * 3
+
+
+def test_an_example_holds_the_maps_of_its_dominant_tokens(encoder: ConditionEncoder) -> None:
+    samples = Experiment(Profile.load("smoke")).evaluation
+    sample = samples[0]
+    maps = attention_maps(encoder, [sample.image], [sample.instruction], [0, 1, 2, 3])[0]
+    tokens = maps.tokens[: maps.n_prompt].tolist()
+    table = pd.DataFrame(
+        {
+            "sample_id": sample.id,
+            "layer": 2,
+            "token": tokens,
+            "span": "prompt",
+            "text": [f" w{token}" for token in tokens],
+            "share": [0.1, 0.5, 0.4] + [0.0] * (len(tokens) - 3),
+        }
+    )
+    rows = pd.DataFrame({"sample_id": [sample.id], "source": ["dominant"], "auroc": [0.75]})
+    (found,) = information_flow.mapped(encoder, samples, table, rows, [0], 2)
+    assert (found.best, found.dominant, found.auroc) == (2, [1, 2], 0.75)
+    assert found.words[1] == f"w{tokens[1]}"
+    torch.testing.assert_close(found.dominant_map(), maps.raw[2, 1:3].mean(0))
+    torch.testing.assert_close(
+        found.dominant_map("relative"), maps.relative[2, 1:3].mean(0), rtol=1e-4, atol=1e-6
+    )
