@@ -1,6 +1,6 @@
-"""The proxy's attention taken apart: masses, decisive heads, l*, dominant tokens.
+"""The proxy's attention taken apart: masses, decisive heads, l*.
 
-Chapter 3, section 4.4, Figures 5, 6 and 7b. Attention is a labelled array with the axes sample,
+Chapter 3, section 4.4, Figures 5 and 6. Attention is a labelled array with the axes sample,
 head, query, layer and token: a_{h,q}^{(l,i)} is what query q of head h gives to token i of VLM
 layer l, and a query's weights sum to one over (l, i) together. H are the heads that count as
 decisive, l* is one layer a sample.
@@ -21,8 +21,9 @@ from abplib.core.stats import Interval, bootstrap_mean, wilson
 from abplib.paper import reported
 from abplib.proxies.attention import ProxyAttention
 from abplib.samples.base import SampleSet
-from abplib.samples.words import CLASSES, ENGLISH, NOUN, SPATIAL, classify, join
+from abplib.samples.words import NOUN, SPATIAL
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED, ClaimCheck, decide
+from abplib.sections.dominant_tokens import class_parts, token_shares
 
 _AXES = ("sample", "head", "query", "layer", "token")
 _BAND = (0.1, 0.9)
@@ -96,37 +97,6 @@ def decompose(attention: ProxyAttention, threshold: float) -> Decomposition:
     l_star = mode(l_h, A.sel(head=H))
     shares = token_shares(a.sel(head=H, layer=l_star), l_star, attention.tokens)
     return Decomposition(a, H.values.tolist(), int(decisive.sum()), l_star, shares)
-
-
-def token_shares(
-    w: DataArray, l_star: DataArray, tokens: pd.DataFrame, lexicon: Mapping[str, str] = ENGLISH
-) -> pd.DataFrame:
-    """Figure 7b: what part of the heads' attention in l* each token gets.
-
-    The rows of `ProxyAttention.tokens` with the columns layer (l*); share, summed over heads and
-    queries, which sums to one in a sample; rank (from 1, the dominant token first; of equal shares
-    the earlier token); and for prompt tokens word and word_class, empty elsewhere.
-
-    Args:
-        w: a of the decisive heads in l*, [sample, head, query, token].
-        l_star: [sample].
-        tokens: `ProxyAttention.tokens`.
-    """
-    mass = w.sum(("head", "query"))
-    part = (mass / mass.sum("token")).transpose("sample", "token")
-    sample = tokens["sample_id"].map(part.get_index("sample").get_loc).to_numpy()
-    frame = tokens.assign(share=part.values[sample, tokens["slot"]])
-    frame.insert(1, "layer", l_star.values[sample])
-    by_sample = frame.groupby("sample_id", sort=False)
-    frame["rank"] = by_sample["share"].rank(method="first", ascending=False).astype(int)
-    frame[["word", "word_class"]] = ""
-    prompt = frame[frame["span"] == "prompt"]
-    for _, rows in prompt.groupby("sample_id", sort=False):
-        words, word_of = join(rows["text"])
-        classes = classify(words, lexicon)
-        frame.loc[rows.index, "word"] = [words[w] for w in word_of]
-        frame.loc[rows.index, "word_class"] = [classes[w] for w in word_of]
-    return frame
 
 
 class Example(NamedTuple):
@@ -297,36 +267,6 @@ def dependence(l_star: DataArray, kinds: pd.Series, seed: int) -> Dependence:
     return Dependence(overall, observed, float(control.mean()), (1 + as_low) / (1 + _SHUFFLES))
 
 
-def word_classes(shares: pd.DataFrame, n_tokens: int, seed: int) -> pd.DataFrame:
-    """Which words get the decisive heads' attention, indexed by `words.CLASSES`.
-
-    Columns: value, low, high and n (mean over samples of the class's part of the attention to
-    prompt tokens, with its interval), tokens (of the prompt tokens themselves, what even attention
-    would give) and dominant (of the `n_tokens` dominant tokens of each sample).
-    """
-    mass, tokens = class_parts(shares)
-    prompt = shares[shares["span"] == "prompt"]
-    order = prompt.groupby("sample_id")["share"].rank(method="first", ascending=False)
-    dominant = prompt.loc[order <= n_tokens, "word_class"].value_counts(normalize=True)
-    means = [bootstrap_mean(mass[name].to_numpy(), seed=seed)._asdict() for name in CLASSES]
-    frame = pd.DataFrame(means, index=pd.Index(CLASSES, name="word class"))
-    dominant = dominant.reindex(frame.index, fill_value=0.0)
-    return frame.assign(tokens=tokens.mean(), dominant=dominant)
-
-
-def class_parts(shares: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Each sample's attention and its tokens by word class, [sample, class]; rows sum to 1."""
-    prompt = shares[shares["span"] == "prompt"].assign(tokens=1.0)
-
-    def parts(column: str) -> pd.DataFrame:
-        table = prompt.pivot_table(
-            index="sample_id", columns="word_class", values=column, aggfunc="sum", fill_value=0.0
-        ).reindex(columns=list(CLASSES), fill_value=0.0)
-        return table.div(table.sum(axis=1), axis=0)
-
-    return parts("share"), parts("tokens")
-
-
 def check_claims(
     steep: pd.DataFrame, varies: Dependence, shares: pd.DataFrame, threshold: float,
     n_decisive: int, seed: int,
@@ -338,7 +278,9 @@ def check_claims(
     claimed of decisive heads is undecided.
     """
     mass, tokens = class_parts(shares)
-    gains = {c: bootstrap_mean((mass[c] - tokens[c]).to_numpy(), seed=seed) for c in CLASSES}
+    gains = {
+        c: bootstrap_mean((mass[c] - tokens[c]).to_numpy(), seed=seed) for c in (NOUN, SPATIAL)
+    }
     routed = REVERSED if varies.overall == 0 else HOLDS if varies.p < 0.05 else UNDECIDED
 
     def above(
@@ -412,8 +354,10 @@ def layer_rows(varies: Dependence, l_h: DataArray, l_star: DataArray, A: DataArr
 
 
 def _numbers(rows: Mapping[str, tuple[Any, ...]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows.values(), index=pd.Index(rows, name="name"), dtype=object)
-    return frame.rename(columns=dict(enumerate(("value", "unit", "fmt", "n"))))
+    """Rows of value, unit, format and, where it counts, n; as `Chapter.record` takes them."""
+    columns = ("value", "unit", "fmt", "n")
+    told = [dict(zip(columns, row, strict=False)) for row in rows.values()]
+    return pd.DataFrame(told, pd.Index(rows, name="name"), columns, dtype=object)
 
 
 def who(n_decisive: int, n_heads: int, threshold: float) -> str:

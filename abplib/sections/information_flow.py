@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from abplib.core import store
-from abplib.core.boxes import Box
 from abplib.core.stats import (
     Interval,
     PairedTable,
@@ -32,10 +31,7 @@ from abplib.core.stats import (
 from abplib.samples.base import Sample, SampleSet
 from abplib.sections.claims import ClaimCheck, against, decide
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.maps import AttentionMaps, attention_maps, maps_of
-
-NEAR = 15 / 448
-"""How far from the box a near hit may lie, in sides of the image: 15 of 448 pixels."""
+from abplib.vlm.maps import AttentionMaps, attention_maps, centre_prior, map_scores, maps_of
 
 SCORES: Mapping[str, tuple[str, str]] = {
     "hit": ("pointing_hit", "pointing hit"),
@@ -59,67 +55,6 @@ SOURCES: Mapping[str, str] = {
 
 Kind = Literal["raw", "relative"]
 """Of maps; see `abplib.vlm.maps`."""
-
-_PRIOR_WIDTH = 0.25
-"""Standard deviation of the centre prior, in sides of the image."""
-
-
-def map_scores(maps: Tensor, box: Box) -> dict[str, Tensor]:
-    """How well maps [..., rows, columns] point at a box (fractions of the image): each [...].
-
-    - `hit`: whether the centre of the map's largest cell lies in the box (of several equally large
-      cells, the part of them); `hit_near`: the same with the box grown by `NEAR` on every side;
-    - `energy`: the part of the map that lies in the box, cells cut by its edge counting in part;
-    - `auroc`: that a point in the box has a larger value than one outside, equal values counting
-      half; nan for a box that is the whole image.
-
-    A constant map scores what chance does.
-    """
-    n_rows, n_columns = maps.shape[-2:]
-    inside = part_inside((n_rows, n_columns), box).flatten()
-    flat = maps.flatten(-2).double()
-    peak = flat == flat.amax(-1, keepdim=True)
-    hits = [
-        (peak * _centres_inside(n_rows, n_columns, box, margin)).sum(-1) / peak.sum(-1)
-        for margin in (0.0, NEAR)
-    ]
-    energy = (flat * inside).sum(-1) / flat.sum(-1)
-    return dict(zip(SCORES, [*hits, energy, auroc(flat, inside)], strict=True))
-
-
-def part_inside(grid: tuple[int, int], box: Box) -> Tensor:
-    """What part of each cell of a grid lies in a box, fp64 [rows, columns]."""
-
-    def overlap(n: int, low: float, high: float) -> Tensor:
-        edges = (torch.arange(n + 1, dtype=torch.float64) / n).clamp(low, high)
-        return edges.diff() * n
-
-    return torch.outer(overlap(grid[0], box[1], box[3]), overlap(grid[1], box[0], box[2]))
-
-
-def _centres_inside(n_rows: int, n_columns: int, box: Box, margin: float) -> Tensor:
-    """Whether the centre of each cell lies in the box grown by `margin`, Bool [rows * columns]."""
-    ys, xs = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (n_rows, n_columns))
-    in_rows = (ys >= box[1] - margin) & (ys <= box[3] + margin)
-    in_columns = (xs >= box[0] - margin) & (xs <= box[2] + margin)
-    return torch.outer(in_rows, in_columns).flatten()
-
-
-def auroc(values: Tensor, inside: Tensor) -> Tensor:
-    """Area under the ROC curve of values [..., C], each cell being `inside` [C] in part: [...]."""
-    outside = 1 - inside
-    ordered, order = values.sort(-1)
-    below = torch.cat([torch.zeros_like(ordered[..., :1]), outside[order].cumsum(-1)], -1)
-    ranks = [torch.searchsorted(ordered, values, side=side) for side in ("left", "right")]
-    less, at_most = (below.gather(-1, rank) for rank in ranks)
-    return (inside * (less + at_most) / 2).sum(-1) / (inside.sum() * outside.sum())
-
-
-def centre_prior(grid: tuple[int, int]) -> Tensor:
-    """A map [rows, columns] that knows nothing but that targets lie near the middle: a Gaussian."""
-    rows, columns = ((torch.arange(n) + 0.5) / n - 0.5 for n in grid)
-    distance = rows[:, None] ** 2 + columns**2
-    return (-distance / (2 * _PRIOR_WIDTH**2)).exp()
 
 
 @dataclass(frozen=True, eq=False)

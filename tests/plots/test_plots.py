@@ -45,7 +45,10 @@ def curves() -> pd.DataFrame:
 
 
 def settings() -> SweepSettings:
-    return SweepSettings(320, 64, 1e-3, 96, 8, 4, 20, 64)
+    return SweepSettings(
+        n_batches=320, batch_size=64, lr=1e-3, width=96, n_queries=8, n_heads=4, eval_every=20,
+        n_curve_eval=64,
+    )  # fmt: skip
 
 
 def test_spread_moves_only_what_collides() -> None:

@@ -15,7 +15,7 @@ from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.proxies.attention import ProxyAttention
 from abplib.samples.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL
-from abplib.sections import decomposition
+from abplib.sections import decomposition, dominant_tokens
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
 from abplib.sections.decomposition import Decomposition, Dependence, decompose, labelled, rank
 
@@ -295,7 +295,7 @@ def words() -> pd.DataFrame:
 
 
 def test_words_are_weighed_against_their_part_of_the_tokens() -> None:
-    table = decomposition.word_classes(words(), 1, seed=0)
+    table = dominant_tokens.word_classes(words(), 1, seed=0)
     assert table["value"].to_dict() == pytest.approx(
         {NOUN: 0.65, "adjective": 0, SPATIAL: 0.3, FUNCTION: 0.05, "other": 0}
     )
@@ -305,7 +305,7 @@ def test_words_are_weighed_against_their_part_of_the_tokens() -> None:
     assert table["dominant"].to_dict() == pytest.approx(
         {NOUN: 0.5, "adjective": 0, SPATIAL: 0.5, FUNCTION: 0, "other": 0}
     )
-    two = decomposition.word_classes(words(), 2, seed=0)["dominant"]
+    two = dominant_tokens.word_classes(words(), 2, seed=0)["dominant"]
     assert two[[NOUN, SPATIAL, FUNCTION]].tolist() == pytest.approx([0.5, 0.25, 0.25])
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
@@ -20,70 +19,13 @@ from abplib.profiles import Profile
 from abplib.samples.base import Sample
 from abplib.sections import information_flow
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
-from abplib.sections.information_flow import FlowScores, Kind, map_scores
+from abplib.sections.information_flow import FlowScores, Kind
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.maps import attention_maps
+from abplib.vlm.maps import attention_maps, map_scores
 
 BLOCKS = (1, 3)
 LAYERS = (5, 6)
 BOX: Box = (0.25, 0.0, 0.75, 0.5)
-"""Of 4 x 4 cells the four in rows 0 and 1, columns 1 and 2."""
-
-
-def spike(row: int, column: int, rest: float = 0.0) -> Tensor:
-    values = torch.full((4, 4), rest)
-    values[row, column] = 1.0
-    return values
-
-
-@pytest.mark.parametrize(
-    ("values", "box", "expected"),
-    [
-        (torch.ones(4, 4), BOX, (0.25, 0.25, 0.25, 0.5)),  # what chance scores
-        (spike(1, 2), BOX, (1, 1, 1, 5 / 8)),  # above 12 of 12, and equal for the other three
-        (spike(3, 3), BOX, (0, 0, 0, 11 / 24)),
-        (spike(0, 0, rest=0.2), BOX, (0, 0, 0.2, 11 / 24)),
-        (spike(1, 2) + spike(3, 3), BOX, (0.5, 0.5, 0.5, (11.5 + 3 * 5.5) / 48)),
-        (spike(0, 0), (0.15, 0.0, 0.5, 0.5), (0, 1, 0.4, None)),  # centre 0.125, 0.025 short
-        (spike(0, 0), (0.17, 0.0, 0.5, 0.5), (0, 0, 0.32, None)),  # 0.045 short
-        (spike(2, 2), (0.0, 0.0, 1.0, 1.0), (1, 1, 1, float("nan"))),
-    ],
-)
-def test_scores_of_a_map(
-    values: Tensor, box: Box, expected: tuple[float, float, float, float | None]
-) -> None:
-    found = [float(score) for score in map_scores(values, box).values()]
-    for score, answer in zip(found, expected, strict=True):
-        assert answer is None or score == pytest.approx(answer, abs=1e-6, nan_ok=True)
-
-
-def test_auroc_is_that_of_the_pixels() -> None:
-    """Cells cut by the box's edge count in part: compare with all pairs of small pixels."""
-    maps = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    box = (0.1, 0.25, 0.7, 0.875)
-    found = map_scores(maps, box)["auroc"]
-    assert found.shape == (2, 3)
-    pixels = maps.repeat_interleave(8, -2).repeat_interleave(10, -1)  # 32 x 50
-    inside = torch.zeros(32, 50, dtype=torch.bool)
-    inside[8:28, 5:35] = True
-    for place in np.ndindex(2, 3):
-        p, q = pixels[place][inside], pixels[place][~inside]
-        ordered = torch.sign(p[:, None] - q).double()
-        assert found[place].item() == pytest.approx(float((ordered.mean() + 1) / 2))
-
-
-def test_scores_do_not_depend_on_the_maps_scale() -> None:
-    maps = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
-    for score, scaled in zip(
-        map_scores(maps, BOX).values(), map_scores(1e-4 * maps, BOX).values(), strict=True
-    ):
-        torch.testing.assert_close(score, scaled, rtol=1e-5, atol=1e-7)
-
-
-def test_the_centre_prior_peaks_in_the_middle() -> None:
-    prior = information_flow.centre_prior((3, 5))
-    assert prior.shape == (3, 5) and prior.argmax() == 7
-    torch.testing.assert_close(prior, prior.flip(0, 1))
 
 
 @dataclass
