@@ -18,6 +18,8 @@ COLOURS = (ANSWER, ACCENT, TARGET, QUIET)
 """Of the groups of `hue`, in the order in which they appear."""
 
 _MARKERS = ("o", "D", "X", "s")
+_LETTERS = 60
+"""What a key may hold in three columns."""
 _APART = 0.22
 """Between the groups of one line, where lines are 1 apart."""
 
@@ -58,11 +60,12 @@ def intervals(
         _scaled(axes, part, scale, narrow=len(panels) > 1)
     if hue:
         handles, names = grid[0].get_legend_handles_labels()
+        n_columns = 3 if sum(map(len, names)) < _LETTERS else 2
         for axes in grid:
             axes.get_legend().remove()
             for handle in axes.get_legend_handles_labels()[0]:  # at (0, 0), outside of the axes
                 handle.remove()
-        figure.legend(handles, names, loc="outside upper left", ncols=3, handletextpad=0.3)
+        figure.legend(handles, names, loc="outside upper left", ncols=n_columns, handletextpad=0.3)
     return figure
 
 

@@ -13,6 +13,7 @@ import pytest
 import seaborn as sns
 import torch
 from matplotlib.colors import to_hex
+from matplotlib.patches import StepPatch
 from PIL import Image
 from remote import remote
 from test_decomposition import ROUTED
@@ -83,8 +84,10 @@ def test_sorted_curves_draw_each_group_and_each_decisive_query(decisive: list[st
 def test_heads_are_counted_above_each_threshold() -> None:
     figure = plots.heads_above(pd.Series([0.2, 0.2, 0.6]), 0.25)
     assert "T = 0.25" in texts(figure)
-    x, y = figure.axes[0].lines[0].get_data()
-    assert [y[x <= threshold][-1] for threshold in (0.1, 0.2, 0.4, 0.6)] == [3, 1, 1, 0]
+    (steps,) = [patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch)]
+    counts, edges, _ = steps.get_data()
+    above = [int(counts[np.searchsorted(edges, at, "right") - 1]) for at in (0.1, 0.2, 0.4, 0.6)]
+    assert above == [3, 1, 1, 0]
 
 
 def test_the_histogram_has_all_samples_first_and_sums_to_one() -> None:
