@@ -7,13 +7,18 @@ what a judge says of the edit.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from abplib.core import store
 from abplib.core.errors import AbpError
 from abplib.core.stats import Interval, PairedTable, proportion_difference, wilson
+from abplib.core.store import stored
+from abplib.editing.loading import Source
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.judging.base import FAILURES, NO_EDIT, WRONG_OBJECT
 from abplib.judging.verdicts import VERDICTS, succeeded
@@ -31,12 +36,22 @@ HALVES = {"accurate": "VLM: accurate box", "success": "editor: successful edit"}
 
 
 def same_vlm(encoder: ConditionEncoder, editor: QwenImageEditor) -> bool:
-    """Whether the VLM that is asked and the one that conditions the editor have equal weights."""
+    """Whether the VLM that is asked and the one that conditions the editor have equal weights.
+
+    Answered once. The editor's is read alone, on the CPU, where tensors are compared one at a time.
+    """
+    return bool(store.read_json(_compared(encoder, editor.source) / "done.json")["same"])
+
+
+@stored("same_vlm")
+def _compared(place: Path, encoder: ConditionEncoder, source: Source) -> dict[str, bool]:
+    alone = replace(source, without=("transformer", "vae"), device="cpu")
+    conditioning = alone.pipeline.text_encoder.state_dict()
     asked = encoder.model.state_dict()
-    conditioning = editor.pipeline.text_encoder.state_dict()
-    return asked.keys() == conditioning.keys() and all(
-        torch.equal(weight, conditioning[name]) for name, weight in asked.items()
+    same = asked.keys() == conditioning.keys() and all(
+        torch.equal(weight.cpu(), conditioning[name]) for name, weight in asked.items()
     )
+    return {"same": same}
 
 
 def beside(answers: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from abplib.core import parallel, store
 from abplib.core.errors import AbpError
+from abplib.core.store import stored
 from abplib.editing import qwen_pipeline
+from abplib.editing.loading import Source
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.samples.base import EditedSamples
 
@@ -38,28 +40,30 @@ class BoxedPairs:
         return load_file(_file(self.folder, row))
 
 
+@stored("lora_pairs", free=["device"], lock=None)
 def encode_pairs(
-    editor: QwenImageEditor, samples: EditedSamples, base: Path, device: torch.device
-) -> BoxedPairs:
-    """Encode the pairs that are not yet in a folder of `base`, each process its share.
+    place: Path,
+    source: Source,
+    image_area: int,
+    samples: EditedSamples,
+    device: torch.device,
+    base: Path | None = None,
+) -> None:
+    """Encode the pairs that are not yet there, each process its share; see `BoxedPairs`.
 
     Raises:
         AbpError: a sample has no box, or as the editor does for its image and instruction.
     """
-    place = store.folder(
-        "lora_pairs", base=base, editor=editor.fingerprint, samples=samples.fingerprint
-    )
     rows = parallel.share().take(range(len(samples)))
     waiting = [row for row in rows if not _file(place, row).exists()]
     if waiting:
-        eyes = replace(editor.source, without=("transformer",), device=device)
-        seeing = replace(editor, source=eyes)
+        eyes = replace(source, without=("transformer",), device=device)
+        editor = QwenImageEditor(eyes, image_area, n_steps=2, guidance=1.0)
         for row in tqdm(waiting, desc="encoding", mininterval=10, disable=not parallel.is_first()):
             with store.replacing(_file(place, row)) as scratch:
-                save_file(_encoded(seeing, samples, row), scratch)
+                save_file(_encoded(editor, samples, row), scratch)
         eyes.let_go()
     parallel.wait()
-    return BoxedPairs(place)
 
 
 def batched(pairs: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:

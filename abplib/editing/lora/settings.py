@@ -40,3 +40,9 @@ class LoraTraining(Settings):
     checkpoint_every: Count = 100
     """Steps that a killed run loses at most."""
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def passes(self, step: int, n_learned: int) -> float:
+        """How often so many samples have been seen by a step (appendix B.2: 15 times by the last,
+        which takes 400 of them).
+        """
+        return round(step * self.batch / n_learned, 2)

@@ -8,8 +8,9 @@ depends on the size of that batch and not on how many processes share it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from diffusers import QwenImageTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from torch import Tensor
 
-from abplib.core import parallel, paths, store
+from abplib.core import parallel, store
 from abplib.core.errors import AbpError
+from abplib.core.store import stored
 from abplib.core.trainer import Batch, Fitted, Schedule, fit
 from abplib.editing.flow_matching import cell_weights, shifted, velocity_errors
+from abplib.editing.loading import Source
 from abplib.editing.lora.adapter import add_lora, save_lora
 from abplib.editing.lora.pairs import BoxedPairs, batched, encode_pairs
 from abplib.editing.lora.settings import LoraTraining
@@ -66,24 +69,30 @@ def train_lora(
             f"{samples.name} has {len(samples)} samples; {settings.held_out} held out and "
             f"{global_batch} a step are more: lower held_out or batch in lora_training."
         )
-    place = store.folder(
-        "lora", base=base, editor=editor.fingerprint, samples=samples.fingerprint,
-        settings=settings.model_dump() | {"batch": global_batch},
-    )  # fmt: skip
-    with parallel.alone(place):
-        if store.summary_of(place) is None:
-            pairs = encode_pairs(editor, samples, base or paths.results(), own)
-            body = replace(editor.source, without=("text_encoder", "vae"), device=own)
-            fitted = _Run(
-                body.pipeline.transformer, pairs, len(samples), settings, place, own
-            ).fit()
-            if parallel.is_first():
-                store.mark_done(place, seconds=fitted.seconds, curves=fitted.curves)
-        if parallel.is_first():
-            for name in (LORA_FILE, "held_out.json"):
-                with store.replacing(folder / name) as scratch:
-                    scratch.write_bytes((place / name).read_bytes())
+    together = settings.model_copy(update={"batch": global_batch})
+    place = _trained(editor.source, editor.image_area, samples, together, own, base)
+    if parallel.is_first():
+        for name in (LORA_FILE, "held_out.json"):
+            with store.replacing(folder / name) as scratch:
+                scratch.write_bytes((place / name).read_bytes())
     return Fitted(**store.read_json(place / "done.json"))
+
+
+@stored("lora", free=["device"], lock=parallel.alone)
+def _trained(
+    place: Path,
+    source: Source,
+    image_area: int,
+    samples: EditedSamples,
+    settings: LoraTraining,
+    device: torch.device,
+    base: Path | None,
+) -> dict[str, Any]:
+    """The LoRA, its checkpoint and its losses; `settings.batch` is that of all processes."""
+    pairs = BoxedPairs(encode_pairs(source, image_area, samples, device, base=base))
+    body = replace(source, without=("text_encoder", "vae"), device=device)
+    dit = body.pipeline.transformer
+    return asdict(_Run(dit, pairs, len(samples), settings, place, device).fit())
 
 
 class _Run:
@@ -129,7 +138,7 @@ class _Run:
         The weights of a global batch add up to 1.
         """
         seed, n, share = self.settings.seed, len(self.learned), parallel.share()
-        size = self.settings.batch * share.of
+        size = self.settings.batch
         while True:
             drawn = []
             for at in share.take(range(step * size, (step + 1) * size)):
@@ -183,14 +192,15 @@ class _Run:
             seen = [row for row in seen if row["step"] < step]
             if all(loss < row["flow"] for row in seen):
                 save_lora(self.dit, self.place)
-            store.write_json(self.log, [*seen, {"step": step, "flow": loss}])
+            passes = self.settings.passes(step, len(self.learned))
+            store.write_json(self.log, [*seen, {"step": step, "passes": passes, "flow": loss}])
 
     @torch.no_grad()
     def _held_out(self) -> float:
         """Mean loss of the held-out pairs at evenly spread noise levels, as they are edited."""
         self.dit.eval()
-        seed, size = self.settings.seed, self.settings.batch
-        rows = parallel.share().take(self.held_out)
+        seed, share = self.settings.seed, parallel.share()
+        rows, size = share.take(self.held_out), self.settings.batch // share.of
         looks = [(row, level) for row in rows for level in range(_LEVELS)]
         sums = torch.zeros(2, device=self.device)
         for start in range(0, len(looks), size):

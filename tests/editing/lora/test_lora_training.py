@@ -197,7 +197,9 @@ def test_the_best_checkpoint_is_kept(
 
     monkeypatch.setattr(training._Run, "_held_out", look)
     train_lora(editor, Toys(), SHORT.model_copy(update={"seed": 1}), tmp_path, base=base)
-    assert [row["flow"] for row in store.read_json(tmp_path / "held_out.json")] == shown
+    log = store.read_json(tmp_path / "held_out.json")
+    assert [row["flow"] for row in log] == shown
+    assert [row["passes"] for row in log] == [0.67, 1.33, 2.0]  # of 6 samples by 2
     found = weights(tmp_path)
     for name, value in looked[1].items():
         assert torch.equal(found["transformer." + name.replace(".default", "")], value)
@@ -331,6 +333,8 @@ def test_what_a_profile_leaves_out_is_the_papers() -> None:
     reported = store.read_json(paths.root() / "data/paper/reported.json")["numbers"]
     for name in asked:
         assert paper[name] == reported[f"lora_{names.get(name, name)}"]["value"], name
+    settings = Profile.load("paper").lora_training
+    assert settings.passes(settings.steps, 400) == reported["lora_epochs"]["value"]
 
 
 def test_a_profile_without_lora_or_with_a_strange_budget_is_refused(tmp_path: Path) -> None:
