@@ -86,7 +86,25 @@ class Experiment:
     def editor(self) -> QwenImageEditor:
         """The editor with its LoRA, if the profile names one."""
         lora = self.lora_folder if self.profile.lora else None
-        return self.baseline if lora is None else replace(self.baseline, lora=lora)
+        return (
+            self.baseline
+            if lora is None
+            else replace(
+                self.baseline, lora=lora, vlm_sees_box=self.profile.lora_training.vlm_sees_box
+            )
+        )
+
+    def let_go(self) -> None:
+        """Free the memory of encoder and editor, each of which is loaded anew when it is used."""
+        import gc
+
+        import torch
+
+        vars(self).pop("encoder", None)
+        if "baseline" in vars(self):
+            self.baseline.let_go()
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def other(self, name: OtherEditorName) -> PipelineEditor:
         """The system that the profile names so, on a GPU where there is one."""

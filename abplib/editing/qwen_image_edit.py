@@ -57,6 +57,11 @@ class QwenImageEditor(PipelineEditor):
     lora: Path | None = None
     """File of a LoRA that reads boxes drawn on the source (appendix B.2), or its folder."""
 
+    vlm_sees_box: bool = False
+    """Whether the VLM is shown the drawn box as well. In appendix B.2 the VAE encodes the overlaid
+    image, and the condition is of the one pass over the source itself; a LoRA is to be used as it
+    was trained."""
+
     _adapter: str | None = field(init=False, default=None)
     """The LoRA's name in the pipeline: a hash of its weights."""
 
@@ -77,7 +82,8 @@ class QwenImageEditor(PipelineEditor):
     @property
     def fingerprint(self) -> str:
         """Hash of weights, LoRA and settings."""
-        return digest([super().fingerprint, self.condition, self._adapter])
+        drawn = self.lora is not None and self.vlm_sees_box
+        return digest([super().fingerprint, self.condition, self._adapter, drawn])
 
     @property
     def reads_boxes(self) -> bool:
@@ -85,7 +91,7 @@ class QwenImageEditor(PipelineEditor):
         return self.lora is not None
 
     def picture(self, source: Image.Image, box: Box | None) -> Image.Image:
-        """What VLM and VAE see of an upright RGB source: fitted to the area, its box drawn on it.
+        """What the VAE sees of an upright RGB source: fitted to the area, its box drawn on it.
 
         Raises AbpError for a source that is too oblong for Qwen's processor.
         """
@@ -120,7 +126,9 @@ class QwenImageEditor(PipelineEditor):
             picture = self.picture(source, boxes[row])
             pixels = hashlib.sha256(picture.tobytes()).digest()
             key = picture.size, pixels, instructions[row]
-            requests.setdefault(key, _Request(picture, instructions[row], [])).rows.append(row)
+            seen = picture if self.vlm_sees_box else self.picture(source, None)
+            request = _Request(picture, seen, instructions[row], [])
+            requests.setdefault(key, request).rows.append(row)
         edits: dict[int, Image.Image] = {}
         device = self.pipeline._execution_device
         qwen_pipeline.for_stills(self.pipeline.vae)
@@ -140,15 +148,13 @@ class QwenImageEditor(PipelineEditor):
         self, requests: Sequence[_Request], seeds: Sequence[int], batch_size: int
     ) -> Iterator[tuple[int, Image.Image]]:
         """Rows and their edits, of requests for pictures of one size."""
-        pictures = [request.picture for request in requests]
+        pictures, seen = ([getattr(r, which) for r in requests] for which in ("picture", "seen"))
         size = pictures[0].size
         encoder = self.encoder(size)
         positive = conditions.positive(
-            encoder, self.condition, pictures, [request.instruction for request in requests]
+            encoder, self.condition, seen, [request.instruction for request in requests]
         )
-        negative = (
-            conditions.negative(encoder, self.condition, pictures) if self.guidance > 1 else None
-        )
+        negative = conditions.negative(encoder, self.condition, seen) if self.guidance > 1 else None
         source = qwen_pipeline.source_latents(self.pipeline, pictures)
         wanted = [(place, row) for place, request in enumerate(requests) for row in request.rows]
 
@@ -181,6 +187,9 @@ class _Request:
     """One picture and instruction, whatever the number of seeds."""
 
     picture: Image.Image
+    """The VAE's."""
+    seen: Image.Image
+    """The VLM's."""
     instruction: str
     rows: list[int]
     """Of the edits that ask for it."""

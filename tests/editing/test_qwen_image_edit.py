@@ -286,16 +286,20 @@ def test_a_lora_of_scale_0_is_the_base(lora: Path, pictures: list[Image.Image]) 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("variant", ["final", "norm_avg", "full_description", "ours"])
+@pytest.mark.parametrize(
+    "variant", ["final", "norm_avg", "full_description", "ours", "ours_seeing_it"]
+)
 def test_variants_read_what_the_pipeline_would(
     variant: str, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         conditions, "describe", lambda _, pictures, __: [answer("An apple.")] * len(pictures)
     )
-    changed = {"lora": lora} if variant == "ours" else {"condition": variant}
+    ours = variant.startswith("ours")
+    shown = variant == "ours_seeing_it"  # the VLM the box; else the VAE alone
+    changed = {"lora": lora, "vlm_sees_box": shown} if ours else {"condition": variant}
     editor, instruction = dataclasses.replace(load(), **changed), INSTRUCTIONS[1]
-    pipeline, box = editor.pipeline, BOX if variant == "ours" else None
+    pipeline, box = editor.pipeline, BOX if ours else None
     image, seen = noise(90, 60), []
     handle = pipeline.transformer.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["encoder_hidden_states"][0]), with_kwargs=True
@@ -305,7 +309,7 @@ def test_variants_read_what_the_pipeline_would(
     said = f"{instruction} An apple." if variant == "full_description" else instruction
     inputs = pipeline.processor(
         text=[pipeline.prompt_template_encode.format(said)],
-        images=[editor.picture(image, box)],
+        images=[editor.picture(image, box if shown else None)],
         return_tensors="pt",
     )
     states = pipeline.text_encoder(**inputs, output_hidden_states=True).hidden_states
@@ -317,7 +321,7 @@ def test_variants_read_what_the_pipeline_would(
     torch.testing.assert_close(seen[0][: len(kept)], kept, rtol=0, atol=1e-5)
 
     sources = [noise(101, 67), noise(300, 90), noise(1400, 1001)]
-    boxes = [box] * 3 if variant == "ours" else None
+    boxes = [box] * 3 if ours else None
     first, second = (
         editor.edit_many(sources, [instruction] * 3, range(3), boxes=boxes) for _ in range(2)
     )
@@ -327,7 +331,7 @@ def test_variants_read_what_the_pipeline_would(
 
 def test_boxes_are_drawn_on_what_the_models_see(lora: Path) -> None:
     base, image = load(), noise(128, 128)
-    ours = dataclasses.replace(base, lora=lora)
+    ours = dataclasses.replace(base, lora=lora, vlm_sees_box=True)
     seen = with_box(base.picture(image, None), BOX)
     assert ours.picture(image, BOX).tobytes() == seen.tobytes()
     edit = ours.edit(image, "remove it", seed=0, box=BOX)
@@ -335,6 +339,9 @@ def test_boxes_are_drawn_on_what_the_models_see(lora: Path) -> None:
     assert far(edit, expected.resize(image.size, Image.Resampling.LANCZOS)) == 0
     (without,) = ours.edit_many([image], ["remove it"], [0], boxes=[None])
     assert far(edit, without) > 1
+    papers = dataclasses.replace(ours, vlm_sees_box=False)
+    assert far(edit, papers.edit(image, "remove it", seed=0, box=BOX)) > 1
+    assert papers.fingerprint != ours.fingerprint
 
 
 @pytest.mark.parametrize(("side", "line"), [(32, 1), (128, 2), (1024, 16)])

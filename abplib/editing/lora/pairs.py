@@ -46,6 +46,7 @@ def encode_pairs(
     source: Source,
     image_area: int,
     samples: EditedSamples,
+    vlm_sees_box: bool,
     device: torch.device,
     base: Path | None = None,
 ) -> None:
@@ -58,7 +59,9 @@ def encode_pairs(
     waiting = [row for row in rows if not _file(place, row).exists()]
     if waiting:
         eyes = replace(source, without=("transformer",), device=device)
-        editor = QwenImageEditor(eyes, image_area, n_steps=2, guidance=1.0)
+        editor = QwenImageEditor(
+            eyes, image_area, n_steps=2, guidance=1.0, vlm_sees_box=vlm_sees_box
+        )
         for row in tqdm(waiting, desc="encoding", mininterval=10, disable=not parallel.is_first()):
             with store.replacing(_file(place, row)) as scratch:
                 save_file(_encoded(editor, samples, row), scratch)
@@ -87,7 +90,8 @@ def _encoded(editor: QwenImageEditor, samples: EditedSamples, row: int) -> dict[
         raise AbpError(f"Sample {sample.id} of {samples.name} has no box: give it one.")
     shown = editor.picture(sample.image, sample.box)
     wanted = samples.edited(row).resize(shown.size, Image.Resampling.LANCZOS)
-    states = editor.encoder(shown.size).encode([shown], [sample.instruction], final=True).states
+    seen = shown if editor.vlm_sees_box else editor.picture(sample.image, None)
+    states = editor.encoder(seen.size).encode([seen], [sample.instruction], final=True).states
     source, target = (
         qwen_pipeline.source_latents(editor.pipeline, [p])[0] for p in (shown, wanted)
     )

@@ -33,6 +33,8 @@ class LoraTraining(Settings):
     """Noise levels are drawn as s = shift u / (1 + (shift - 1) u), u uniform."""
     changed: Annotated[Number, Field(ge=0)] = 0.0
     """Additional weight in the loss of the cells that an edit changes."""
+    vlm_sees_box: bool = False
+    """Whether the VLM is shown the drawn box as the VAE is, in training and in use."""
     held_out: Count = 20
     """Samples, the last of the set, that choose the best checkpoint and are not learned from."""
     looks: Count = 10

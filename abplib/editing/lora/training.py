@@ -89,7 +89,9 @@ def _trained(
     base: Path | None,
 ) -> dict[str, Any]:
     """The LoRA, its checkpoint and its losses; `settings.batch` is that of all processes."""
-    pairs = BoxedPairs(encode_pairs(source, image_area, samples, device, base=base))
+    pairs = BoxedPairs(
+        encode_pairs(source, image_area, samples, settings.vlm_sees_box, device, base=base)
+    )
     body = replace(source, without=("text_encoder", "vae"), device=device)
     dit = body.pipeline.transformer
     return asdict(_Run(dit, pairs, len(samples), settings, place, device).fit())

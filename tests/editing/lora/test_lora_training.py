@@ -254,7 +254,8 @@ def test_a_pair_is_what_the_editor_sees_and_is_to_make(
     latents = pairs.qwen_pipeline.source_latents(whole.pipeline, [picture])[0]
     assert torch.equal(found["source"], latents)
     assert not torch.equal(found["source"], found["target"])
-    states = whole.encoder(picture.size).encode([picture], [sample.instruction], final=True)
+    seen = whole.picture(sample.image, None)
+    states = whole.encoder(seen.size).encode([seen], [sample.instruction], final=True)
     assert torch.equal(found["states"], states.states["final"][0])
     assert found["grid"].tolist() == [picture.height // 16, picture.width // 16]
 
