@@ -34,8 +34,8 @@ EVALUATION = {
     "edit": 3,
     r"{} \d+\.png": 3,
     "judge": 3,
-    r"{} \d+-\d+\.parquet": 2,
-    r"{} rows\.parquet": 2,
+    r"{} \d+\.parquet": 2,
+    r"{} done\.json": 2,
 }
 
 STAGES = ("half", "whole", "there")

@@ -15,6 +15,7 @@ from typing import TypedDict
 
 import numpy as np
 import torch
+from torchvision.ops import masks_to_boxes
 
 from abplib.core.boxes import Box, center_distance, iou
 from abplib.samples.base import Sample
@@ -46,15 +47,13 @@ class BoxRow(TypedDict):
 
 def evaluate_box(sample: Sample, box: Box | None) -> BoxRow:
     """Compare an answered box (fractions of the source image) with the sample's ground truth."""
-    overlap = float(iou(torch.tensor(box), torch.tensor(sample.box))) if box else 0.0
-    distance = (
-        float(center_distance(torch.tensor(box), torch.tensor(sample.box))) if box else math.nan
-    )
+    exact, given = torch.tensor(sample.box), torch.tensor(box or (math.nan,) * 4)
+    overlap = float(iou(given, exact)) if box else 0.0
     row = BoxRow(
         answered=box is not None,
         iou=overlap,
         acc50=overlap >= 0.5,
-        center_error=distance,
+        center_error=float(center_distance(given, exact)),
         coverage=math.nan,
         spill=math.nan,
         accurate=overlap >= 0.5,
@@ -87,10 +86,10 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
     """Tight boxes of masks, Bool [n, height, width] -> [n, 4] fractions; nan for an empty mask."""
     _, height, width = masks.shape
     boxes = np.full((len(masks), 4), np.nan)
-    for row, mask in enumerate(masks):
-        ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(ys):
-            boxes[row] = xs[0] / width, ys[0] / height, (xs[-1] + 1) / width, (ys[-1] + 1) / height
+    there = masks.any(axis=(1, 2))
+    pixels = masks_to_boxes(torch.from_numpy(masks[there])).double().numpy()
+    pixels[:, 2:] += 1  # the last pixel lies inside
+    boxes[there] = pixels / [width, height, width, height]
     return boxes
 
 

@@ -52,7 +52,7 @@ class Gemini:
 
     def ask(self, question: Question) -> Reply:
         """See `Wire.ask`."""
-        client, errors, types = self._client, package("google.genai.errors"), _genai_types()
+        client, types = self._client, package("google.genai.types")
         shown = [types.Part.from_bytes(data=images.png(image), mime_type="image/png")
                  for image in question.images]  # fmt: skip
         config = types.GenerateContentConfig(
@@ -65,7 +65,7 @@ class Gemini:
             response = client.models.generate_content(
                 model=self.model, contents=[*shown, question.prompt], config=config
             )
-        except errors.APIError as error:
+        except package("google.genai.errors").APIError as error:
             raise failure(self.model, error.code, error.details, KEYS) from None
         body = json.loads(response.sdk_http_response.body)
         blocked = _at(body, "promptFeedback", "blockReason")
@@ -240,7 +240,7 @@ class Statuses(httpx2.HTTPTransport):
 
 def gemini_client(model: str, address: str | None = None, timeout: float = 600.0) -> Any:
     """A `google.genai.Client` that tries again; AbpError without the package or a key."""
-    key, types = first_set(*KEYS), _genai_types()
+    key, types = first_set(*KEYS), package("google.genai.types")
     if not key:
         raise AbpError(
             f"{model} has to be asked, and there is no key: set {KEYS[0]}, or restore the record "
@@ -291,10 +291,6 @@ def package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise AbpError(f'{name} is not installed: run `pip install "abplib[judges]"`.') from error
-
-
-def _genai_types() -> Any:
-    return package("google.genai.types")
 
 
 def _said(code: int, words: object) -> httpx2.Response:

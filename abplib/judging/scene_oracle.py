@@ -40,14 +40,12 @@ from typing import ClassVar
 
 from PIL import Image
 
-from abplib.core import store
+from abplib.core import code
 from abplib.core.errors import AbpError
-from abplib.judging import base, scene_reading
+from abplib.judging import base
 from abplib.judging.base import BEST, Judgement
 from abplib.judging.scene_reading import Reading, read
 from abplib.samples.base import SampleSet
-from abplib.samples.scenes import objects, render
-from abplib.samples.scenes import scene as scenes
 from abplib.samples.scenes.edits import Edit, with_article
 from abplib.samples.scenes.render import Look
 from abplib.samples.scenes.scene import Scene, Thing
@@ -75,9 +73,8 @@ class SceneOracle:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the code that reads, renders and judges."""
-        modules = (base, scene_reading, render, scenes, objects)
-        return store.digest_files(__file__, *(str(module.__file__) for module in modules))
+        """Hash of the code that reads, renders and judges: all that the oracle reaches."""
+        return code.digest(code.naming(SceneOracle))
 
     def judge(
         self, samples: SampleSet, index: int, edited_images: Sequence[Image.Image]

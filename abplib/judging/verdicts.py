@@ -1,21 +1,21 @@
-"""Verdicts and distances of Table 1's edits, made once and kept per method, one row a sample.
+"""Verdicts and distances of Table 1's edits, kept batch by batch, so that a killed run goes on.
 
-They are written batch by batch, so that a killed evaluation goes on where it was.
+All methods are judged together, sample by sample, which spares the judge most of its work.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
-from abplib.core import paths, store
+from abplib.core import code, paths, store
 from abplib.core.errors import AbpError
+from abplib.core.images import load_image
 from abplib.editing.methods import label
 from abplib.judging.base import Judge
 from abplib.judging.preservation import Preservation
@@ -23,7 +23,7 @@ from abplib.paper import VQA
 from abplib.samples.base import SampleSet
 
 VERDICTS = ("success", "failure", "edit", "accuracy", "leakage", "reason")
-"""Columns that a judge gives; see `judges.base.Judgement`."""
+"""Columns that a judge gives; see `judging.base.Judgement`."""
 
 _BATCH = 32
 """Samples judged together: what a killed run loses at most."""
@@ -39,71 +39,60 @@ def judged(
 ) -> pd.DataFrame:
     """Verdicts and distances of the edits of some methods: one row a method and sample.
 
-    What is not on disk yet is judged sample by sample, all methods together, which spares the judge
-    most of its work. Columns: method, index, sample_id, those of `VERDICTS`, those of
-    `Preservation.rows`.
+    What is on disk is not judged again. Columns: method, index, sample_id, those of `VERDICTS`,
+    those of `Preservation.rows`.
     """
     places = {
-        name: store.folder(
-            "verdicts",
-            base=base,
-            edits=[made[0].parent.name, len(made)],
-            judge=judge.fingerprint,
-            preservation=preservation.fingerprint,
-            samples=samples.fingerprint,
-        )
+        name: _place(base, edits=made, samples=samples, judge=judge, preservation=preservation)
         for name, made in files.items()
     }
-    verdicts = {name: place / "rows.parquet" for name, place in places.items()}
-    parts = {name: _parts(places[name], len(made)) for name, made in files.items()}
     with store.alone((base or paths.results()) / "verdicts"):  # chapters judge the same edits
-        missing = {name: made for name, made in files.items() if not verdicts[name].exists()}
-        _judge(missing, parts, samples, judge, preservation)
+        missing = [name for name, place in places.items() if store.summary_of(place) is None]
+        _judge({name: files[name] for name in missing}, places, samples, judge, preservation)
         for name in missing:
-            whole = pd.concat([store.read_parquet(part)[0] for part in parts[name]])
-            store.write_parquet(verdicts[name], whole)
-        for part in itertools.chain(*parts.values()):
-            part.unlink(missing_ok=True)
-    found = [store.read_parquet(path)[0].assign(method=name) for name, path in verdicts.items()]
+            store.mark_done(places[name])
+    found = [
+        store.read_parquet(part)[0].assign(method=name)
+        for name, place in places.items()
+        for part in sorted(place.glob("*.parquet"))
+    ]
     rows = pd.concat(found, ignore_index=True)
     rows["failure"] = rows["failure"].astype(object).where(rows["failure"].notna(), None)
     return rows[["method", *rows.columns.drop("method")]]
 
 
-def _parts(place: Path, n: int) -> list[Path]:
-    """Files that hold the verdicts on `n` edits until all are there, one for `_BATCH` samples."""
-    starts = range(0, n, _BATCH)
-    return [place / f"{start:04d}-{min(start + _BATCH, n):04d}.parquet" for start in starts]
+def _place(base: Path | None, **inputs: Any) -> Path:
+    known, types = store.identify(inputs)
+    reached = code.digest(code.naming(judged), *sorted(map(code.naming, types)))
+    return store.folder("verdicts", base=base, **known, code=reached)
 
 
 def _judge(
     files: Mapping[str, Sequence[Path]],
-    parts: Mapping[str, Sequence[Path]],
+    places: Mapping[str, Path],
     samples: SampleSet,
     judge: Judge,
     preservation: Preservation,
 ) -> None:
-    """Write the missing parts of some methods.
+    """Write what is missing of some methods.
 
     Where one method lacks a part, all of them are judged: who is judged together decides the last
     bit of a distance.
     """
     longest = max(map(len, files.values()), default=0)
-    with tqdm(total=longest, desc="judging edits", mininterval=5, disable=None) as progress:
-        for number, start in enumerate(range(0, longest, _BATCH)):
-            batch = range(start, min(start + _BATCH, longest))
-            made = {name: parts[name][number] for name in files if number < len(parts[name])}
-            if all(part.exists() for part in made.values()):
-                progress.update(len(batch))
-                continue
-            rows = []
-            for index in batch:
-                there = {name: edits[index] for name, edits in files.items() if index < len(edits)}
-                rows.append(_rows(there, index, samples, judge, preservation))
-                progress.update()
-            found = pd.concat(rows)
-            for name, part in made.items():
-                store.write_parquet(part, found[found["method"] == name].drop(columns="method"))
+    for start in tqdm(range(0, longest, _BATCH), "judging edits", mininterval=5, disable=None):
+        batch = {name: made[start : start + _BATCH] for name, made in files.items()}
+        parts = {name: places[name] / f"{start:04d}.parquet" for name in batch if batch[name]}
+        if all(part.exists() for part in parts.values()):
+            continue
+        rows = []
+        for offset in range(min(_BATCH, longest - start)):
+            there = {name: made[offset] for name, made in batch.items() if offset < len(made)}
+            rows.append(_rows(there, start + offset, samples, judge, preservation))
+        found = pd.concat(rows)
+        for name, part in parts.items():
+            own = found[found["method"] == name]
+            store.write_parquet(part, own.drop(columns="method"))
 
 
 def _rows(
@@ -114,11 +103,10 @@ def _rows(
     preservation: Preservation,
 ) -> pd.DataFrame:
     """Verdicts and distances of the methods' edits of one sample."""
-    sample, edits = samples[index], [_read(path) for path in files.values()]
-    verdicts = judge.judge(samples, index, edits)
+    sample, edits = samples[index], [load_image(path) for path in files.values()]
     facts = [
         {"method": name, "index": index, "sample_id": sample.id, **asdict(verdict)}
-        for name, verdict in zip(files, verdicts, strict=True)
+        for name, verdict in zip(files, judge.judge(samples, index, edits), strict=True)
     ]
     n = len(edits)
     kept = preservation.rows([sample.image] * n, edits, [sample.box] * n)
@@ -155,8 +143,3 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     return renamed.astype({"edit_success": float}).melt(
         id_vars=["method", "sample_id"], var_name="metric", value_name="value"
     )
-
-
-def _read(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
