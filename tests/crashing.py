@@ -90,11 +90,14 @@ def sweeping(test: Connection, base: Path) -> None:
     encoder = Experiment(Profile.load("smoke")).encoder
     encode = ConditionEncoder.encode
 
-    def asking_encode(self: ConditionEncoder, prepared: Any, *rest: Any, **named: Any) -> Any:
-        texts = map(self.processor.tokenizer.decode, prepared.inputs["input_ids"])
+    def asking_encode(self: ConditionEncoder, what: Any, *words: Any, **named: Any) -> Any:
+        """Of prepared samples, or of images and instructions."""
+        texts = (
+            words[0] if words else map(self.processor.tokenizer.decode, what.inputs["input_ids"])
+        )
         read = re.findall(r"(train|evaluate) (\d+)", " ".join(texts))
         ask(Moment(read[0][0], " ".join(index for _, index in read)))
-        return encode(self, prepared, *rest, **named)
+        return encode(self, what, *words, **named)
 
     ConditionEncoder.encode = asking_encode  # type: ignore[method-assign]
     train_set, eval_set = Noise("train"), Noise("evaluate")

@@ -20,11 +20,10 @@ from abplib.core import code, store
 from abplib.core.boxes import area
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ALL, Shard
-from abplib.prompts import GROUNDING_SYSTEM
 from abplib.proxies.baselines import CORNERS
 from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.grounding import Grounder, Grounding
+from abplib.vlm.grounding import QUESTION, Grounder, Grounding
 from abplib.vlm.loading import check_instructions
 
 SMALLEST, LARGEST = 0.001, 0.9
@@ -150,7 +149,7 @@ def _key(encoder: ConditionEncoder, samples: SampleSet) -> dict[str, Any]:
         "image_area": encoder.image_area,
         "samples": samples.fingerprint,
         "dtype": str(encoder.model.dtype),
-        "prompt": store.digest(GROUNDING_SYSTEM),
+        "prompt": store.digest(QUESTION),
     }
 
 

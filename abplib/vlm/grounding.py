@@ -19,6 +19,8 @@ from abplib.vlm.answers import boxes_in
 from abplib.vlm.encoder import ConditionEncoder
 
 MAX_NEW_TOKENS = 400
+QUESTION = grounding_chat("")
+"""What is asked, but for the instruction."""
 
 
 @dataclass(frozen=True)
