@@ -12,7 +12,6 @@ from conftest import noise
 from labelling import label
 from PIL import Image, ImageOps
 
-from abplib.__main__ import main
 from abplib.core import store
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
@@ -24,6 +23,7 @@ from abplib.samples.base import EditedSamples, SampleSet
 from abplib.samples.multi_entity import SpatialSamples
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
+from recipes.__main__ import main
 from recipes.multi_entity import stages as spatial
 from recipes.multi_entity.rows import Boxed, Instruction, Picture, Structure, Verified
 
