@@ -30,6 +30,7 @@ from abplib.editing.lora.training import train_lora
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.editing.qwen_pipeline import LORA_FILE
 from abplib.editing.twins import smoke_editor
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.samples.base import Sample
 
@@ -352,10 +353,10 @@ def test_a_profile_without_lora_or_with_a_strange_budget_is_refused(tmp_path: Pa
 
 
 def test_a_new_lora_goes_into_a_local_editor_or_the_checkout(tmp_path: Path) -> None:
-    inside = Profile.load("smoke", lora="another")
+    inside = Experiment(Profile.load("smoke", lora="another"))
     assert inside.lora_place == smoke_editor() / "another"
     with pytest.raises(AbpError, match="train one by `abp train-lora --profile smoke`"):
         _ = inside.lora_folder
-    assert Profile.load("paper").lora_place == paths.root() / "runs/paper/lora"
-    own = Profile.load("smoke", lora=str(tmp_path))
+    assert Experiment(Profile.load("paper")).lora_place == paths.root() / "runs/paper/lora"
+    own = Experiment(Profile.load("smoke", lora=str(tmp_path)))
     assert own.lora_folder == tmp_path
