@@ -119,7 +119,7 @@ def locate(image: Path, instruction: str, out: Path | None, profile: str, seed: 
     """
     from abplib.core.images import load_image
     from abplib.experiment import Experiment
-    from abplib.plots.locating import located
+    from abplib.plots.pictures import located
     from abplib.sections.own_image import locate as ask
 
     picture, made = load_image(image), Experiment(Profile.load(profile), seed)

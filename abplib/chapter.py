@@ -10,8 +10,9 @@ metadata, where its name and caption (MyST markdown) stand:
 
     mystnb: {figure: {name: fig4, caption: ...}}        table: {name: claims, caption: ...}
 
-and `finish` refuses to end without one of these. All outputs go to
-`results/chapters/<name>/<key>/`, where the key is a hash of everything that determines them.
+and `finish` refuses to end without one of these, unless its cell has the tag `optional`. All
+outputs go to `results/chapters/<name>/<key>/`, where the key is a hash of everything that
+determines them.
 """
 
 from __future__ import annotations
@@ -353,8 +354,12 @@ class Chapter:
         )
 
     def _named(self, kind: str) -> dict[str, str]:
-        """Names and captions of the figures or tables that the chapter's cells tell of."""
-        told = (about(metadata, kind) for _, metadata in _cells(self.name))
+        """Names and captions of the figures or tables that the chapter's cells must show."""
+        told = (
+            about(metadata, kind)
+            for _, metadata in _cells(self.name)
+            if "optional" not in metadata.get("tags", ())
+        )
         return {fact["name"]: fact["caption"] for fact in told if fact}
 
     def _about(self, kind: str) -> tuple[str, str]:

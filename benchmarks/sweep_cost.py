@@ -13,6 +13,7 @@ weights (no download), here about 290 and 1,440 tokens a sample:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from abplib.experiment import Experiment
 from abplib.paper import facts
 from abplib.profiles import Profile
-from abplib.sections import flops
+from abplib.sections import cost
 from benchmarks.measuring import Way, compared, machine, peak_mib, quartiles, take_turns, write
 from benchmarks.workload import Workload, random_encoder
 
@@ -73,8 +74,12 @@ def measure(
     rates = [products / seconds for seconds in taken.pop("products")["seconds"]]
     del taken["stages"]
     lengths, settings = work.lengths(), work.settings
-    vlm = sum(flops.vlm_pass(encoder.model.config, part) for part in lengths)
-    proxies = sum(flops.learning(work.chosen, encoder.width, settings, part) for part in lengths)
+    alike = Counter(lengths)
+    vlm = sum(n * cost.vlm_flops(encoder.model.config, part) for part, n in alike.items())
+    proxies = sum(
+        n * cost.learning_flops(work.chosen, encoder.width, settings, part)
+        for part, n in alike.items()
+    )
     each = settings.micro_batch
     times, memory = compared(taken, "bare"), compared(mib, "bare")
     return {

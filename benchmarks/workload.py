@@ -19,7 +19,7 @@ from abplib.proxies.bank import Bank
 from abplib.proxies.configurations import Configuration, configurations
 from abplib.proxies.settings import SweepSettings
 from abplib.samples.scenes.sets import general
-from abplib.sections.flops import Lengths, lengths_of
+from abplib.sections.cost import Lengths, lengths_of
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
 from abplib.vlm.twins import VLMShape, build_processor
 from benchmarks.measuring import spent

@@ -8,7 +8,7 @@ import pytest
 
 from abplib.core import code
 
-ASKING = {"proxies.labels", "sections.localization"}
+ASKING = {"proxies.labels", "sections.vlm_boxes"}
 """Computations in which the VLM answers with boxes."""
 READING = {"proxies.attention", "proxies.selection", "sections.information_flow"}
 """Those that read its states."""

@@ -21,7 +21,7 @@ from abplib.experiment import Experiment
 from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge
 from abplib.profiles import CHAPTERS, Profile
 from abplib.publish.notebooks import source_of
-from abplib.sections import localization
+from abplib.sections import vlm_boxes
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_only_ids_and_sizes_are_not_the_papers(paper: Path) -> None:
 def test_what_people_said_decides_chapter_1(paper: Path, tmp_path: Path) -> None:
     twin = Experiment(Profile.load(str(paper)))
     samples, n = twin.evaluation, twin.profile.n_eval
-    answers = localization.ask(twin.encoder, samples, n)
+    answers = vlm_boxes.ask(twin.encoder, samples, n)
     made = make_edits("baseline", twin.baseline, samples, n, 0, {})
     file = tmp_path / "labels.jsonl"
     for task in boxes_to_judge(samples, answers):

@@ -1,29 +1,13 @@
-"""Chapter 5: boxes and edits in pictures (Figures 9 to 11), quality against preservation (8)."""
+"""Chapter 5: quality against preservation (Figure 8)."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
-from abplib.core.boxes import Box
-from abplib.editing.methods import label
-from abplib.plots.pictures import outline
-from abplib.plots.style import ACCENT, INK, QUIET, TARGET, WIDTH, canvas, styled
-
-_LETTERS = 74
-"""Of a small line that is as wide as a figure."""
-
-_OUTLINES: Mapping[str, tuple[str, object]] = {
-    "exact box": (INK, (0, (2.4, 1.6))),
-    "box of the proxy": (TARGET, "-"),
-}
-"""Colour and dashes of each kind of box."""
+from abplib.plots.style import ACCENT, INK, QUIET, TARGET, canvas, styled
 
 _MARKS = {
     "ours": (TARGET, "*", 15),
@@ -42,75 +26,6 @@ _MARKS = {
 }
 _MARKS["qwen_image_edit"] = _MARKS["baseline"]
 """Colour, marker and its size of each method, by this run's and the paper's keys."""
-
-
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """One picture of a grid."""
-
-    image: Image.Image
-    title: str
-    text: str = ""
-    """Under the picture, its lines wrapped."""
-    boxes: Mapping[str, Box] = field(default_factory=dict)
-    """Fractions of the image, by the name that the key gives them."""
-
-
-def compared(
-    source: Panel, edits: Mapping[str, tuple[Image.Image, Mapping[str, Any]]]
-) -> list[Panel]:
-    """A sample's panels: the source, then each method's edit with what became of it.
-
-    Args:
-        source: drawn first.
-        edits: by method: the edit, and its row of `edits.judged`.
-    """
-    return [source] + [
-        Panel(image, label(name), outcome(row)) for name, (image, row) in edits.items()
-    ]
-
-
-def outcome(row: Mapping[str, Any]) -> str:
-    """What became of an edit, from its row of `edits.judged`: success or kind of failure, VQA."""
-    verdict = row["failure"] or ("success" if row["success"] else "left open")
-    mean = (row["edit"] + row["accuracy"] + row["leakage"]) / 3
-    return f"{verdict}\n" + ("no score" if pd.isna(mean) else f"VQA {mean:.1f}")
-
-
-@styled
-def grid(panels: Sequence[Panel], columns: int = 3) -> Figure:
-    """Pictures in rows, each with its title above and its text below."""
-    rows = -(-len(panels) // columns)
-    side, letters = WIDTH / columns, _LETTERS // columns
-    texts = [
-        [line for part in panel.text.splitlines() for line in textwrap.wrap(part, letters)]
-        for panel in panels
-    ]
-    lines = [
-        max(len(text) for text in texts[row * columns : (row + 1) * columns]) for row in range(rows)
-    ]
-    keys = list(dict.fromkeys(name for panel in panels for name in panel.boxes))
-    figure = canvas(rows * (side + 0.22) + 0.17 * sum(lines) + 0.3 * bool(keys))
-    drawn = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, panel, text in zip(drawn, panels, texts, strict=False):
-        axes.imshow(panel.image, interpolation="lanczos")
-        for name, box in panel.boxes.items():
-            colour, dashes = _OUTLINES[name]
-            outline(axes, box, panel.image.size, colour, dashes, name)
-        axes.set_title(panel.title, fontsize=10)
-        axes.set_xlabel("\n".join(text), loc="left", fontsize=9, color=INK)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    for axes in drawn[len(panels) :]:
-        axes.axis("off")
-    if keys:
-        found = {
-            key: line
-            for axes in drawn
-            for line, key in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend([found[key] for key in keys], keys, loc="outside upper left", ncols=2)
-    return figure
 
 
 @styled

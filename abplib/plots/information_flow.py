@@ -15,20 +15,15 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from torch import Tensor
 
 from abplib.plots.decomposition import CLASS_COLOURS
-from abplib.plots.pictures import outline
+from abplib.plots.pictures import HEAT, VEIL, outline, overlay
 from abplib.plots.style import INK, TARGET, WIDTH, canvas, plain, styled
 from abplib.sections.information_flow import MappedSample
 
-_HEAT = "inferno"
-_VEIL = 0.68
-"""How opaque a map lies over the picture."""
 _SIDE = 336
 """Pixels of the longer side of the explorer's picture."""
 
@@ -142,22 +137,6 @@ def maps(examples: Sequence[MappedSample]) -> Figure:
     return figure
 
 
-def overlay(axes: Axes, image: Image.Image, values: Tensor | None) -> None:
-    """The image, and a map [rows, columns] over it, from its least to its largest value."""
-    width, height = image.size
-    if values is None:
-        axes.imshow(image, interpolation="lanczos")
-    else:
-        axes.imshow(image.convert("L"), cmap="gray", vmin=-80, vmax=335, interpolation="lanczos")
-        axes.imshow(
-            values.numpy(), cmap=_HEAT, alpha=_VEIL, interpolation="bilinear",
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        )  # fmt: skip
-    axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-
-
 @styled
 def token_bars(examples: Sequence[MappedSample]) -> Figure:
     """Figure 7b: each sample's attention in l* over the words of its instruction, top to bottom."""
@@ -225,7 +204,7 @@ def explorer(example: MappedSample, name: str, made: str) -> str:
     scale = _SIDE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     grey = image.convert("L").resize(size, Image.Resampling.LANCZOS).point(_lighter)
-    palette = (matplotlib.colormaps[_HEAT](np.arange(256))[:, :3] * 255).round().astype(int)
+    palette = (matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(int)
     template = len(example.maps.tokens) - example.maps.n_prompt
     words = example.words + [f"template {place + 1}" for place in range(template)]
     cells = {kind: _bytes(getattr(example.maps, kind).numpy()) for kind in ("raw", "relative")}
@@ -234,7 +213,7 @@ def explorer(example: MappedSample, name: str, made: str) -> str:
     rows, columns = example.maps.raw.shape[-2:]
     first = np.frombuffer(cells["raw"], np.uint8).reshape(len(example.layers), -1, rows, columns)
     still = Image.fromarray(palette[first[layer, token]].astype(np.uint8))
-    still = Image.blend(grey.convert("RGB"), still.resize(size, Image.Resampling.BICUBIC), _VEIL)
+    still = Image.blend(grey.convert("RGB"), still.resize(size, Image.Resampling.BICUBIC), VEIL)
     data = {
         "layers": list(example.layers),
         "best": example.best,
@@ -257,7 +236,7 @@ def explorer(example: MappedSample, name: str, made: str) -> str:
         static=_url(still),
         last=len(example.layers) - 1,
         start=layer,
-        veil=_VEIL,
+        veil=VEIL,
         made=html.escape(made),
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )

@@ -73,7 +73,7 @@ def sweep(profile: str) -> None:
 def answers(profile: str) -> None:
     """Ask the VLM for the boxes of the evaluation samples, for chapters 1 and 5."""
     from abplib.experiment import Experiment
-    from abplib.sections.localization import ask
+    from abplib.sections.vlm_boxes import ask
 
     made = Experiment(Profile.load(profile), SEED)
     ask(made.encoder, made.evaluation, made.profile.n_eval)
@@ -92,7 +92,7 @@ def edit(method: str, profile: str, shard: Shard) -> None:
     from abplib.editing.runs import make_edits, make_other_edits
     from abplib.experiment import Experiment
     from abplib.sections.editing_validation import answered_boxes
-    from abplib.sections.localization import ask
+    from abplib.sections.vlm_boxes import ask
 
     chosen = Profile.load(profile)
     known = (*METHODS, *chosen.other_editors)

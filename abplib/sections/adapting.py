@@ -10,6 +10,7 @@ from PIL import Image
 
 from abplib.core.stats import bootstrap_mean
 from abplib.samples.base import SampleSet
+from abplib.sections.claims import measure
 from abplib.vlm.adapters import ADAPTERS, Adapter
 from abplib.vlm.conformance import CHECKS, Finding, examine
 from abplib.vlm.encoder import ConditionEncoder
@@ -91,9 +92,13 @@ def changes(
 
 
 def change_by_layer(found: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The mean of `changes` over samples with its 95 % interval: value, low, high, n; by layer."""
-    means = {
-        str(layer): bootstrap_mean(rows["change"].to_numpy(), seed=seed)._asdict()
-        for layer, rows in found.groupby("layer", sort=False)
-    }
-    return pd.DataFrame.from_dict(means, orient="index").rename_axis("layer")
+    """The mean of `changes` over samples with its 95 % interval, for `intervals`: by layer.
+
+    Columns: name, label, value, low, high, n, unit.
+    """
+    rows = []
+    for layer, own in found.groupby("layer", sort=False):
+        mean = bootstrap_mean(own["change"].to_numpy(), seed=seed)
+        name = f"layer_{layer}" if str(layer).isdigit() else str(layer)
+        rows.append(measure(f"change.{name}", name.replace("_", " "), mean, "fraction"))
+    return pd.DataFrame(rows)

@@ -76,23 +76,15 @@ def claims_table(checks: Sequence[ClaimCheck]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A number with what a table and `values.json` say of it."""
-
-    name: str
-    label: str
-    found: Interval
-    unit: str
-    paper: float | None = None
+def measure(
+    name: str, label: str, found: Interval, unit: str, paper: float | None = None
+) -> dict[str, object]:
+    """A row of a frame of numbers, which a chapter records and `beside_paper` shows."""
+    return {"name": name, "label": label, **found._asdict(), "unit": unit, "paper": paper}
 
 
-def beside_paper(measures: Sequence[Measure]) -> pd.DataFrame:
-    """The table of a chapter: paper beside this run, indexed by measure."""
-    rows = [
-        {"paper": m.paper, "this run": m.found.value, "low": m.found.low, "high": m.found.high,
-         "n": m.found.n, "unit": m.unit}
-        for m in measures
-    ]  # fmt: skip
-    frame = pd.DataFrame(rows, index=pd.Index([m.label for m in measures], name="measure"))
-    return frame.astype({"paper": float})
+def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+    """A frame of `measure`s as a page shows it: paper beside this run, indexed by measure."""
+    named = numbers.rename(columns={"label": "measure", "value": "this run"})
+    columns = ["paper", "this run", "low", "high", "n", "unit"]
+    return named.set_index("measure")[columns].astype({"paper": float})

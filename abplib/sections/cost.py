@@ -1,23 +1,32 @@
-"""Chapter 7: what `benchmarks/` found, where a sweep's time goes, what the paper's scale takes."""
+"""What `benchmarks/` found, where a sweep's time goes, what the paper's scale takes; chapter 7.
+
+Operations are those of matrix products, each multiplication with its addition as two, as torch's
+`FlopCounterMode` counts them: on the meta device, where nothing is computed and nothing stored.
+"""
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from transformers import Qwen2_5_VLConfig
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.paper import facts, reported
 from abplib.profiles import Profile
 from abplib.proxies.configurations import Configuration
-from abplib.sections import flops
-from abplib.sections.flops import Lengths
+from abplib.proxies.qformer import Proxy, box_loss
+from abplib.proxies.settings import ProxyConfig, SweepSettings
+from abplib.vlm.encoder import Encoding, Prepared
 
 Result = dict[str, Any]
 """What a benchmark wrote."""
@@ -212,9 +221,9 @@ def breakdown(found: Result) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
 
 
-def ratio_table(found: pd.DataFrame) -> pd.DataFrame:
+def ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
     """`ratios` for the page."""
-    shown = found.set_index("compared")
+    shown = compared.set_index("compared")
     shown["met"] = shown["met"].map({True: "yes", False: "no"}).fillna("")
     return shown[["of", "ratio", "low", "high", "n", "target", "met"]]
 
@@ -253,6 +262,96 @@ def sweep_hours(found: Result, n_samples: float) -> float:
     return n_samples * per_sample / 3600
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of one sample."""
+
+    grid: tuple[int, int]
+    """Rows and columns of its image tokens."""
+    sequence: int
+    """All that the VLM reads, system prompt included."""
+    kept: int
+    """Without the system prompt: what proxies read."""
+    prompt: int
+    """The user's instruction."""
+
+
+def lengths_of(prepared: Prepared, encoding: Encoding) -> list[Lengths]:
+    """Those of each sample of a batch, padding counted: that is multiplied too."""
+    sequence, kept = prepared.inputs["input_ids"].shape[1], encoding.mask.shape[1]
+    prompt = int(encoding.prompt_tokens.sum(1).max())
+    return [Lengths(grid, sequence, kept, prompt) for grid in encoding.grids]
+
+
+def vlm_flops(config: PreTrainedConfig, lengths: Lengths) -> int:
+    """Operations of one sample's pass through vision tower and decoder, without the output head.
+
+    Blocks of a kind cost alike, so one is counted of each: of the decoder, and of the tower's that
+    attend to the whole image and that attend in windows.
+
+    Raises:
+        AbpError: the model is no Qwen2.5-VL.
+    """
+    if not isinstance(config, Qwen2_5_VLConfig):
+        raise AbpError(f"Operations are counted for Qwen2.5-VL, not for {config.model_type}.")
+    depth = config.vision_config.depth
+    n_full = len(set(config.vision_config.fullatt_block_indexes) & set(range(depth)))
+    rest = _pass_flops(config, lengths)
+    decoder = config.text_config.num_hidden_layers * (_pass_flops(config, lengths, 1) - rest)
+    full = n_full * (_pass_flops(config, lengths, 0, 1) - rest)
+    windowed = (depth - n_full) * (_pass_flops(config, lengths, 0, 0, 1) - rest)
+    return rest + decoder + full + windowed
+
+
+def _pass_flops(
+    config: Qwen2_5_VLConfig, lengths: Lengths, decoder: int = 0, full: int = 0, windowed: int = 0
+) -> int:
+    """The same with so many blocks of each kind."""
+    config = copy.deepcopy(config)
+    text, vision = config.text_config, config.vision_config
+    text.num_hidden_layers, text.layer_types = decoder, text.layer_types[:decoder]
+    vision.depth, vision.fullatt_block_indexes = full + windowed, list(range(full))
+    rows, columns = (side * vision.spatial_merge_size for side in lengths.grid)
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    grid = torch.tensor([[1, rows, columns]])
+    with torch.device("meta"):
+        model = Qwen2_5_VLModel(config)
+        seen, places = torch.empty(rows * columns, pixels), torch.empty(rows * columns, 2).long()
+        read = torch.empty(1, lengths.sequence, text.hidden_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.visual(seen, grid, position_ids=places)
+        model.language_model(inputs_embeds=read)
+    return counter.get_total_flops()
+
+
+@functools.cache
+def proxy_flops(shape: ProxyConfig, n_tokens: int) -> int:
+    """Operations of one proxy's forward and backward pass over a sample of so many tokens."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        states = torch.empty(1, shape.n_layers, n_tokens, shape.state_width)
+        mask, box = torch.empty(1, n_tokens, dtype=torch.bool), torch.empty(1, 4)
+        box_loss(Proxy(shape)(states, mask), box, 0.4).backward()
+    return counter.get_total_flops()
+
+
+def learning_flops(
+    chosen: Sequence[Configuration], state_width: int, settings: SweepSettings, lengths: Lengths
+) -> int:
+    """The same of a proxy on each configuration, together."""
+    return sum(
+        proxy_flops(
+            settings.proxy_config(state_width, len(configuration.layers)),
+            lengths.kept if configuration.tokens == "all" else lengths.prompt,
+        )
+        for configuration in chosen
+    )
+
+
+def gpu_hours(flops: float, utilisation: float = UTILISATION) -> float:
+    """Hours on the paper's GPU at a part of its peak."""
+    return flops / (facts()["paper"]["gpu"]["tflops"] * 1e12 * utilisation) / 3600
+
+
 def at_scale(found: Result) -> pd.DataFrame:
     """What 128,000 samples take at Qwen2.5-VL-7B's shape by the count of operations, for `AREAS`.
 
@@ -269,16 +368,16 @@ def at_scale(found: Result) -> pd.DataFrame:
     for area in AREAS:
         lengths = _lengths(config, area, found["settings"]["lengths"])
         width = config.text_config.hidden_size
-        vlm = n_samples * flops.vlm_pass(config, lengths)
-        proxies = n_samples * flops.learning(chosen, width, settings, lengths)
-        runs = gpu_hours(len(chosen) * vlm + proxies, UTILISATION)
+        vlm = n_samples * vlm_flops(config, lengths)
+        proxies = n_samples * learning_flops(chosen, width, settings, lengths)
+        runs = gpu_hours(len(chosen) * vlm + proxies)
         rows[lengths.kept] = {
             "vlm": vlm,
             "proxies": proxies,
             "over_pass": 1 + proxies / vlm,
             "run": runs / len(chosen),
             "runs": runs,
-            "one_pass": gpu_hours(vlm + proxies, UTILISATION),
+            "one_pass": gpu_hours(vlm + proxies),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("tokens")
 
@@ -306,8 +405,3 @@ def _lengths(config: Qwen2_5_VLConfig, area: int, text: Mapping[str, Any]) -> Le
     side = round(math.sqrt(area) / (vision.patch_size * vision.spatial_merge_size))
     more = side**2 - math.prod(text["grid"])
     return Lengths((side, side), text["sequence"] + more, text["kept"] + more, text["prompt"])
-
-
-def gpu_hours(flops: float, utilisation: float) -> float:
-    """Hours on the paper's GPU at a part of its peak."""
-    return flops / (facts()["paper"]["gpu"]["tflops"] * 1e12 * utilisation) / 3600

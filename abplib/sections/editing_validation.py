@@ -1,13 +1,14 @@
-"""Whether the recovered box helps the editor: Table 1, paired comparisons, the gap.
+"""Whether the recovered box helps the editor: Table 1, paired comparisons, failures.
 
-Chapter 5, section 4.6, Figures 8 to 11. `scores` are rows of `edits.tidy`: one a sample, method
-and metric.
+Chapter 5, section 4.6, Figures 8 to 11. `rows` are those of `verdicts.judged`, one a method and
+sample; `scores` those of `verdicts.tidy`, one a method, sample and metric; frames for figures are
+as `plots.intervals` reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,22 +27,22 @@ from abplib.core.stats import (
     with_interval,
 )
 from abplib.editing.methods import CONTROLS, METHODS, OTHERS, Guide, label
-from abplib.judging.base import BEST
+from abplib.judging.base import BEST, FAILURES
 from abplib.judging.box_accuracy import centre_inside, evaluate_box
+from abplib.judging.verdicts import succeeded
 from abplib.proxies.baselines import CORNERS
 from abplib.samples.base import SampleSet
-from abplib.sections.claims import HOLDS, REVERSED, ClaimCheck, against
+from abplib.sections.claims import HOLDS, REVERSED, ClaimCheck, against, measure
+from abplib.sections.localization_gap import SUCCESS, successes
 
 COMPARED = ("baseline", "full_description", "norm_avg", "ours")
 """The methods of section 4.6 that edit with Qwen-Image-Edit."""
 BEYOND = ("lora_no_box", "vlm_box", "gt_box", "identity", "paste")
 """Bounds and controls, which the paper does not have."""
-TUNED = tuple(name for name, method in METHODS.items() if method.lora)
-"""Methods under the LoRA: with a box, and without one to tell what the LoRA alone gains."""
 
-_SYSTEMS = ("fibo_edit", "flux2_dev", "flux_kontext")
-
-IN_PAPER = {"baseline": "qwen_image_edit"} | {name: name for name in (*COMPARED[1:], *_SYSTEMS)}
+IN_PAPER = {"baseline": "qwen_image_edit"} | {
+    name: name for name in (*COMPARED[1:], "fibo_edit", "flux2_dev", "flux_kontext")
+}
 """What Table 1's data call the methods compared and the other systems."""
 
 BOX_SOURCES: dict[Guide, str] = {"proxy": "proxy", "vlm": "VLM, asked", "exact": "exact box"}
@@ -52,66 +53,102 @@ READINGS = {
 }  # fmt: skip
 """The three ways to take LPIPS outside a box, and SSIM there; see `abplib.judging.preservation`."""
 
-_NOTHING = 1e-6
-"""A distance that only rounding makes."""
-
 DIFFERENCES = {"lpips": "+.4f", "vqa": "+.3f", "edit_success": "+.1%"}
 """Metrics that methods are compared in, and how their differences are written."""
 
+NOT_TOLD = "kind not told"
+BANDS = {0.4: "below 0.4", 0.6: "0.4 to 0.6", 0.8: "0.6 to 0.8", np.inf: "0.8 or more"}
+"""Bands of IoU by their upper ends, which belong to the next one."""
 
-class Mean(NamedTuple):
-    """A mean of Table 1."""
-
-    found: Interval
-    sem: float
-    """Standard error; NaN of one sample."""
-
-
-Summary = dict[tuple[str, str], Mean]
-"""Means by method and metric."""
+_NOTHING = 1e-6
+"""A distance that only rounding makes."""
 
 
-def box_quality(rows: pd.DataFrame, seed: int) -> dict[tuple[str, str], Interval]:
-    """Mean IoU and rate of centres inside the exact box, of `guides.box_rows`.
+def answered_boxes(answers: pd.DataFrame) -> list[Box | None]:
+    """The VLM's boxes in rows of `vlm_boxes.ask`; None where it gave none."""
+    corners = answers[CORNERS].to_numpy(float)
+    return [
+        (x1, y1, x2, y2) if answered else None
+        for (x1, y1, x2, y2), answered in zip(corners.tolist(), answers["answered"], strict=True)
+    ]
 
-    By source and metric (iou, centre_inside); bootstrap and Wilson intervals. No box is a miss.
+
+def box_rows(samples: SampleSet, boxes: Mapping[Guide, Sequence[Box | None]]) -> pd.DataFrame:
+    """How good the boxes are that editors are shown: one row a source of boxes and sample.
+
+    Columns: source, index, sample_id, those of `box_accuracy.BoxRow`, and centre_inside, whether
+    the box's centre lies in the exact box.
     """
-    found = {}
-    for source, group in rows.groupby("source", sort=False):
-        inside = wilson(int(group["centre_inside"].sum()), len(group))
-        found[str(source), "iou"] = bootstrap_mean(group["iou"].to_numpy(), seed=seed)
-        found[str(source), "centre_inside"] = inside
-    return found
+    rows = []
+    for source, shown in boxes.items():
+        for index, box in enumerate(shown):
+            sample = samples[index]
+            about = {"source": source, "index": index, "sample_id": sample.id}
+            inside = box is not None and centre_inside(box, sample.box)
+            rows.append({**about, **evaluate_box(sample, box), "centre_inside": inside})
+    return pd.DataFrame(rows)
 
 
-def box_table(quality: Mapping[tuple[str, str], Interval]) -> pd.DataFrame:
+def box_quality(boxes: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Mean IoU and rate of centres inside the exact box, of `box_rows`: `measure`s by source.
+
+    The label is the source's. Bootstrap and Wilson intervals; no box is a miss.
+    """
+    numbers = []
+    for source, title in BOX_SOURCES.items():
+        name, own = f"box.{source}", boxes[boxes["source"] == source]
+        overlap = bootstrap_mean(own["iou"].to_numpy(), seed=seed)
+        inside = wilson(int(own["centre_inside"].sum()), len(own))
+        numbers.append(measure(f"{name}.iou", title, overlap, "fraction"))
+        numbers.append(measure(f"{name}.centre_inside", title, inside, "fraction"))
+    return pd.DataFrame(numbers)
+
+
+def box_table(quality: pd.DataFrame) -> pd.DataFrame:
     """`box_quality` as a page shows it."""
-    rows = {
-        name: {
-            "mean IoU": with_interval(quality[source, "iou"]),
-            "centre inside": with_interval(quality[source, "centre_inside"], ".1%"),
-        }
-        for source, name in BOX_SOURCES.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("box of")
+    headings = {"iou": ("mean IoU", ".3f"), "centre_inside": ("centre inside", ".1%")}
+    cells: dict[str, dict[str, str]] = {}
+    row: Any
+    for row in quality.itertuples():
+        heading, fmt = headings[row.name.rsplit(".", 1)[1]]
+        cells.setdefault(row.label, {})[heading] = with_interval(_interval(row), fmt)
+    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("box of")
 
 
-def summarise(scores: pd.DataFrame, seed: int) -> Summary:
-    """Mean of each method and metric with its 95 % interval.
+def summarise(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Mean of each method and metric: value, low, high, n, sem, by method and metric; and label.
 
-    Wilson's for edit_success, the bootstrap's (BCa) for the rest. A sample that a metric has no
-    value for is left out of its n.
+    The 95 % intervals are Wilson's for edit_success, the bootstrap's (BCa) for the rest; sem is the
+    standard error, NaN of one sample. A sample that a metric has no value for is left out of its n.
     """
-    found: Summary = {}
-    for method, of_method in scores.groupby("method", sort=False):
-        for metric, group in of_method.groupby("metric", sort=False):
-            values = group["value"].dropna().to_numpy()
-            if metric == "edit_success":
-                mean = wilson(int(values.sum()), len(values))
-            else:
-                mean = bootstrap_mean(values, seed=seed)
-            found[str(method), str(metric)] = Mean(mean, mean_sem(values)[1])
-    return found
+    means = {}
+    for (method, metric), own in scores.groupby(["method", "metric"], sort=False):
+        values = own["value"].dropna().to_numpy()
+        if metric == "edit_success":
+            mean = wilson(int(values.sum()), len(values))
+        else:
+            mean = bootstrap_mean(values, seed=seed)
+        about = {"label": label(str(method)), **mean._asdict(), "sem": mean_sem(values)[1]}
+        means[method, metric] = about
+    return pd.DataFrame.from_dict(means, orient="index").rename_axis(["method", "metric"])
+
+
+def table_1_numbers(summary: pd.DataFrame, name_of_lpips: str) -> pd.DataFrame:
+    """`summarise`'s means, named, in their units and beside the paper's, to be recorded."""
+    units = {
+        "lpips": name_of_lpips, "l2": "squared difference of pixels in [0, 1]",
+        "ssim": "mean structural similarity", "edit_success": "fraction",
+        **dict.fromkeys(("vqa", *reported.VQA), "points of 4"),
+    }  # fmt: skip
+    known = summary[summary.index.get_level_values("metric").isin(units)].reset_index()
+    paper = reported_values()
+    keys = zip(known["method"], known["metric"], strict=True)
+    return known.assign(
+        name=known["method"] + "." + known["metric"],
+        unit=known["metric"].map(units),
+        paper=[paper.get(key, np.nan) for key in keys],
+        fmt=known["metric"].map({"edit_success": ".1%"}).fillna(".4f"),
+    )
 
 
 def reported_table() -> pd.DataFrame:
@@ -123,39 +160,38 @@ def reported_table() -> pd.DataFrame:
     return wide.rename(columns=_headings()).rename_axis(index="method", columns=None)
 
 
-def measured_table(summary: Summary, methods: Sequence[str], name_of_lpips: str) -> pd.DataFrame:
+def measured_table(
+    summary: pd.DataFrame, methods: Sequence[str], name_of_lpips: str
+) -> pd.DataFrame:
     """Table 1's columns as this run measured them, and the part of edits that succeed."""
     headings = _headings() | {"lpips": f"{name_of_lpips} ↓"}
-    rows = {}
-    for method in methods:
-        cells = {heading: _cell(summary[method, metric]) for metric, heading in headings.items()}
-        cells["edit success ↑"] = with_interval(summary[method, "edit_success"].found, ".1%")
-        rows[label(method)] = cells
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    errors = summary["sem"].map(" ± {:.4f}".format).where(summary["sem"].notna(), "")
+    cells = (summary["value"].map("{:.4f}".format) + errors).unstack("metric")
+    table = cells.loc[list(methods), list(headings)].rename(columns=headings)
+    table["edit success ↑"] = [
+        with_interval(_interval(summary.loc[method, "edit_success"]), ".1%") for method in methods
+    ]
+    return table.rename(index=label).rename_axis(index="method", columns=None)
 
 
-def figure_8(summary: Summary) -> pd.DataFrame:
-    """Figure 8's points as measured, in the form that `plots.validation.trade_off` reads."""
-    rows = {}
-    for method in _measured(summary):
-        row: dict[str, str | float] = {"name": label(method)}
-        for metric in ("lpips", "vqa"):
-            found = summary[method, metric].found
-            row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
-        rows[method] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
+def figure_8(summary: pd.DataFrame) -> pd.DataFrame:
+    """Figure 8's points as measured, in the form that `editing_validation.trade_off` draws."""
+    wide = summary[["value", "low", "high"]].unstack("metric").loc[_measured(summary)]
+    points: dict[str, Any] = {"name": [label(method) for method in wide.index]}
+    for metric in ("lpips", "vqa"):
+        points |= {metric: wide["value", metric]}
+        points |= {f"{metric}_{end}": wide[end, metric] for end in ("low", "high")}
+    return pd.DataFrame(points, index=wide.index)
 
 
 def reported_values() -> dict[tuple[str, str], float]:
     """The paper's number for a method and metric, where it has one."""
-    table = reported.table_1()
-    of = {name: method for method, name in IN_PAPER.items()}
-    ours = table[table["method"].isin(of)]
+    table, vqa = reported.table_1().set_index(["method", "metric"]), reported.figure_8()["vqa"]
     known = {
-        (of[method], metric): float(mean)
-        for method, metric, mean in zip(ours["method"], ours["metric"], ours["mean"], strict=True)
+        (method, metric): float(table.loc[(name, metric), "mean"])
+        for method, name in IN_PAPER.items()
+        for metric in table.loc[name].index
     }
-    vqa = reported.figure_8()["vqa"]
     known |= {(method, "vqa"): float(vqa[name]) for method, name in IN_PAPER.items()}
     return known | {("baseline", "edit_success"): reported.reported("edit_accuracy")}
 
@@ -165,51 +201,43 @@ def difference(scores: pd.DataFrame, metric: str, first: str, second: str, seed:
     return paired_difference(*_pairs(scores, metric, first, second), seed=seed)
 
 
-class Comparison(NamedTuple):
-    """A method against the baseline in one metric."""
+def comparisons(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Every method that edits less the baseline, in what Figure 8 shows and in success.
 
-    method: str
-    metric: str
-    found: Interval
-    """The method's mean less the baseline's, paired by sample."""
-    p: float
-    """Two-sided sign-flip test, Holm-adjusted for all comparisons."""
-
-
-def comparisons(scores: pd.DataFrame, seed: int) -> list[Comparison]:
-    """Every method that edits against the baseline, in what Figure 8 shows and in success."""
+    Columns: method, metric, value, low, high, n (paired by sample), and p, of the two-sided
+    sign-flip test, Holm-adjusted for all comparisons.
+    """
     others = [name for name in METHODS if name not in ("baseline", *CONTROLS)]
-    asked = [(method, metric) for method in others for metric in DIFFERENCES]
-    pairs = [_pairs(scores, metric, method, "baseline") for method, metric in asked]
-    found = [paired_difference(*pair, seed=seed) for pair in pairs]
-    adjusted = holm([sign_flip_test(*pair, seed=seed) for pair in pairs])
-    return [
-        Comparison(*about, interval, float(p))
-        for about, interval, p in zip(asked, found, adjusted, strict=True)
-    ]
+    tests = [(method, metric) for method in others for metric in DIFFERENCES]
+    pairs = [_pairs(scores, metric, method, "baseline") for method, metric in tests]
+    found = pd.DataFrame([paired_difference(*pair, seed=seed) for pair in pairs])
+    found.insert(0, "method", [method for method, _ in tests])
+    found.insert(1, "metric", [metric for _, metric in tests])
+    return found.assign(p=holm([sign_flip_test(*pair, seed=seed) for pair in pairs]))
 
 
-def comparison_table(compared: Sequence[Comparison], name_of_lpips: str) -> pd.DataFrame:
+def comparison_table(compared: pd.DataFrame, name_of_lpips: str) -> pd.DataFrame:
     """`comparisons` as a page shows it: a row a method, a difference and a p-value a metric."""
     names = {"lpips": name_of_lpips, "vqa": "mean VQA", "edit_success": "edit success"}
     rows: dict[str, dict[str, str]] = {}
-    for c in compared:
-        cell = f"{with_interval(c.found, DIFFERENCES[c.metric])}, p {p_words(c.p)}"
-        rows.setdefault(METHODS[c.method].label, {})[names[c.metric]] = cell
+    row: Any
+    for row in compared.itertuples():
+        difference = with_interval(_interval(row), DIFFERENCES[row.metric])
+        cell = f"{difference}, p {p_words(row.p)}"
+        rows.setdefault(label(row.method), {})[names[row.metric]] = cell
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("less the baseline")
 
 
-def readings(summary: Summary) -> pd.DataFrame:
+def readings(summary: pd.DataFrame) -> pd.DataFrame:
     """Mean LPIPS of the methods compared (rows) by each of `READINGS` (columns)."""
-    values = [[summary[method, r].found.value for r in READINGS] for method in COMPARED]
-    return pd.DataFrame(values, index=list(COMPARED), columns=list(READINGS))
+    return summary["value"].unstack("metric").loc[list(COMPARED), list(READINGS)]
 
 
 def reading_table(means: pd.DataFrame) -> pd.DataFrame:
     """`readings` as a page shows it: mean and, in brackets, rank from the least change."""
     cells = means.map("{:.4f}".format) + " (" + _ranks(means).astype(str) + ")"
-    labels = {method: METHODS[method].label for method in COMPARED}
-    return cells.rename(index=labels, columns=READINGS).rename_axis("method")
+    table = cells.rename(index=label, columns=READINGS)
+    return table.rename_axis(index="method", columns=None)
 
 
 def reordered(means: pd.DataFrame) -> list[str]:
@@ -221,8 +249,7 @@ def reordered(means: pd.DataFrame) -> list[str]:
 def by_gain(rows: pd.DataFrame) -> list[int]:
     """Indices of samples from ours' largest gain in mean VQA on the baseline to its largest loss.
 
-    `rows` as `edits.judged` gives them; ties keep the order of the samples, and those of which a
-    score is open are left out.
+    Ties keep the order of the samples; those of which a score is open are left out.
     """
     points = rows.assign(vqa=rows[["edit", "accuracy", "leakage"]].mean(axis=1))
     table = points.pivot(index="index", columns="method", values="vqa")
@@ -231,49 +258,60 @@ def by_gain(rows: pd.DataFrame) -> list[int]:
     return [int(index) for index in gains.index.to_numpy()]
 
 
-def success_rates(summary: Summary) -> pd.DataFrame:
-    """Edit success of each method, as `plots.localization.rates` reads it."""
-    rows = []
-    for method in _measured(summary):
-        rate = summary[method, "edit_success"].found
-        note = f"{round(rate.value * rate.n)} of {rate.n}"
-        rows.append({"label": label(method), **rate._asdict(), "note": note})
-    return pd.DataFrame(rows)
+def success_rates(summary: pd.DataFrame) -> pd.DataFrame:
+    """Edit success of each method, for `intervals`, with counts as notes."""
+    rates = summary.xs("edit_success", level="metric").loc[_measured(summary)]
+    counts = (rates["value"] * rates["n"]).round().astype(int)
+    return rates.assign(note=counts.astype(str) + " of " + rates["n"].astype(str))
 
 
-def _measured(summary: Summary) -> list[str]:
-    """All methods, and the other systems that were run."""
-    return [*METHODS, *(name for name in OTHERS if (name, "vqa") in summary)]
+def failure_modes(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many edits of each method that edits (rows) succeed, or fail in each way (columns).
+
+    Edits that the judge left open are counted in none.
+    """
+    success = succeeded(rows[~rows["method"].isin(CONTROLS)])
+    edited = rows.loc[success.index]
+    kind = edited["failure"].fillna(NOT_TOLD).where(~success, SUCCESS)
+    counts = pd.crosstab(edited["method"], kind)
+    kinds = [SUCCESS, *FAILURES] + [NOT_TOLD] * (NOT_TOLD in counts)
+    counts = counts.reindex(index=edited["method"].unique(), columns=kinds, fill_value=0)
+    return counts.rename(index=label).rename_axis(index="method", columns=None)
 
 
-def _pairs(
-    scores: pd.DataFrame, metric: str, first: str, second: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Values of two methods on the samples that both have one of."""
-    table = scores[scores["metric"] == metric].pivot(
-        index="sample_id", columns="method", values="value"
-    )
-    both = table[[first, second]].dropna()
-    return both[first].to_numpy(), both[second].to_numpy()
+def success_by_overlap(rows: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
+    """Success with the proxy's box by its IoU, and of the same LoRA on these samples without one.
+
+    For `intervals`, by method, from the poorest of `BANDS` on, over the samples on which both edits
+    are judged; bands without one are left out.
+    """
+    overlaps = boxes[boxes["source"] == "proxy"].set_index("index")["iou"]
+    methods = ["ours", "lora_no_box"]
+    success = successes(rows)[methods].dropna().astype(bool)
+    bands = np.digitize(overlaps.loc[success.index], list(BANDS)[:-1])
+    lines = []
+    for method in methods:
+        for band, name in enumerate(BANDS.values()):
+            if len(own := success[method][bands == band]):
+                rate = wilson(int(own.sum()), len(own))
+                lines.append({"label": name, "method": label(method), **rate._asdict(),
+                              "note": f"n = {rate.n}"})  # fmt: skip
+    return pd.DataFrame(lines)
 
 
-def _ranks(means: pd.DataFrame) -> pd.DataFrame:
-    """Ranks of `readings` from the least change outside; SSIM, a likeness, falls as that grows."""
-    return means.assign(ssim=-means["ssim"]).rank(method="min").astype(int)
+def failures_by_box(rows: pd.DataFrame, boxes: pd.DataFrame, n: int = 3) -> pd.DataFrame:
+    """Figure 10's samples: baseline failures, from the best to the worst box of the proxy.
 
-
-def _headings() -> dict[str, str]:
-    """Table 1's metrics and their printed headings, with the arrow of what is better."""
-    arrows = {"lower": "↓", "higher": "↑"}
-    table = reported.table_1().drop_duplicates("metric")
-    written = table["heading"] + " " + table["better"].map(arrows)
-    return dict(zip(table["metric"], written, strict=True))
-
-
-def _cell(mean: Mean) -> str:
-    """Mean and standard error as Table 1 prints them; the mean alone of one sample."""
-    error = "" if np.isnan(mean.sem) else f" ± {mean.sem:.4f}"
-    return f"{mean.found.value:.4f}{error}"
+    Evenly spaced ranks by the IoU of the proxy's box among the samples on which the baseline's edit
+    fails (among all where none does). Columns: those of `rows`, and iou.
+    """
+    overlaps = boxes[boxes["source"] == "proxy"][["index", "iou"]]
+    joined = rows[rows["method"] == "baseline"].merge(overlaps, on="index")
+    failed = joined["success"].eq(False)  # and not open
+    pool = joined[failed] if failed.any() else joined
+    ranked = pool.sort_values("iou", ascending=False, kind="stable")
+    ranks = np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int)
+    return ranked.iloc[ranks]
 
 
 def claim_checks(scores: pd.DataFrame, seed: int) -> list[ClaimCheck]:
@@ -283,11 +321,12 @@ def claim_checks(scores: pd.DataFrame, seed: int) -> list[ClaimCheck]:
         key: str, claim: str, where: str, method: str, rivals: Sequence[str],
         metrics: Sequence[str], above: bool = True,
     ) -> ClaimCheck:  # fmt: skip
-        found = {
-            label(rival) + (f", {metric.removeprefix('vqa_')}" if len(metrics) > 1 else ""):
-                difference(scores, metric, method, rival, seed)
-            for rival in rivals for metric in metrics
-        }  # fmt: skip
+        found = {}
+        for rival in rivals:
+            for metric in metrics:
+                question = f", {metric.removeprefix('vqa_')}" if len(metrics) > 1 else ""
+                least = difference(scores, metric, method, rival, seed)
+                found[label(rival) + question] = least
         fmt = DIFFERENCES.get(metrics[0], DIFFERENCES["vqa"])
         return against(key, claim, where, found, above=above, fmt=fmt)
 
@@ -313,12 +352,14 @@ def claim_checks(scores: pd.DataFrame, seed: int) -> list[ClaimCheck]:
 def _controls(scores: pd.DataFrame) -> ClaimCheck:
     """Whether no edit and the exact edit score on every sample as they must."""
     table = scores.pivot(index=["method", "sample_id"], columns="metric", values="value")
-    nothing, exact = table.loc["identity"], table.loc["paste"]
+    nothing, exact = (
+        table.query("method == @name").droplevel("method") for name in ("identity", "paste")
+    )
     right = (
-        (nothing[["vqa_edit", "vqa_accuracy", "edit_success"]] == 0).all(axis=1)
-        & (nothing["vqa_leakage"] == BEST)
-        & (exact["vqa"] == BEST)
-        & (exact["edit_success"] == 1)
+        nothing[["vqa_edit", "vqa_accuracy", "edit_success"]].eq(0).all(axis=1)
+        & nothing["vqa_leakage"].eq(BEST)
+        & exact["vqa"].eq(BEST)
+        & exact["edit_success"].eq(1)
         & ~(nothing["lpips"] > _NOTHING)
         & ~(exact["lpips"] > _NOTHING)
     )
@@ -327,26 +368,32 @@ def _controls(scores: pd.DataFrame) -> ClaimCheck:
     return ClaimCheck("controls", "Controls score as they must", "a check", measured, verdict)
 
 
-def answered_boxes(rows: pd.DataFrame) -> list[Box | None]:
-    """The VLM's boxes in rows of `localization.ask`; None where it gave none."""
-    corners = rows[CORNERS].to_numpy(float)
-    return [
-        (x1, y1, x2, y2) if answered else None
-        for (x1, y1, x2, y2), answered in zip(corners.tolist(), rows["answered"], strict=True)
-    ]
+def _measured(summary: pd.DataFrame) -> list[str]:
+    """All methods, and the other systems that were run."""
+    return [*METHODS, *(name for name in OTHERS if (name, "vqa") in summary.index)]
 
 
-def box_rows(samples: SampleSet, found: Mapping[Guide, Sequence[Box | None]]) -> pd.DataFrame:
-    """How good the boxes are that editors are shown: one row a source of boxes and sample.
+def _interval(row: Any) -> Interval:
+    return Interval(float(row.value), float(row.low), float(row.high), int(row.n))
 
-    Columns: source, index, sample_id, those of `metrics.BoxRow`, and centre_inside, whether the
-    box's centre lies in the exact box.
-    """
-    rows = []
-    for source, shown in found.items():
-        for index, box in enumerate(shown):
-            sample = samples[index]
-            about = {"source": source, "index": index, "sample_id": sample.id}
-            inside = box is not None and centre_inside(box, sample.box)
-            rows.append({**about, **evaluate_box(sample, box), "centre_inside": inside})
-    return pd.DataFrame(rows)
+
+def _pairs(
+    scores: pd.DataFrame, metric: str, first: str, second: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values of two methods on the samples that both have one of."""
+    own = scores[scores["metric"] == metric]
+    table = own.pivot(index="sample_id", columns="method", values="value")
+    both = table[[first, second]].dropna()
+    return both[first].to_numpy(), both[second].to_numpy()
+
+
+def _ranks(means: pd.DataFrame) -> pd.DataFrame:
+    """Ranks of `readings` from the least change outside; SSIM, a likeness, falls as that grows."""
+    return means.assign(ssim=-means["ssim"]).rank(method="min").astype(int)
+
+
+def _headings() -> dict[str, str]:
+    """Table 1's metrics and their printed headings, with the arrow of what is better."""
+    table = reported.table_1().drop_duplicates("metric")
+    written = table["heading"] + " " + table["better"].map({"lower": "↓", "higher": "↑"})
+    return dict(zip(table["metric"], written, strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ from abplib.core.stats import (
     with_interval,
 )
 from abplib.experiment import Experiment
+from abplib.sections.claims import measure as numbered
 
 LABELS = {
     "final": "Final states",
@@ -45,9 +46,6 @@ RATES = {
 
 TESTED = ("target_altered", "edit_success")
 """Measures that are yes or no on a sample."""
-
-Rates = dict[tuple[str, str], Interval]
-"""By condition and measure of `RATES`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,65 +92,76 @@ def find(experiment: Experiment) -> tuple[Trained | None, str]:
     return Trained(rows, run), _told(run)
 
 
-def rates(rows: pd.DataFrame, seed: int) -> Rates:
-    """Each condition's `RATES` with 95 % intervals: Wilson's, for other objects the bootstrap's."""
-    found = {}
-    for name in LABELS:
+def rates(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Each condition's `RATES`, for `intervals` and to be recorded.
+
+    Columns: name, condition, measure, label (the condition's), rate (the measure's words), value,
+    low, high, n (Wilson's intervals, for other objects the bootstrap's), unit.
+    """
+    found = []
+    for name, label in LABELS.items():
         own = rows[rows["condition"] == name]
-        for measure in RATES:
+        for measure, words in RATES.items():
             values = own[measure].to_numpy()
             if measure in TESTED:
-                found[name, measure] = wilson(int(values.sum()), len(values))
+                rate = wilson(int(values.sum()), len(values))
             else:
-                found[name, measure] = bootstrap_mean(values, seed=seed)
-    return found
+                rate = bootstrap_mean(values, seed=seed)
+            found.append(
+                {
+                    **numbered(f"conditions.{name}.{measure}", label, rate, "fraction"),
+                    **{"condition": name, "measure": measure, "rate": words},
+                }
+            )
+    return pd.DataFrame(found)
 
 
-class Against(NamedTuple):
-    """A condition against `final` on the same samples."""
+def against_final(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each other condition against `final` on the same samples, in what is `TESTED`.
 
-    found: Interval
-    """How much more often, Newcombe's interval."""
-    p: float
-    """McNemar's exact test, Holm-adjusted for all comparisons."""
-
-
-def against_final(rows: pd.DataFrame) -> dict[tuple[str, str], Against]:
-    """Each other condition against `final` in what is `TESTED`."""
-    asked = [(name, measure) for name in LABELS if name != "final" for measure in TESTED]
-    tables = []
-    for name, measure in asked:
-        wide = rows.pivot(index="sample_id", columns="condition", values=measure)
-        tables.append(PairedTable.of(wide[name].to_numpy(bool), wide["final"].to_numpy(bool)))
-    adjusted = holm([mcnemar(table) for table in tables])
-    return {
-        about: Against(proportion_difference(table), float(p))
-        for about, table, p in zip(asked, tables, adjusted, strict=True)
-    }
+    Columns: condition, measure, difference (how much more often, Newcombe's interval), and p of
+    McNemar's exact test, Holm-adjusted for all comparisons.
+    """
+    compared = []
+    for measure in TESTED:
+        wide = rows.pivot(index="sample_id", columns="condition", values=measure).astype(bool)
+        for name in LABELS:
+            if name != "final":
+                table = PairedTable.of(wide[name].to_numpy(), wide["final"].to_numpy())
+                difference = proportion_difference(table)
+                compared.append((name, measure, difference, mcnemar(table)))
+    frame = pd.DataFrame(compared, columns=["condition", "measure", "difference", "p"])
+    return frame.assign(p=holm(frame["p"].to_numpy()))
 
 
-def rate_table(trained: Trained, found: Rates) -> pd.DataFrame:
+def rate_table(trained: Trained, found: pd.DataFrame) -> pd.DataFrame:
     """What each condition reads and what became of its edits, as a page shows it."""
     leakage = trained.rows.groupby("condition")["leakage"].mean()
     rows = {}
-    for name, label in LABELS.items():
+    for name, own in found.groupby("condition", sort=False):
         about = trained.run["conditions"][name]
-        rows[label] = {
+        ends = own[["value", "low", "high", "n"]].to_numpy(float).tolist()
+        shown = [with_interval(Interval(v, low, high, int(n)), ".1%") for v, low, high, n in ends]
+        rows[LABELS[str(name)]] = {
             "layers": ", ".join(map(str, about["layers"])),
-            **{heading: with_interval(found[name, m], ".1%") for m, heading in RATES.items()},
+            **dict(zip(own["rate"], shown, strict=True)),
             "leakage score": f"{leakage[name]:.2f}",
             "held-out loss": f"{about['held_out_loss']:.4f}",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("trained on")
 
 
-def against_table(compared: Mapping[tuple[str, str], Against]) -> pd.DataFrame:
+def against_table(compared: pd.DataFrame) -> pd.DataFrame:
     """`against_final` as a page shows it."""
-    rows: dict[str, dict[str, str]] = {}
-    for (name, measure), c in compared.items():
-        cell = f"{with_interval(c.found, '+.1%')}, p {p_words(c.p)}"
-        rows.setdefault(LABELS[name], {})[RATES[measure]] = cell
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("less final states")
+    cells = [
+        f"{with_interval(difference, '+.1%')}, p {p_words(p)}"
+        for difference, p in zip(compared["difference"], compared["p"], strict=True)
+    ]
+    wide = compared.assign(cell=cells).pivot(index="condition", columns="measure", values="cell")
+    wide = wide.loc[[name for name in LABELS if name != "final"], list(TESTED)]
+    return wide.rename(index=LABELS, columns=RATES).rename_axis(
+        index="less final states", columns=None
+    )
 
 
 def _told(run: Mapping[str, Any]) -> str:

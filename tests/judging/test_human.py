@@ -91,9 +91,9 @@ def files(tmp_path: Path) -> dict[str, list[Path]]:
 
 
 def test_kinds_of_wrong_boxes_are_chapter_1s() -> None:
-    from abplib.sections.localization import ACCURATE, NO_BOX, OUTCOMES
+    from abplib.sections.vlm_boxes import ACCURATE, BOX_OUTCOMES, NO_BOX
 
-    assert (ACCURATE, *BOX_FAILURES, NO_BOX) == OUTCOMES
+    assert (ACCURATE, *BOX_FAILURES, NO_BOX) == BOX_OUTCOMES
 
 
 GOOD: dict[str, Any] = {

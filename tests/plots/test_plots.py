@@ -9,11 +9,9 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image
 
-from abplib.plots import decodability, pictures, scheme
-from abplib.plots.style import ANSWER, GROUPS, TARGET, spread, styled
+from abplib.plots import decodability, scheme
+from abplib.plots.style import GROUPS, spread, styled
 from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.sections.decodability import GROUPS as WORDS
 from abplib.sections.decodability import curve_rows, label_of
@@ -75,39 +73,6 @@ def test_learning_curves_show_each_configuration_in_its_colour() -> None:
     assert axes.get_ylim()[0] >= 0
     assert axes.get_ylim()[1] > BASELINES["chance"]
     assert "image sides" in axes.get_ylabel()
-
-
-def test_rates_keep_the_order_and_say_n() -> None:
-    rows = pd.DataFrame(
-        {
-            "label": ["leftmost", "topmost"],
-            "value": [0.9, 0.5],
-            "low": [0.8, 0.3],
-            "high": [0.95, 0.7],
-            "note": ["n = 40", "n = 8"],
-        }
-    )
-    figure = pictures.rates(rows, "accurate boxes", reference=0.8)
-    (axes,) = figure.axes
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["leftmost", "topmost"]
-    assert axes.yaxis_inverted()
-    assert texts(figure) == ["n = 40", "n = 8"]
-
-
-def test_gallery_draws_both_boxes_in_pixels_and_leaves_out_what_is_not_there() -> None:
-    picture = Image.new("RGB", (100, 50), "gray")
-    answered = pictures.Card(picture, (0.1, 0.2, 0.5, 0.6), (0.2, 0.2, 0.5, 1), "a", "move it")
-    silent = pictures.Card(picture, (0.1, 0.2, 0.5, 0.6), None, "b", "move it")
-    figure = pictures.gallery([answered, silent, silent])
-    outlines = [p for axes in figure.axes for p in axes.patches if isinstance(p, Rectangle)]
-    assert [patch.get_label() for patch in outlines] == ["exact box", "box of the VLM"] + [
-        "exact box"
-    ] * 2
-    assert outlines[0].get_bbox().bounds == pytest.approx((9.5, 9.5, 40, 20))
-    assert outlines[1].get_bbox().bounds == pytest.approx((19.5, 9.5, 30, 40))
-    assert [axes.axison for axes in figure.axes] == [True, True, True, False]
-    assert texts(figure) == ["exact box", "box of the VLM"]
-    assert TARGET != ANSWER
 
 
 def test_the_scheme_takes_its_sizes_from_the_configuration() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 
 from abplib.core.stats import Interval
@@ -11,11 +12,11 @@ from abplib.sections.claims import (
     HOLDS,
     REVERSED,
     UNDECIDED,
-    Measure,
     against,
     beside_paper,
     claims_table,
     decide,
+    measure,
 )
 
 
@@ -62,8 +63,8 @@ def test_a_claim_about_rivals_is_as_good_as_its_hardest(
 
 def test_the_table_sets_the_paper_beside_the_run() -> None:
     here = Interval(0.8, 0.7, 0.9, 200)
-    measures = [Measure("a", "one", here, "fraction", 0.89), Measure("b", "two", here, "fraction")]
-    table = beside_paper(measures)
+    numbers = [measure("a", "one", here, "fraction", 0.89), measure("b", "two", here, "fraction")]
+    table = beside_paper(pd.DataFrame(numbers))
     assert list(table.index) == ["one", "two"]
     assert table.loc["one", "paper"] == 0.89
     assert math.isnan(table.loc["two", "paper"])

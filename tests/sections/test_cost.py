@@ -1,4 +1,4 @@
-"""The count of operations against one by hand, and against torch's own counter."""
+"""Operations counted on the meta device against one by hand, and against those that run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 
 from abplib.core.errors import AbpError
 from abplib.profiles import Profile
-from abplib.proxies.configurations import Configuration
+from abplib.proxies.bank import Bank
+from abplib.proxies.configurations import Configuration, configurations
 from abplib.proxies.qformer import Proxy, box_loss
 from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.samples.scenes.sets import general
-from abplib.sections import flops
-from abplib.sections.flops import Lengths, learning, proxy_learning, vlm_pass
+from abplib.sections.cost import (
+    Lengths,
+    learning_flops,
+    lengths_of,
+    proxy_flops,
+    vlm_flops,
+)
 from abplib.vlm.encoder import ConditionEncoder
 from benchmarks.workload import random_encoder
 
@@ -44,6 +50,8 @@ def test_a_pass_counted_by_hand() -> None:
         text_config={
             "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
+                                "mrope_section": [1, 0, 0]},
         },
         vision_config={
             "depth": 1, "hidden_size": 4, "intermediate_size": 5, "num_heads": 1,
@@ -56,7 +64,7 @@ def test_a_pass_counted_by_hand() -> None:
     # one token of 4 patches through 16x16 and 16x4
     vision = 2 * 4 * (24 * 4 + 4 * 4 * 4 + 3 * 4 * 5) + 2 * 2 * 4 * 4 * 4
     merger = 2 * (16 * 16 + 16 * 4)
-    found = vlm_pass(config, Lengths(grid=(1, 1), sequence=3, kept=2, prompt=1))
+    found = vlm_flops(config, Lengths(grid=(1, 1), sequence=3, kept=2, prompt=1))
     assert found == 2 * block + vision + merger
 
 
@@ -75,9 +83,9 @@ def test_a_pass_is_what_torch_counts(
         encoding = encoder.encode(prepared, layers=[0], final=True)
 
     found = counted(go)
-    n_tokens = prepared.inputs["input_ids"].shape[1]
-    lengths = Lengths(encoding.grids[0], n_tokens, encoding.mask.shape[1], 1)
-    assert found == 2 * vlm_pass(encoder.model.config, lengths)
+    lengths = lengths_of(prepared, encoding)
+    assert lengths[0] == lengths[1]
+    assert found == 2 * vlm_flops(encoder.model.config, lengths[0])
     assert encoding.grids[0] == ((4, 4) if shape is None else (6, 6))
 
 
@@ -86,10 +94,10 @@ def test_learning_is_what_torch_counts() -> None:
     proxy, states = Proxy(config), torch.randn(5, 3, 7, 64)
     mask, boxes = torch.ones(5, 7, dtype=torch.bool), torch.rand(5, 4)
     found = counted(lambda: box_loss(proxy(states, mask), boxes, 0.4).backward())
-    assert found == 5 * proxy_learning(config, 3 * 7)
+    assert found == 5 * proxy_flops(config, 7)
 
 
-def test_a_bank_reads_all_kept_tokens_or_those_of_the_prompt() -> None:
+def test_a_sweep_learns_from_all_kept_tokens_or_those_of_the_prompt() -> None:
     settings = SweepSettings(
         n_batches=1, batch_size=1, lr=1e-3, width=16, n_queries=2, n_heads=2, eval_every=1,
         n_curve_eval=1,
@@ -97,23 +105,27 @@ def test_a_bank_reads_all_kept_tokens_or_those_of_the_prompt() -> None:
     chosen = [Configuration("a", (0,)), Configuration("b", (0, 1), "prompt")]
     lengths = Lengths(grid=(2, 2), sequence=20, kept=9, prompt=3)
     one, two = settings.proxy_config(64, 1), settings.proxy_config(64, 2)
-    expected = proxy_learning(one, 9) + proxy_learning(two, 2 * 3)
-    assert learning(chosen, 64, settings, lengths) == expected
+    assert learning_flops(chosen, 64, settings, lengths) == proxy_flops(one, 9) + proxy_flops(
+        two, 3
+    )
 
 
-def test_a_sweep_is_counted_whatever_the_threads(encoder: ConditionEncoder) -> None:
-    settings = Profile.load("smoke").sweep
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+def test_a_bank_runs_what_is_counted(encoder: ConditionEncoder) -> None:
+    settings, chosen = Profile.load("smoke").sweep, configurations(encoder)
+    bank = Bank(chosen, encoder.width, settings, device=torch.device("cpu"))
+    sample = general()[0]
+    prepared = encoder.prepare([sample.image], [sample.instruction])
+    encoding = encoder.encode(prepared, layers=bank.layers, final=bank.final)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # torch counts in this thread alone
     try:
-        found = flops.counted(encoder, general(), 3, settings)
-        assert torch.get_num_threads() == 2
+        found = counted(lambda: bank.learn(encoding, torch.tensor([sample.box])))
     finally:
-        torch.set_num_threads(before)
-    assert found["torch"].to_numpy() == pytest.approx(found["flops"].to_numpy(), rel=1e-12)
-    assert (found["flops"] > 1e6).all()
+        torch.set_num_threads(threads)
+    (lengths,) = lengths_of(prepared, encoding)
+    assert found == learning_flops(chosen, encoder.width, settings, lengths) > 1e6
 
 
 def test_other_models_are_not_counted() -> None:
     with pytest.raises(AbpError, match="not for qwen3_vl"):
-        vlm_pass(Qwen3VLConfig(), Lengths((1, 1), 3, 2, 1))
+        vlm_flops(Qwen3VLConfig(), Lengths((1, 1), 3, 2, 1))
