@@ -31,7 +31,7 @@ class Edit:
     task: str
     instruction: str
     answer: str
-    """Where and what changes, with `{box}` for the place."""
+    """What changes, as a sentence."""
     phrase: str
     """What a box of the edit would be labelled."""
     term: str
@@ -108,7 +108,7 @@ def _turn(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) 
     return Edit(
         "swap" if kind != old.kind else "attribute",
         f"Turn the {ref.phrase} into {new}.",
-        f"{{box}}: the {ref.phrase} becomes {new}.",
+        f"The {ref.phrase} becomes {new}.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -126,7 +126,7 @@ def _recolour(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Rand
     return Edit(
         "attribute",
         form.format(ref.phrase, colour),
-        f"{{box}}: the {ref.phrase} becomes {colour}.",
+        f"The {ref.phrase} becomes {colour}.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -141,7 +141,7 @@ def _removal(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Rando
     return Edit(
         "removal",
         form.format(ref.phrase),
-        f"{{box}}: the {ref.phrase} is removed.",
+        f"The {ref.phrase} is removed.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -178,7 +178,7 @@ def _addition(
             Edit(
                 "addition",
                 f"Add {words} {where}.",
-                f"{{box}}: {words} appears.",
+                f"{words.capitalize()} appears {where}.",
                 f"{new.colour} {new.kind}",
                 side,
                 None,
@@ -195,7 +195,7 @@ def _background(scene: Scene, random: Random) -> Edit:
     return Edit(
         "background",
         form.format(ground),
-        f"{{box}}: the background becomes {ground}.",
+        f"The background becomes {ground}.",
         "background",
         "whole",
         None,
@@ -210,7 +210,7 @@ def _style(scene: Scene, random: Random) -> Edit:
     return Edit(
         "style",
         form.format(with_article(style)),
-        f"{{box}}: the picture becomes {with_article(style)}.",
+        f"The picture becomes {with_article(style)}.",
         "picture",
         "whole",
         None,
