@@ -13,7 +13,13 @@ from abplib import results, steps
 from abplib.data.commands import omniedit, spatial
 from abplib.errors import AbpError
 from abplib.lora.command import train_lora
-from abplib.mini.commands import train_conditions, train_editor, train_vlm, write_manifest
+from abplib.mini.commands import (
+    probe_vlm,
+    train_conditions,
+    train_editor,
+    train_vlm,
+    write_manifest,
+)
 from abplib.plan.command import plan
 from abplib.profiles import Profile, known_profiles
 from abplib.tables import print_table
@@ -204,6 +210,7 @@ def profiles() -> None:
 
 
 main.add_command(train_vlm)
+main.add_command(probe_vlm)
 main.add_command(train_editor)
 main.add_command(train_conditions)
 main.add_command(train_lora)

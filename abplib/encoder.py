@@ -3,11 +3,13 @@
 The pass is Qwen-Image-Edit's (section 3): its template, its resizing, its dropped system prompt;
 what another family of VLMs does otherwise is in its adapter (`abplib.adapters`).
 H^(l) is the un-normed output of decoder block l, 0 <= l < L; `"final"` is the last block with the
-final norm, which the pipeline conditions on.
+final norm, which the pipeline conditions on; `"input"` is what the first block is given, image
+tokens and token embeddings.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from abplib.attention import reading_rows
 from abplib.errors import AbpError
 from abplib.vlm import ImageLike
 
-Layer = int | Literal["final"]
+Layer = int | Literal["input", "final"]
 
 
 class _Nothing(str):
@@ -132,6 +134,21 @@ class ConditionEncoder:
             adapter=adapter,
         )
 
+    def untrained(self, seed: int) -> ConditionEncoder:
+        """A control: the same eyes and token embeddings before a decoder of random weights."""
+        model = copy.deepcopy(self.model)
+        torch.manual_seed(seed)
+        fresh = type(model)(model.config).to(model.dtype).get_decoder()
+        for part in ("layers", "norm"):
+            getattr(model.get_decoder(), part).load_state_dict(getattr(fresh, part).state_dict())
+        return ConditionEncoder(
+            model,
+            self.processor,
+            image_area=self.image_area,
+            fingerprint=f"{self.fingerprint}-untrained-{seed}",
+            adapter=self.adapter,
+        )
+
     @property
     def n_layers(self) -> int:
         """L, the number of decoder blocks."""
@@ -186,7 +203,7 @@ class ConditionEncoder:
         batch: Prepared | Sequence[ImageLike],
         instructions: Sequence[str] | None = None,
         *,
-        layers: Sequence[int] = (),
+        layers: Sequence[int | Literal["input"]] = (),
         final: bool = False,
         attention: Sequence[int] = (),
     ) -> Encoding:
@@ -227,29 +244,32 @@ class ConditionEncoder:
             },
         )
 
-    def _check_layers(self, layers: Sequence[int]) -> None:
+    def _check_layers(self, layers: Sequence[int | str]) -> None:
         for layer in layers:
-            if layer not in range(self.n_layers):
+            if layer != "input" and layer not in range(self.n_layers):
                 raise AbpError(
                     f"There is no layer {layer}; the model has layers 0 to {self.n_layers - 1}."
                 )
 
     @contextmanager
-    def _captured(self, layers: Sequence[int], mask: Tensor) -> Iterator[dict[Layer, Tensor]]:
+    def _captured(
+        self, layers: Sequence[int | Literal["input"]], mask: Tensor
+    ) -> Iterator[dict[Layer, Tensor]]:
         """Collect the kept tokens' outputs of the asked decoder blocks while the body runs."""
         states: dict[Layer, Tensor] = {}
         here = get_ident()
 
-        def storing(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
-            def hook(_block: nn.Module, _args: object, output: Tensor) -> None:
+        def storing(layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(_block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
                 if get_ident() == here:  # another thread may be passing its own batch
-                    states[layer] = self._keep(output, mask)
+                    states[layer] = self._keep(given[0] if layer == "input" else output, mask)
 
             return hook
 
         with ExitStack() as hooks:
             for layer in layers:
-                handle = self._blocks[layer].register_forward_hook(storing(layer))
+                block = self._blocks[0 if layer == "input" else layer]
+                handle = block.register_forward_hook(storing(layer))
                 hooks.callback(handle.remove)
             yield states
 

@@ -24,7 +24,7 @@ class Configuration:
     name: str
     """How figures and tables call it."""
     layers: tuple[Layer, ...]
-    """Decoder blocks, or "final"; read together."""
+    """Decoder blocks, "input" or "final"; read together."""
     tokens: Literal["all", "prompt"] = "all"
     """The whole kept sequence, or only the tokens of the user's instruction."""
 
@@ -50,6 +50,15 @@ def configurations(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
         *(Configuration(f"layer_{l}", (l,)) for l in range(encoder.n_layers)),
         Configuration("final", ("final",)),
         Configuration("middle_prompt", encoder.middle_layers, "prompt"),
+    )
+
+
+def controls(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
+    """What Figure 4 is held against: the decoder's input, and the prompt tokens of each layer."""
+    return (
+        Configuration("input", ("input",)),
+        *(Configuration(f"prompt_{l}", (l,), "prompt") for l in range(encoder.n_layers)),
+        Configuration("prompt_final", ("final",), "prompt"),
     )
 
 

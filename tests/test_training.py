@@ -27,7 +27,7 @@ from abplib.mini.twin import smoke_vlm
 from abplib.proxy import Proxy, box_loss
 from abplib.samples import Sample
 from abplib.sweep import Sweep, sweep
-from abplib.training import Configuration, SweepSettings, configurations
+from abplib.training import Configuration, SweepSettings, configurations, controls
 
 
 class Noise:
@@ -127,6 +127,15 @@ def test_figure_4_has_every_layer_final_and_middle_prompt(encoder: ConditionEnco
         "middle_prompt",
     ]
     assert configurations(encoder)[-1].layers == encoder.middle_layers
+
+
+def test_controls_are_the_input_and_the_prompt_tokens_of_each_layer(
+    encoder: ConditionEncoder, tmp_path: Path
+) -> None:
+    chosen = controls(encoder)
+    swept = run(encoder, tmp_path, Noise(), chosen=chosen)
+    names = ["input", *(f"prompt_{l}" for l in range(4)), "prompt_final"]
+    assert list(swept.curves["configuration"].unique()) == names
 
 
 def test_prompt_tokens_are_selected_in_order(encoding: Encoding) -> None:
