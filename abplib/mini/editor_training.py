@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from abplib.editors.flow_matching import cell_weights, changed_cells, shifted, velocity_errors
 from abplib.fitting import Batch, Fitted, Schedule, fit
-from abplib.mini.editor_data import EDITS, Pairs
+from abplib.mini.editor_data import EDITS, Pairs, Wording
 from abplib.mini.editor_twin import EditorShape
 from abplib.mini.things import COLOURS, KINDS
 
@@ -47,6 +47,8 @@ class EditorTraining:
     batch: int = 32
     scenes: int = 5120
     """Scenes with four edits each."""
+    wording: Wording = field(default_factory=Wording)
+    """Of their instructions."""
     changed: float = 8.0
     """Additional weight of the cells that the edit changes."""
     told: float = 0.1

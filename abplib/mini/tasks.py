@@ -19,6 +19,8 @@ from abplib.mini.spatial import Reference, references
 from abplib.mini.things import COLOURS, KINDS
 
 TASKS = ("swap", "attribute", "removal", "addition", "background", "style")
+LOOK = "attribute"
+"""Term of a reference that names an object by its kind, with or without its colour."""
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 Box = tuple[float, float, float, float]
 T = TypeVar("T")
@@ -47,10 +49,21 @@ def multi_entity_edits(scene: Scene, random: Random) -> list[Edit]:
     return [_turn(scene, found[i], boxes, random) for i in random.permutation(len(found))]
 
 
-def general_edits(scene: Scene, random: Random, n: int) -> list[Edit]:
-    """`n` edits of the general set; local ones name objects by attribute or by place."""
+def general_edits(
+    scene: Scene, random: Random, n: int, by_place: float | None = None
+) -> list[Edit]:
+    """`n` edits of the general set; local ones name objects by look or by place.
+
+    `by_place` is the share that does so by place, where the scene has objects that a look singles
+    out; None takes all references as they come, which are mostly by place.
+    """
     boxes = object_boxes(scene)
     named = all_references(scene)
+    kinds = [[r for r in named if (r.term == LOOK) != placed] for placed in (False, True)]
+
+    def pick() -> list[Reference]:
+        return named if by_place is None else kinds[random.random() < by_place] or named
+
     edits: list[Edit] = []
     while len(edits) < n:
         task = TASKS[int(random.choice(len(TASKS), p=(0.3, 0.36, 0.2, 0.08, 0.03, 0.03)))]
@@ -59,28 +72,28 @@ def general_edits(scene: Scene, random: Random, n: int) -> list[Edit]:
         elif task == "style":
             edits.append(_style(scene, random))
         elif task == "addition":
-            edits += _addition(scene, named, boxes, random)
+            edits += _addition(scene, pick(), boxes, random)
         elif not named:
             continue
         elif task == "removal":
-            edits.append(_removal(scene, choose(random, named), boxes, random))
+            edits.append(_removal(scene, choose(random, pick()), boxes, random))
         elif task == "swap":
-            edits.append(_turn(scene, choose(random, named), boxes, random))
+            edits.append(_turn(scene, choose(random, pick()), boxes, random))
         else:
-            edits.append(_recolour(scene, choose(random, named), boxes, random))
+            edits.append(_recolour(scene, choose(random, pick()), boxes, random))
     return edits
 
 
 def all_references(scene: Scene) -> list[Reference]:
-    """Unambiguous references by attribute ("red cup", "cup") and by place, for every object."""
+    """Unambiguous references by look ("red cup", "cup") and by place, for every object."""
     kinds = Counter(t.kind for t in scene.things)
     looks = Counter((t.kind, t.colour) for t in scene.things)
     found = []
     for i, thing in enumerate(scene.things):
         if looks[thing.kind, thing.colour] == 1:
-            found.append(Reference(f"{thing.colour} {thing.kind}", "attribute", i))
+            found.append(Reference(f"{thing.colour} {thing.kind}", LOOK, i))
         if kinds[thing.kind] == 1:
-            found.append(Reference(thing.kind, "attribute", i))
+            found.append(Reference(thing.kind, LOOK, i))
     for kind, count in kinds.items():
         if count > 1:
             group = [i for i, t in enumerate(scene.things) if t.kind == kind]

@@ -25,7 +25,7 @@ from abplib.mini.condition_states import (
     layers_read,
     read_conditions,
 )
-from abplib.mini.editor_data import Pairs, encode_pairs
+from abplib.mini.editor_data import Pairs, Wording, encode_pairs
 from abplib.mini.editor_training import EditorTraining
 from abplib.mini.editor_twin import SMOKE, build_vae
 from abplib.mini.render import render
@@ -105,8 +105,8 @@ def test_pairs_get_the_states_of_their_own_scenes(
     encoder: ConditionEncoder, vae: Path, tmp_path: Path
 ) -> None:
     pipeline = condition_comparison._pipeline(encoder, vae, "cpu")
-    pairs = encode_pairs(tmp_path / "pairs", 3, pipeline.vae, encoder)
-    encode_conditions(tmp_path / "conditions", 3, encoder)
+    pairs = encode_pairs(tmp_path / "pairs", 3, Wording(), pipeline.vae, encoder)
+    encode_conditions(tmp_path / "conditions", 3, Wording(), encoder)
     final = conditioned(pairs, tmp_path / "conditions", "final")
     np.testing.assert_allclose(final.conditions, pairs.conditions, atol=4e-3)
     np.testing.assert_allclose(final.nothing, pairs.nothing, atol=4e-3)
