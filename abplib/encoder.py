@@ -25,6 +25,7 @@ from abplib import vlm as vlms
 from abplib.adapters import Adapter, adapter_of
 from abplib.attention import reading_rows
 from abplib.errors import AbpError
+from abplib.results import digest
 from abplib.vlm import ImageLike
 
 Layer = int | Literal["input", "final"]
@@ -136,16 +137,17 @@ class ConditionEncoder:
 
     def untrained(self, seed: int) -> ConditionEncoder:
         """A control: the same eyes and token embeddings before a decoder of random weights."""
-        model = copy.deepcopy(self.model)
-        torch.manual_seed(seed)
-        fresh = type(model)(model.config).to(model.dtype).get_decoder()
+        model, name = copy.deepcopy(self.model), digest(["untrained", self.fingerprint, seed])
+        with torch.random.fork_rng():
+            torch.manual_seed(int(name, 16) % 2**63)  # of its own, or it could be the model itself
+            fresh = type(model)(copy.deepcopy(model.config)).get_decoder()
         for part in ("layers", "norm"):
             getattr(model.get_decoder(), part).load_state_dict(getattr(fresh, part).state_dict())
         return ConditionEncoder(
             model,
             self.processor,
             image_area=self.image_area,
-            fingerprint=f"{self.fingerprint}-untrained-{seed}",
+            fingerprint=name,
             adapter=self.adapter,
         )
 

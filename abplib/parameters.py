@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -87,9 +87,7 @@ class Decomposition(Proxies):
 
 
 class EditingValidation(LocalizationGap):
-    """Chapter 5: what chapter 1 takes, and the network under LPIPS."""
-
-    lpips_backbone: Literal["untrained", "imagenet"] | None = None
+    """Chapter 5: what chapter 1 takes."""
 
 
 class Adapting(ChapterParameters):

@@ -91,7 +91,6 @@ class Profile(BaseModel):
     human_labels: Annotated[str, Field(min_length=1)] | None = None
     """What people said (`abplib.human.labels`), as a file: it then decides which of the VLM's boxes
     are accurate and which edits succeed."""
-    lpips_backbone: Literal["untrained", "imagenet"] = "untrained"
 
     eval_set: Reference
     train_set: Reference

@@ -118,7 +118,7 @@ def evaluating(test: Connection, base: Path) -> None:
         name: edits.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
         for name in METHODS
     }
-    edits.judged(files, samples, AskingOracle(ask), Preservation("untrained", side=32), base=base)
+    edits.judged(files, samples, AskingOracle(ask), Preservation(side=32), base=base)
 
 
 def _asking(test: Connection) -> Ask:

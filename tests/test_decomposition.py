@@ -275,5 +275,5 @@ def test_bad_input_is_refused(
         with pytest.raises(AbpError, match=f"n is {n}, but pictures holds 2 samples"):
             read_attention(encoder, samples, n, two, folder, base=tmp_path)
     final = Configuration("last", (3, "final"))
-    with pytest.raises(AbpError, match="last reads the final states, which are no layer"):
+    with pytest.raises(AbpError, match="last reads what is no layer"):
         read_attention(encoder, samples, 2, final, folder, base=tmp_path)
