@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from papermill.cli import _resolve_type as papermill_type
 
-from abplib import results, steps
-from abplib.data.commands import omniedit, spatial
-from abplib.errors import AbpError
-from abplib.lora.command import train_lora
-from abplib.mini.commands import (
-    probe_vlm,
-    train_conditions,
-    train_editor,
-    train_vlm,
-    write_manifest,
-)
-from abplib.plan.command import plan
+from abplib.core import store
+from abplib.core.errors import AbpError
 from abplib.profiles import Profile, known_profiles
-from abplib.tables import print_table
+from abplib.publish import steps
 
 if TYPE_CHECKING:  # importing models takes seconds, which `--help` need not cost
-    from abplib.encoder import ConditionEncoder
+    from abplib.vlm.encoder import ConditionEncoder
 
 
-class _Sentences(click.Group):
+class Commands(click.Group):
     """A group whose commands end in one sentence and exit code 2 when they raise `AbpError`."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -39,7 +30,7 @@ class _Sentences(click.Group):
             ctx.exit(2)
 
 
-@click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="abplib")
 def main() -> None:
     """Analysis-by-Proxy: the steps of the book, chapters, tools for your own images."""
@@ -58,7 +49,7 @@ def main() -> None:
 )
 def chapter(name: str, given: tuple[tuple[str, str], ...]) -> None:
     """Run one chapter, for instance 02_proxies."""
-    from abplib.notebooks import execute
+    from abplib.publish.notebooks import execute
 
     values = {key: papermill_type(value) for key, value in given}
     click.echo(execute(name, values))
@@ -68,7 +59,7 @@ def chapter(name: str, given: tuple[tuple[str, str], ...]) -> None:
 @click.option("--profile", default="mini", show_default=True)
 def pages(profile: str) -> None:
     """Set the pages of the HTML book from the chapters that ran; `make book` runs them first."""
-    from abplib.book import build
+    from abplib.publish.pages import build
 
     click.echo(build(profile, log=click.echo))
 
@@ -77,7 +68,7 @@ def pages(profile: str) -> None:
 @click.option("--check", is_flag=True, help="Change nothing; fail where something is out of date.")
 def notebooks(check: bool) -> None:
     """Regenerate book/notebooks from book/chapters."""
-    from abplib.notebooks import regenerate, stale
+    from abplib.publish.notebooks import regenerate, stale
 
     if not check:
         for path in regenerate():
@@ -95,20 +86,18 @@ def notebooks(check: bool) -> None:
 @click.option("--save", type=click.Path(path_type=Path), help="Write a PNG with the box drawn.")
 def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: Path | None) -> None:
     """Ask the VLM where an edit of your own IMAGE belongs."""
-    from abplib.analysis import load_encoder
-    from abplib.boxes import draw_overlay
-    from abplib.grounding import Grounder
-    from abplib.vlm import load_image
+    from abplib.core.boxes import draw_overlay
+    from abplib.core.images import load_image
+    from abplib.vlm.grounding import Grounder
 
     picture = load_image(image)
-    chosen = Profile.load(profile, **({"vlm": vlm, "revision": None} if vlm else {}))
-    answer = Grounder.of(load_encoder(chosen)).locate([picture], [instruction])[0]
+    answer = Grounder.of(_encoder(profile, vlm)).locate([picture], [instruction])[0]
     click.echo(answer.text)
     if answer.box is None:
         raise AbpError("The answer holds no box: word the edit otherwise or take another model.")
     click.echo("box " + " ".join(f"{side:.3f}" for side in answer.box))
     if save:
-        with results.replacing(save) as scratch:
+        with store.replacing(save) as scratch:
             draw_overlay(picture, answer.box).save(scratch, format="png")
         click.echo(save)
 
@@ -125,19 +114,17 @@ def locate(image: Path, instruction: str, out: Path | None, profile: str, seed: 
     Writes a PNG to OUT, or beside the image. The proxy is the profile's; without one, that of
     chapter 2, which is trained first where it has not been.
     """
-    from abplib.analysis import load_encoder
-    from abplib.guides import find_guide
-    from abplib.locating import locate as ask
+    from abplib.core.images import load_image
+    from abplib.experiment import Experiment
     from abplib.plots.locating import located
-    from abplib.vlm import load_image
+    from abplib.sections.own_image import locate as ask
 
-    picture, chosen = load_image(image), Profile.load(profile)
-    encoder = load_encoder(chosen)
-    encoder.prepare([picture], [instruction])  # refuse what it cannot take before any training
-    guide = find_guide(chosen, encoder, seed)
-    found = ask(encoder, guide, picture, instruction)
+    picture, made = load_image(image), Experiment(Profile.load(profile), seed)
+    made.encoder.prepare([picture], [instruction])  # refuse what it cannot take before training
+    guide = made.guide()
+    found = ask(made.encoder, guide, picture, instruction)
     out = out or image.with_name(f"{image.stem}-located.png")
-    with results.replacing(out) as scratch:
+    with store.replacing(out) as scratch:
         located(picture, instruction, found).savefig(scratch, format="png", dpi=200)
     click.echo(guide.note)
     click.echo("box " + " ".join(f"{side:.3f}" for side in found.box))
@@ -162,7 +149,7 @@ def states(
 
     encoding = _encoder(profile, vlm).encode([image], [instruction], layers=layers, final=True)
     named = {l if l == "final" else f"layer_{l}": s[0] for l, s in encoding.states.items()}
-    with results.replacing(out) as scratch:
+    with store.replacing(out) as scratch:
         save_file(named | {"prompt_tokens": encoding.prompt_tokens[0]}, scratch)
     click.echo(out)
 
@@ -171,16 +158,14 @@ def states(
 @click.option("--profile", default="mini", show_default=True)
 def guide(profile: str) -> None:
     """Choose the proxy that guides the editor among chapter 2's, and ship it."""
-    from abplib.guides import swept_guide
-    from abplib.parameters import ChapterParameters
+    from abplib.experiment import Experiment
 
-    chosen = Profile.load(profile)
-    folder = chosen.proxy_folder
+    made = Experiment(Profile.load(profile), steps.SEED)
+    folder = made.proxy_folder
     if folder is None:
-        raise AbpError(f"Profile {chosen.name!r} ships no proxy: set proxy to a folder for it.")
-    encoder = _encoder(profile, None)
-    found = swept_guide(chosen, encoder, ChapterParameters().seed)
-    found.save(folder, encoder)
+        raise AbpError(f"Profile {profile!r} ships no proxy: set proxy to a folder for it.")
+    found = made.swept_guide()
+    found.save(folder, made.encoder)
     click.echo(f"{folder}: layer {found.layer}, IoU {found.iou:.3f} on the tuning samples")
 
 
@@ -189,12 +174,12 @@ def guide(profile: str) -> None:
 def values(file: Path | None) -> None:
     """Print the numbers of the last build, or of a values.json FILE, as a table."""
     if file is None:
-        from abplib.book import build_folder
+        from abplib.publish.pages import build_folder
 
         file = build_folder() / "values.json"
     rows = [
         (name, _number(v["value"]), _interval(v), v["n"] or "", _number(v["paper"]), v["profile"])
-        for name, v in results.read_json(file).items()
+        for name, v in store.read_json(file).items()
     ]
     print_table(("value", "here", "interval", "n", "paper", "profile"), rows)
 
@@ -203,21 +188,55 @@ def values(file: Path | None) -> None:
 def profiles() -> None:
     """List the shipped profiles."""
     rows = [
-        (p.name, p.vlm, p.n_eval, f"{p.n_batches} x {p.batch_size}", p.note)
+        (p.name, p.vlm, p.n_eval, f"{p.sweep.n_batches} x {p.sweep.batch_size}", p.note)
         for p in map(Profile.load, known_profiles())
     ]
     print_table(("profile", "vlm", "evaluated", "trained", "note"), rows)
 
 
-main.add_command(train_vlm)
-main.add_command(probe_vlm)
-main.add_command(train_editor)
-main.add_command(train_conditions)
-main.add_command(train_lora)
-main.add_command(write_manifest)
-main.add_command(plan)
-main.add_command(omniedit)
-main.add_command(spatial)
+@main.command()
+@click.option("--profile", default="mini", show_default=True)
+def plan(profile: str) -> None:
+    """Say what a profile needs and what this machine lacks for it.
+
+    Exits with 1 where a stage cannot run. Nothing is downloaded.
+    """
+    from abplib.publish import plan
+
+    planned, machine = list(plan.stages(Profile.load(profile))), plan.Machine.here()
+    click.echo(f"Profile {profile} on this machine: {machine}\n")
+    print_table(plan.STAGE_HEADER, list(plan.stage_rows(planned)))
+    click.echo()
+    print_table(plan.MODEL_HEADER, list(plan.model_rows(planned)))
+    click.echo(f"\n{plan.FOOTNOTE}\n")
+    missing = plan.missing(planned, machine)
+    for sentence in missing:
+        click.echo(f"Missing: {sentence}")
+    if missing:
+        sys.exit(1)
+    click.echo("Nothing is missing.")
+
+
+@main.command()
+@click.option("--profile", default="mini", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Default: the profile's lora.")
+def train_lora(profile: str, out: Path | None) -> None:
+    """Train the LoRA that reads boxes on the profile's tuning samples; resumable.
+
+    On several GPUs: `accelerate launch --num_processes 4 -m abplib train-lora`.
+    """
+    from abplib.core import parallel
+    from abplib.editing.lora import training
+    from abplib.experiment import Experiment
+
+    made = Experiment(Profile.load(profile), steps.SEED)
+    folder = out or made.lora_place
+    training.train_lora(made.baseline, made.tuning, made.profile.lora_training, folder)
+    if parallel.is_first():
+        click.echo(folder)
+
+
+main.add_command(steps.omniedit)
 main.add_command(steps.labels)
 main.add_command(steps.sweep)
 main.add_command(steps.answers)
@@ -226,10 +245,19 @@ main.add_command(steps.edit)
 
 def _encoder(profile: str, vlm: str | None) -> ConditionEncoder:
     """The VLM of a profile, or another one in its place."""
-    from abplib.analysis import load_encoder
+    from abplib.experiment import Experiment
 
     other = {} if vlm is None else {"vlm": vlm, "revision": None}
-    return load_encoder(Profile.load(profile, **other))
+    return Experiment(Profile.load(profile, **other)).encoder
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows under a header, each column as wide as its widest cell."""
+    lines = [tuple(header), *(tuple(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def _number(number: float | None) -> str:

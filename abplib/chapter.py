@@ -3,15 +3,22 @@
 The second cell of a chapter is
 
     from abplib.chapter import Chapter
-    chapter = Chapter.start("02_proxies", globals(), figures=["fig4"], values=["ch2.*"])
+    chapter = Chapter.start("02_proxies", globals())
 
-and its last one is `chapter.finish()`, which refuses to end without what was declared. All outputs
-go to `results/chapters/<name>/<key>/`, where the key is a hash of everything that determines them.
+and its last one is `chapter.finish()`. A cell that shows a figure or a table says so in its own
+metadata, where its name and caption (MyST markdown) stand:
+
+    mystnb: {figure: {name: fig4, caption: ...}}        table: {name: claims, caption: ...}
+
+and `finish` refuses to end without one of these. All outputs go to
+`results/chapters/<name>/<key>/`, where the key is a hash of everything that determines them.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
+import difflib
 import html
 import inspect
 import io
@@ -20,9 +27,11 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
@@ -30,17 +39,72 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from myst_nb import glue
 
-from abplib import results, sources
-from abplib.errors import AbpError
-from abplib.parameters import ChapterParameters, parse
+from abplib.core import code, paths, store
+from abplib.core.errors import AbpError
+from abplib.core.stats import Interval
+from abplib.experiment import Experiment
+from abplib.profiles import ChapterParameters, Profile, parse
 
 VALUES = "values.json"
 _VALUE_NAME = re.compile(r"ch\d+(\.\w+)+")
 
 
+def code_cells(name: str) -> list[str]:
+    """The code cells of the chapter called `name`, in order; prose and tags are no part of them.
+
+    Raises:
+        AbpError: the chapter has no source.
+    """
+    return [source for source, _ in _cells(name)]
+
+
+def _cells(name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Source and metadata of the code cells of a chapter."""
+    path = paths.root() / "book" / "chapters" / f"{name}.md"
+    if not path.is_file():
+        raise AbpError(f"Chapter {name} has no source: {path} is missing.")
+    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
+    return [(c.source, c.metadata) for c in notebook.cells if c.cell_type == "code"]
+
+
+def of_chapter(name: str, parameters: ChapterParameters) -> dict[str, Any]:
+    """All that determines a chapter's outputs, as JSON values: its prose is no part of it.
+
+    The files that its cells name, the parameters, what the paper reports, and `inputs` of the
+    profile that the parameters resolve to.
+
+    Raises:
+        AbpError: the chapter has no source, or as `inputs` does.
+    """
+    cells = code_cells(name)
+    return {
+        "files": store.digest_files(*code.named_files(*cells)),
+        "parameters": parameters.model_dump(exclude={"profile"}),
+        "reported": store.digest_files(*sorted((paths.root() / "data" / "paper").glob("*.json"))),
+        **inputs(parameters.resolve(), *cells),
+    }
+
+
+def inputs(profile: Profile, *pieces: str) -> dict[str, Any]:
+    """What determines the outcome of pieces of Python under a profile, as JSON values.
+
+    The profile itself, the code that it and the pieces reach, its models, and its samples.
+
+    Raises:
+        AbpError: models or samples are missing, or a piece is not plain Python.
+    """
+    fields, made = profile.model_dump(), Experiment(profile)
+    return {
+        "profile": fields,
+        "code": code.digest(repr(fields), *pieces),
+        "model": made.model_fingerprint,
+        "data": made.data_fingerprint,
+    }
+
+
 def folder(name: str, parameters: ChapterParameters) -> Path:
     """Where the chapter's outputs go: `results/chapters/<name>/<hash of its inputs>/`."""
-    return results.folder(f"chapters/{name}", **sources.of_chapter(name, parameters))
+    return store.folder(f"chapters/{name}", **of_chapter(name, parameters))
 
 
 class Chapter:
@@ -58,6 +122,7 @@ class Chapter:
         self.name = name
         self.params = parameters
         self.profile = parameters.resolve()
+        self.experiment = Experiment(self.profile, parameters.seed)
         self.folder = folder(name, parameters)
         self._declared = {"figures": figures, "tables": tables, "values": values}
         self._files: dict[str, dict[str, list[Path]]] = {"figures": {}, "tables": {}}
@@ -98,31 +163,34 @@ class Chapter:
 
     def figure(
         self,
-        name: str,
-        figure: Figure,
-        caption: str,
-        *,
-        made_by: Callable[..., object],
+        figure: Figure | str,
+        *old: Any,
+        made_by: Callable[..., object] | None = None,
         reported: bool = False,
         source: str | None = None,
     ) -> None:
         """Show a figure, saved as `figures/<name>.png` (at twice its resolution) and `.svg`.
 
         The book shows the vectors, or the pixels where the figure holds images. Pages refer to it
-        as {numref}`name`; one figure a cell. The caption is MyST markdown; a line saying what
-        made the figure is set under it.
+        as {numref}`name`; one figure a cell, whose metadata say its name and its caption. A line
+        saying what made the figure is set under it.
 
         Args:
-            made_by: the plotting function, named in that line.
             reported: whether all its numbers are the paper's own, none of this run.
             source: where they come from, if from neither.
         """
+        if isinstance(figure, str):
+            name, (figure, caption) = figure, old
+        else:
+            name, caption = self._about("figure")
+        assert isinstance(figure, Figure)
         place = self.folder / "figures"
         png = _save(figure, place / f"{name}.png", dpi=2 * figure.dpi)
         svg = _save(figure, place / f"{name}.svg", metadata={"Date": None})
         self._files["figures"][name] = [png, svg]
-        function = f"{made_by.__module__}.{made_by.__qualname__}"
-        made = f"made by `{function}` · {source or (_REPORTED if reported else self._provenance())}"
+        maker = made_by or _plotter()
+        drawn = f"made by `{maker.__module__}.{maker.__qualname__}` · " if maker else ""
+        made = drawn + (source or (_REPORTED if reported else self._provenance()))
         width = round(figure.get_figwidth() * figure.dpi)
         plt.close(figure)  # or the inline backend shows it a second time
         bundle: dict[str, Any] = {"text/plain": f"Figure {name}"}
@@ -141,10 +209,8 @@ class Chapter:
 
     def table(
         self,
-        name: str,
-        frame: pd.DataFrame,
-        caption: str,
-        *,
+        frame: pd.DataFrame | str,
+        *old: Any,
         fmt: str = ".3f",
         formatters: Mapping[str, Callable[[Any], str]] | None = None,
         reported: bool = False,
@@ -159,10 +225,15 @@ class Chapter:
             reported: whether all its numbers are the paper's own, none of this run.
             source: where they come from, if from neither.
         """
+        if isinstance(frame, str):
+            name, (frame, caption) = frame, old
+        else:
+            name, caption = self._about("table")
+        assert isinstance(frame, pd.DataFrame)
         if any(level is not None for level in frame.index.names):
             frame = frame.reset_index()
         path = self.folder / "tables" / f"{name}.csv"
-        results.write_text(path, frame.to_csv(index=False))
+        store.write_text(path, frame.to_csv(index=False))
         self._files["tables"][name] = [path]
         body = frame.to_html(
             index=False,
@@ -176,11 +247,25 @@ class Chapter:
         made = source or (_REPORTED if reported else self._provenance().replace("`", ""))
         display(
             HTML(
-                f'<div class="abp-table"><p class="abp-caption">{html.escape(caption)}</p>'
+                f'<div class="abp-table">{table_caption(caption)}'
                 f'<div style="overflow-x: auto">{body}</div>'
                 f'<p class="abp-made">{html.escape(made)}</p></div>'
             )
         )
+
+    def record(self, frame: pd.DataFrame, fmt: str = ".3f") -> None:
+        """Record the numbers of a frame, one a row, each as `value` does.
+
+        Columns: name (or the index), value, and what there is of low, high, n, unit, paper and
+        fmt; a missing one, or a NaN, says that a number has none.
+        """
+        for row in frame.reset_index().to_dict("records"):
+            known = {
+                key: row[key]
+                for key in ("n", "unit", "paper", "low", "high", "fmt")
+                if key in row and pd.notna(row[key])
+            }
+            self.value(row["name"], row["value"], **{"fmt": fmt, **known})
 
     def value(
         self,
@@ -201,7 +286,7 @@ class Chapter:
         `<path of the chapter>::<name>:s`.
 
         Args:
-            name: `ch<number>.<name>`, further dots allowed.
+            name: `<name>` or `ch<number>.<name>`, further dots allowed.
             n: samples behind the value.
             paper: what the paper reports.
             low: lower end of the interval.
@@ -211,6 +296,8 @@ class Chapter:
         Raises:
             AbpError: an ill-formed name, half an interval, or a number that is not finite.
         """
+        if not name.startswith(prefix := f"ch{int(self.name[:2])}."):
+            name = prefix + name
         if not _VALUE_NAME.fullmatch(name):
             raise AbpError(f"Value {name!r} is ill-named: call it ch<number>.<name>.")
         if (low is None) != (high is None):
@@ -242,19 +329,20 @@ class Chapter:
             AbpError: naming what is missing or empty.
         """
         made: dict[str, Collection[str]] = {**self._files, "values": self._values}
+        told = {"figures": self._named("figure"), "tables": self._named("table")}
         missing = [
             f"{kind[:-1]} {pattern}"
             for kind, patterns in self._declared.items()
-            for pattern in patterns
+            for pattern in (*patterns, *told.get(kind, ()))
             if not any(fnmatchcase(name, pattern) for name in made[kind])
         ]
         if missing:
             raise AbpError(f"Chapter {self.name} ended without its {', '.join(missing)}.")
-        results.write_json(self.folder / VALUES, self._values)
+        store.write_json(self.folder / VALUES, self._values)
         files = [*self._files["figures"].values(), *self._files["tables"].values()]
         artefacts = [p.relative_to(self.folder).as_posix() for group in files for p in group]
         verify(self.name, self.folder, artefacts)
-        results.mark_done(
+        store.mark_done(
             self.folder,
             chapter=self.name,
             profile=self.profile.name,
@@ -264,11 +352,34 @@ class Chapter:
             seconds=round(time.monotonic() - self._began, 1),
         )
 
+    def _named(self, kind: str) -> dict[str, str]:
+        """Names and captions of the figures or tables that the chapter's cells tell of."""
+        told = (about(metadata, kind) for _, metadata in _cells(self.name))
+        return {fact["name"]: fact["caption"] for fact in told if fact}
+
+    def _about(self, kind: str) -> tuple[str, str]:
+        """Name and caption of the figure or table that the running cell shows.
+
+        A cell that somebody changed is still the one that it is nearest to.
+        """
+        told = {source: about(metadata, kind) for source, metadata in _cells(self.name)}
+        known = {source: fact for source, fact in told.items() if fact}
+        if near := difflib.get_close_matches(_running(), known, n=1, cutoff=0.3):
+            return known[near[0]]["name"], known[near[0]]["caption"]
+        return f"{kind}-{len(self._files[f'{kind}s']) + 1}", ""
+
     def _provenance(self) -> str:
         """Profile, model and data behind a figure or a table, in one line of MyST."""
         title = self.profile.title + (f", {self.profile.note}" if self.profile.note else "")
-        data = self.profile.data_fingerprint[:8]
+        data = self.experiment.data_fingerprint[:8]
         return f"profile {title} · model `{self.profile.vlm}` · data `{data}`"
+
+
+def record(chapter: Chapter, name: str, found: Interval, unit: str, **shown: Any) -> None:
+    """Give the chapter a value with its interval, where there is one (one sample has none)."""
+    if math.isfinite(found.low):
+        shown |= {"low": found.low, "high": found.high}
+    chapter.value(name, found.value, n=found.n, unit=unit, **shown)
 
 
 _REPORTED = "numbers reported by the paper, none measured here"
@@ -283,6 +394,39 @@ def verify(name: str, place: Path, artefacts: Sequence[str]) -> None:
     empty = [a for a in artefacts if not (place / a).is_file() or not (place / a).stat().st_size]
     if empty:
         raise AbpError(f"Chapter {name} left {', '.join(empty)} missing or empty in {place}.")
+
+
+def about(metadata: Mapping[str, Any], kind: str) -> Mapping[str, str] | None:
+    """Name and caption of a "figure" or "table" in the metadata of the cell that shows it."""
+    place = metadata.get("mystnb", {}) if kind == "figure" else metadata
+    told: Mapping[str, str] | None = place.get(kind)
+    return told
+
+
+def table_caption(text: str) -> str:
+    """The caption of a table as HTML; `code` and *emphasis* as in markdown."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip()))
+    marked = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked)
+    return f'<p class="abp-caption">{marked}</p>'
+
+
+def _running() -> str:
+    """The source of the cell that is running."""
+    shell = get_ipython()
+    return "" if shell is None else str(shell.history_manager.input_hist_raw[-1])
+
+
+def _plotter() -> Callable[..., object] | None:
+    """The function of `abplib.plots` that the running cell calls, if it calls one."""
+    shell = get_ipython()
+    known = {} if shell is None else shell.user_ns
+    for node in ast.walk(ast.parse(_running() if known else "")):
+        if isinstance(node, ast.Call):
+            root, *rest = ast.unparse(node.func).split(".")
+            called = reduce(lambda thing, name: getattr(thing, name, None), rest, known.get(root))
+            if inspect.isfunction(called) and called.__module__.startswith("abplib.plots."):
+                return called
+    return None
 
 
 _NEVER_PARAMETERS = (Chapter, type(annotations))
@@ -306,7 +450,7 @@ def _save(figure: Figure, path: Path, **options: Any) -> Path:
     buffer = io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "abplib", "svg.fonttype": "path"}):
         figure.savefig(buffer, format=path.suffix[1:], **options)
-    with results.replacing(path) as scratch:
+    with store.replacing(path) as scratch:
         scratch.write_bytes(buffer.getvalue())
     return path
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from abplib.attention import reading_rows
+from abplib.vlm.attention import reading_rows
 from benchmarks.measuring import machine, peak_mib, summary, take_turns, write
 
 LENGTHS = (375, 750, 1500)

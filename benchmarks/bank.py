@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from abplib.analysis import load_encoder
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
-from abplib.proxy import Block, CrossAttention, Proxy, box_loss
+from abplib.proxies.qformer import Block, CrossAttention, Proxy, box_loss
 from benchmarks.measuring import compared, machine, take_turns, write
 from benchmarks.workload import Workload, update
 
@@ -40,10 +40,10 @@ class ProjectingStates(CrossAttention):
 def measure(profile: str = "mini", *, threads: int = 2, repeats: int = 15) -> dict[str, Any]:
     torch.set_num_threads(threads)
     chosen = Profile.load(profile)
-    work = Workload.of(load_encoder(chosen), chosen, n_batches=1)
+    work = Workload.of(Experiment(chosen).encoder, chosen, n_batches=1)
     together, alone = work.bank(), [work.bank([one]) for one in work.chosen]
     parts = list(work.passes(together))
-    whole = replace(work.settings, micro_batch=work.settings.batch_size)
+    whole = work.settings.model_copy(update={"micro_batch": work.settings.batch_size})
     encoding, boxes = next(replace(work, settings=whole).passes(together))
 
     def banks_of_one() -> None:

@@ -17,7 +17,7 @@ import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit as stock
 import torch
 from PIL import Image
 
-from abplib.analysis import load_editor
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from benchmarks.measuring import compared, machine, take_turns, write
 
@@ -27,9 +27,10 @@ def measure(
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     chosen = Profile.load(profile, lora=None)
-    editor = load_editor(chosen)
+    made = Experiment(chosen)
+    editor = made.editor
     editor.pipeline.set_progress_bar_config(disable=True)
-    samples = [chosen.evaluation[index] for index in range(n_samples)]
+    samples = [made.evaluation[index] for index in range(n_samples)]
     images, instructions = [s.image for s in samples], [s.instruction for s in samples]
     seeds = range(n_samples)
 

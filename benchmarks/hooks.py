@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from abplib.analysis import load_encoder
-from abplib.encoder import ConditionEncoder
-from abplib.mini.sets import general
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
+from abplib.samples.scenes.sets import general
+from abplib.vlm.encoder import ConditionEncoder
 from benchmarks.measuring import Way, compared, machine, peak_mib, take_turns, write
 from benchmarks.workload import random_encoder
 
@@ -47,7 +47,7 @@ def measure(
     """`n_larger` samples of `image_area` pixels go through the decoder, `n_samples` the VLM."""
     torch.set_num_threads(1)
     models = {
-        "miniature": (load_encoder(Profile.load(profile)), n_samples),
+        "miniature": (Experiment(Profile.load(profile)).encoder, n_samples),
         "decoder": (random_encoder(decoder, image_area=image_area), n_larger),
     }
     found, tokens = {}, {}

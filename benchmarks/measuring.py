@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from abplib.results import write_json
+from abplib.core.store import write_json
 
 Way = Callable[[], object]
 """One way of doing the work."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from abplib.analysis import load_encoder
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from benchmarks.measuring import compared, machine, take_turns, write
 from benchmarks.workload import Workload
@@ -24,7 +24,7 @@ def measure(
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     chosen = Profile.load(profile)
-    work = Workload.of(load_encoder(chosen), chosen, n_batches)
+    work = Workload.of(Experiment(chosen).encoder, chosen, n_batches)
     together, alone = work.bank(), [work.bank([one]) for one in work.chosen]
 
     def one_run_each() -> None:

@@ -20,10 +20,10 @@ from typing import Any
 import click
 import torch
 
-from abplib import flops
-from abplib.analysis import load_encoder
-from abplib.plan.models import facts
+from abplib.experiment import Experiment
+from abplib.paper import facts
 from abplib.profiles import Profile
+from abplib.sections import flops
 from benchmarks.measuring import Way, compared, machine, peak_mib, quartiles, take_turns, write
 from benchmarks.workload import Workload, random_encoder
 
@@ -47,7 +47,7 @@ def measure(
     chosen = Profile.load(profile, **own)
     dtype = getattr(torch, chosen.dtype)
     if shape is None:
-        encoder = load_encoder(chosen)
+        encoder = Experiment(chosen).encoder
     else:
         encoder = random_encoder(shape, image_area=chosen.image_area, dtype=dtype, device=device)
     work = Workload.of(encoder, chosen, n_batches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from abplib import paths
-from abplib.bank import Bank
-from abplib.decodability import sweep_settings
-from abplib.encoder import ConditionEncoder, Encoding, Prepared
-from abplib.flops import Lengths, lengths_of
-from abplib.mini.sets import general
-from abplib.mini.twin import VLMShape, build_processor
+from abplib.core import paths
+from abplib.core.parallel import ahead, at_once, side_by_side, streamed
 from abplib.profiles import Profile
-from abplib.threads import ahead, at_once, side_by_side, streamed
-from abplib.training import Configuration, SweepSettings, configurations
+from abplib.proxies.bank import Bank
+from abplib.proxies.configurations import Configuration, configurations
+from abplib.proxies.settings import SweepSettings
+from abplib.samples.scenes.sets import general
+from abplib.sections.flops import Lengths, lengths_of
+from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
+from abplib.vlm.twins import VLMShape, build_processor
 from benchmarks.measuring import spent
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Workload:
     @classmethod
     def of(cls, encoder: ConditionEncoder, profile: Profile, n_batches: int) -> Workload:
         """Both terms of the loss are there from the first batch on, as in most of a sweep."""
-        return cls(encoder, replace(sweep_settings(profile, seed=0), l1_steps=0), n_batches)
+        return cls(encoder, profile.sweep.model_copy(update={"l1_steps": 0}), n_batches)
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +61,7 @@ class Workload:
 
     def bank(self, chosen: Sequence[Configuration] | None = None) -> Bank:
         """New proxies on the chosen configurations, or on all."""
-        return Bank(chosen or self.chosen, self.encoder.width, self.settings, self.device)
+        return Bank(chosen or self.chosen, self.encoder.width, self.settings, device=self.device)
 
     def starts(self, batch: int) -> list[int]:
         """The first sample of each micro-batch of a batch."""

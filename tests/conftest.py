@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hubcache import hub_cache
 from PIL import Image
 
-from abplib.encoder import ConditionEncoder
-from abplib.mini.twin import smoke_vlm
+from abplib.vlm.encoder import ConditionEncoder
+from abplib.vlm.twins import smoke_vlm
+
+__all__ = ["hub_cache"]
 
 SMOKE_AREA = 64 * 64
+CASES = Path(__file__).parent / "field" / "cases"
+"""What people brought: inputs after public reports, by number."""
 
 
 @pytest.fixture(scope="session")

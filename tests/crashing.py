@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,26 +17,30 @@ import torch
 import toysweep
 from PIL import Image
 
-from abplib import analysis, edits, results
-from abplib.editors.qwen_image_edit import QwenImageEditor
-from abplib.encoder import ConditionEncoder
-from abplib.judges.oracle import SceneOracle
-from abplib.labels import exact_labels
-from abplib.preservation import Preservation
+from abplib.core import store
+from abplib.editing import runs
+from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.experiment import Experiment
+from abplib.judging import verdicts
+from abplib.judging.preservation import Preservation
+from abplib.judging.scene_oracle import SceneOracle
 from abplib.profiles import Profile
-from abplib.samples import Sample
-from abplib.sweep import sweep
+from abplib.proxies.labels import exact_labels
+from abplib.proxies.sweep import sweep
+from abplib.samples.base import Sample
+from abplib.vlm.encoder import ConditionEncoder
 
 BATCH = 2
 N_TRAIN, N_EVAL, N_EDITS = 12, 4, 3
 METHODS = ("baseline", "gt_box")
 
-SETTINGS = replace(
-    toysweep.SETTINGS,
-    n_batches=N_TRAIN // BATCH,
-    batch_size=BATCH,
-    checkpoint_every=1,
-    micro_batch=16,
+SETTINGS = toysweep.SETTINGS.model_copy(
+    update={
+        "n_batches": N_TRAIN // BATCH,
+        "batch_size": BATCH,
+        "checkpoint_every": 1,
+        "micro_batch": 16,
+    }
 )
 
 
@@ -84,7 +87,7 @@ class AskingOracle(SceneOracle):
 def sweeping(test: Connection, base: Path) -> None:
     """Sweep on the smoke twin, with a checkpoint after every batch."""
     ask = _asking(test)
-    encoder = analysis.load_encoder(Profile.load("smoke"))
+    encoder = Experiment(Profile.load("smoke")).encoder
     encode = ConditionEncoder.encode
 
     def asking_encode(self: ConditionEncoder, prepared: Any, *rest: Any, **named: Any) -> Any:
@@ -96,15 +99,15 @@ def sweeping(test: Connection, base: Path) -> None:
     ConditionEncoder.encode = asking_encode  # type: ignore[method-assign]
     train_set, eval_set = Noise("train"), Noise("evaluate")
     labels = exact_labels(encoder, train_set, N_TRAIN)
-    sweep(encoder, train_set, labels, eval_set, toysweep.CHOSEN, SETTINGS, n_eval=N_EVAL, base=base,
+    sweep(encoder, train_set, labels, eval_set, toysweep.CHOSEN, SETTINGS, 0, N_EVAL, base=base,
           progress=False)  # fmt: skip
 
 
 def evaluating(test: Connection, base: Path) -> None:
     """Edit with the smoke editor by two methods and judge the edits."""
     ask = _asking(test)
-    profile = Profile.load("smoke")
-    samples, editor = profile.evaluation, analysis.load_editor(profile)
+    made = Experiment(Profile.load("smoke"))
+    samples, editor = made.evaluation, made.editor
     edit_many = QwenImageEditor._edit_many
 
     def asking_edit(self: Any, images: Any, instructions: Any, seeds: Any, *rest: Any) -> Any:
@@ -112,13 +115,13 @@ def evaluating(test: Connection, base: Path) -> None:
         return edit_many(self, images, instructions, seeds, *rest)
 
     QwenImageEditor._edit_many = asking_edit  # type: ignore[method-assign]
-    edits._BATCH = BATCH
+    runs._BATCH = verdicts._BATCH = BATCH
     boxes = {"exact": [samples[index].box for index in range(N_EDITS)]}
     files = {
-        name: edits.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
+        name: runs.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
         for name in METHODS
     }
-    edits.judged(files, samples, AskingOracle(ask), Preservation(side=32), base=base)
+    verdicts.judged(files, samples, AskingOracle(ask), Preservation(side=32), base=base)
 
 
 def _asking(test: Connection) -> Ask:
@@ -128,7 +131,7 @@ def _asking(test: Connection) -> Ask:
         test.send(moment)
         test.recv()
 
-    replacing = results.replacing
+    replacing = store.replacing
 
     @contextmanager
     def asking_replacing(path: Path) -> Iterator[Path]:
@@ -141,6 +144,6 @@ def _asking(test: Connection) -> Ask:
             ask(Moment(f"whole {path.name}"))
         ask(Moment(f"there {path.name}"))
 
-    results.replacing = asking_replacing
+    store.replacing = asking_replacing
     torch.set_num_threads(1)
     return ask

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 from PIL import Image
 
-from abplib import images
+from abplib.core import images
 
 KEY = "loopback-key-0123456789abcdef"
 """What the server takes as a key; no file may hold it."""
@@ -35,6 +36,14 @@ def expected(edit: str) -> dict[str, Any]:
     return {"reason": f"Seen {edit[:8]}.", **scores}
 
 
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """No pauses of a second between tries."""
+    patch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    patch.setattr("google.genai._api_client._RETRY_INITIAL_DELAY", 0.001)
+    patch.setattr("google.genai._api_client._RETRY_JITTER", 0.001)
+    patch.setattr("google.genai._api_client._RETRY_EXP_BASE", 1.0)
+
+
 class Loopback:
     """The server: what it was asked, and what it did."""
 
@@ -50,6 +59,8 @@ class Loopback:
         """SHA-256 of edits that the judge will not look at."""
         self.before_reply: Callable[[int], object] = lambda calls: None
         """Called with the number of calls so far, before each reply."""
+        self.raw: list[tuple[int, bytes]] = []
+        """Codes and bodies of the next replies, whatever was asked."""
         self.slow = threading.Event()
         """What a slow reply waits for."""
         self._script = iter(faults) if not isinstance(faults, float) else None
@@ -91,6 +102,9 @@ class Loopback:
             elif fault not in UNPAID:
                 self.wasted[edit] += 1
         self.before_reply(calls)
+        if self.raw:
+            _send(handler, *self.raw.pop(0))
+            return
         if not _authorised(handler, gemini):
             _send(handler, 401, _error(401, f"API key not valid: {handler.headers}", gemini))
             return

@@ -18,20 +18,22 @@ import pytest
 import torch
 import torchvision
 import yaml
+from labelling import label
 from PIL import Image
 
-from abplib import paths
-from abplib.analysis import load_encoder
-from abplib.boxes import Box, to_pixels
-from abplib.data import omniedit, omniedit_rows, spatial, spatial_set
-from abplib.data.prompts import SCENES_SYSTEM
-from abplib.editors.base import Editor
-from abplib.grounding import Grounder
-from abplib.human.labels import DRAW_BOX
-from abplib.mini import other_twins
-from abplib.mini.sets import evaluation, general
+from abplib.core import paths
+from abplib.core.boxes import Box, to_pixels
+from abplib.core.images import ImageLike
+from abplib.editing import twins
+from abplib.editing.base import Editor
+from abplib.experiment import Experiment
+from abplib.judging.human.labels import DRAW_BOX
 from abplib.profiles import Profile
-from abplib.vlm import ImageLike
+from abplib.samples import multi_entity, omniedit, omniedit_rows
+from abplib.samples.scenes.sets import evaluation, general
+from abplib.vlm.grounding import Grounder
+from recipes.multi_entity import stages
+from recipes.multi_entity.prompts import SCENES_SYSTEM
 
 REPOSITORY = paths.root()
 SCENES = evaluation()
@@ -48,8 +50,10 @@ OTHERS = {
     "flux_kontext": "smoke_kontext",
 }
 SIZES = {
-    "image_area": 128 * 128, "n_steps": 2, "n_eval": 6, "n_batches": 4, "batch_size": 6,
-    "eval_every": 2, "n_curve_eval": 4, "width": 16, "n_queries": 2, "n_heads": 2,
+    "image_area": 128 * 128, "n_steps": 2, "n_eval": 6, "sweep": {
+        "n_batches": 4, "batch_size": 6, "eval_every": 2, "n_curve_eval": 4, "width": 16,
+        "n_queries": 2, "n_heads": 2,
+    },
 }  # fmt: skip
 """What a CPU can do in a test; no setting of another kind is changed."""
 
@@ -119,14 +123,14 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
     fields = yaml.safe_load((REPOSITORY / "abplib/profiles/paper.yaml").read_text())
     for name, made in OTHERS.items():
         fields["other_editors"][name] |= {
-            "source": str(getattr(other_twins, made)()),
+            "source": str(getattr(twins, made)()),
             "n_steps": 2,
         }
     path = root / "paper.yaml"
     path.write_text(yaml.safe_dump(fields | IDS | SIZES))
     patch.setenv("ABP_ROOT", str(root))
     patch.setenv("ABP_RESULTS", str(root / "results"))
-    _multi_entity(root / spatial_set.FOLDER, Profile.load(str(path)))
+    _multi_entity(root / multi_entity.FOLDER, Profile.load(str(path)))
     _omniedit(root / "hub", root / omniedit_rows.FOLDER)
     _alexnet(root / "torch")
     patch.setenv("TORCH_HOME", str(root / "torch"))
@@ -134,22 +138,22 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
 
 
 def _multi_entity(folder: Path, profile: Profile) -> None:
-    spatial.write_prompts(folder, Author(), N_SCENES, quiet)
-    spatial.structure_prompts(folder, Author(), quiet)
-    spatial.paint_images(folder, Painter(), 0, quiet)
-    spatial.edit_images(folder, Leveller(), 0, quiet)
-    spatial.reverse(folder, quiet)
-    spatial.write_instructions(folder, Speaker(), quiet)
-    spatial.ground_boxes(folder, Grounder.of(load_encoder(profile)), profile.vlm, quiet)
+    stages.write_prompts(folder, Author(), N_SCENES, quiet)
+    stages.structure_prompts(folder, Author(), quiet)
+    stages.paint_images(folder, Painter(), 0, quiet)
+    stages.edit_images(folder, Leveller(), 0, quiet)
+    stages.reverse(folder, quiet)
+    stages.write_instructions(folder, Speaker(), quiet)
+    stages.ground_boxes(folder, Grounder.of(Experiment(profile).encoder), profile.vlm, quiet)
     labels = []
-    for task in spatial.verification_tasks(folder):
+    for task in stages.verification_tasks(folder):
         if task.step == DRAW_BOX:
             exact = to_pixels(SCENES[int(task.item)].box, task.source.size)
-            labels.append(task.label("rater", box=exact))
+            labels.append(label(task, "rater", box=exact))
         else:
-            labels.append(task.label("rater", answer="yes"))
-    spatial.verify(folder, labels, quiet)
-    spatial.split(folder, 0, quiet)
+            labels.append(label(task, "rater", "yes"))
+    stages.verify(folder, labels, quiet)
+    stages.split(folder, 0, quiet)
 
 
 def _omniedit(hub: Path, folder: Path) -> None:

@@ -7,11 +7,12 @@ import math
 
 import pytest
 
-from abplib import paths
-from abplib.analysis import Measure, beside_paper, record
-from abplib.errors import AbpError
-from abplib.reported import numbers, reported
-from abplib.stats import Interval
+from abplib.chapter import record
+from abplib.core import paths
+from abplib.core.errors import AbpError
+from abplib.core.stats import Interval
+from abplib.paper import numbers, reported
+from abplib.sections.claims import Measure, beside_paper
 
 
 class Recorder:

@@ -15,10 +15,11 @@ import torch
 from click.testing import CliRunner
 from test_flops import WINDOWED
 
-from abplib import cost
-from abplib.errors import AbpError
+from abplib.core.errors import AbpError
 from abplib.plots import cost as plots
-from abplib.proxy import Proxy, ProxyConfig
+from abplib.proxies.qformer import Proxy
+from abplib.proxies.settings import ProxyConfig
+from abplib.sections import cost
 from benchmarks import (
     attention_rows,
     bank,

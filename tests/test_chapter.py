@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,9 +13,10 @@ import toybook
 from matplotlib.figure import Figure
 
 from abplib import chapter as module
-from abplib import results
 from abplib.chapter import Chapter
-from abplib.errors import AbpError
+from abplib.core import store
+from abplib.core.errors import AbpError
+from abplib.plots import scheme
 
 
 @pytest.fixture
@@ -27,6 +29,17 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return Chapter.start("02_proxies", {"profile": profile, **(namespace or {})}, **declared)
 
     return start
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Say which cell of the toy chapter is running."""
+
+    def say(cell: str) -> None:
+        monkeypatch.setattr(module, "_running", lambda: cell)
+
+    say("chapter.figure(draw(True))")
+    return say
 
 
 @pytest.fixture
@@ -45,8 +58,8 @@ def draw() -> Figure:
 def test_start_takes_parameters_and_leaves_imports_alone(start: Any) -> None:
     chapter = start({"n_batches": 9, "math": math, "Path": Path, "_": 3, "__name__": "__main__"})
     assert chapter.params.n_batches == 9
-    assert chapter.profile.n_batches == 9
-    assert chapter.folder.parent == results.paths.results() / "chapters" / "02_proxies"
+    assert chapter.profile.sweep.n_batches == 9
+    assert chapter.folder.parent == store.paths.results() / "chapters" / "02_proxies"
 
 
 def test_start_refuses_mistyped_names_and_ill_typed_values(start: Any) -> None:
@@ -80,11 +93,15 @@ def test_the_key_follows_code_parameters_and_model_and_not_prose(
 
 
 def test_a_whole_chapter_leaves_files_values_and_a_manifest(
-    start: Any, glued: dict[str, str]
+    start: Any, glued: dict[str, str], running: Any
 ) -> None:
-    chapter = start(figures=["line"], tables=["t"], values=["ch2.a.*"])
-    chapter.figure("line", draw(), "A line.", made_by=draw)
-    chapter.table("t", pd.DataFrame({"a": [1 / 3]}), "A third.")
+    line, image, table = module.code_cells("02_proxies")[2:]
+    chapter = start(values=["ch2.a.*"])
+    for cell in (line, image + "\n# changed by hand"):
+        running(cell)
+        chapter.figure(draw())
+    running(table)
+    chapter.table(pd.DataFrame({"a": [1 / 3]}))
     chapter.value(
         "ch2.a.b",
         np.float32(0.5),
@@ -97,8 +114,8 @@ def test_a_whole_chapter_leaves_files_values_and_a_manifest(
     )
     chapter.finish()
     assert not plt.get_fignums()
-    assert pd.read_csv(chapter.folder / "tables" / "t.csv")["a"].item() == 1 / 3
-    assert results.read_json(chapter.folder / "values.json") == {
+    assert pd.read_csv(chapter.folder / "tables" / "squares.csv")["a"].item() == 1 / 3
+    assert store.read_json(chapter.folder / "values.json") == {
         "ch2.a.b": {
             "value": 0.5,
             "n": 3,
@@ -115,49 +132,92 @@ def test_a_whole_chapter_leaves_files_values_and_a_manifest(
         "ch2.a.b.paper": "0.2",
         "ch2.a.b.interval": "[0.0, 1.0]",
     }
-    summary = results.summary_of(chapter.folder)
+    summary = store.summary_of(chapter.folder)
     assert summary is not None
-    assert summary["artefacts"] == ["figures/line.png", "figures/line.svg", "tables/t.csv"]
+    assert summary["artefacts"] == [
+        "figures/toy-line.png",
+        "figures/toy-line.svg",
+        "figures/toy-image.png",
+        "figures/toy-image.svg",
+        "tables/squares.csv",
+    ]
 
 
-def test_a_figure_is_the_same_bytes_every_time(start: Any) -> None:
+def test_a_figure_is_the_same_bytes_every_time(start: Any, running: Any) -> None:
     chapter = start()
     made = []
     for _ in range(2):
-        chapter.figure("line", draw(), "A line.", made_by=draw)
+        chapter.figure(draw())
         folder = chapter.folder / "figures"
-        made.append([(folder / f"line.{kind}").read_bytes() for kind in ("png", "svg")])
+        made.append([(folder / f"toy-image.{kind}").read_bytes() for kind in ("png", "svg")])
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize(
-    ("declared", "said"),
-    [
-        ({"figures": ["fig4"]}, "without its figure fig4"),
-        ({"tables": ["t"], "values": ["ch2.*"]}, r"without its table t, value ch2\.\*"),
-    ],
-)
-def test_finish_refuses_to_end_without_what_was_declared(
-    start: Any, declared: dict[str, list[str]], said: str
-) -> None:
-    chapter = start(**declared)
-    with pytest.raises(AbpError, match=said):
+def test_finish_refuses_to_end_without_what_cells_tell_of(start: Any, running: Any) -> None:
+    chapter = start(values=["ch2.*"])
+    chapter.figure(draw())
+    with pytest.raises(
+        AbpError, match=r"without its figure toy-line, table squares, value ch2\.\*\."
+    ):
         chapter.finish()
-    assert results.summary_of(chapter.folder) is None
+    assert store.summary_of(chapter.folder) is None
 
 
-def test_finish_refuses_an_empty_artefact(start: Any) -> None:
+def test_a_cell_of_ones_own_shows_a_figure_too(start: Any, running: Any) -> None:
+    running("for i in range(3): something else altogether")
     chapter = start()
-    chapter.figure("line", draw(), "A line.", made_by=draw)
-    (chapter.folder / "figures" / "line.png").write_bytes(b"")
-    with pytest.raises(AbpError, match=r"left figures/line\.png missing or empty"):
-        chapter.finish()
+    chapter.figure(draw())
+    assert (chapter.folder / "figures" / "figure-1.svg").is_file()
+
+
+def test_a_figure_names_the_function_that_drew_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = ["shown = plots.architecture(1)\nchapter.figure(shown)", "chapter.figure(draw())"]
+    shell = SimpleNamespace(
+        user_ns={"plots": scheme, "draw": draw, "chapter": None},
+        history_manager=SimpleNamespace(input_hist_raw=cells),
+    )
+    monkeypatch.setattr(module, "get_ipython", lambda: shell)
+    assert module._plotter() is None
+    cells.pop()
+    assert module._plotter() is scheme.architecture
+
+
+def test_verify_refuses_an_empty_artefact(tmp_path: Path) -> None:
+    (tmp_path / "line.png").touch()
+    with pytest.raises(AbpError, match=r"left line\.png missing or empty"):
+        module.verify("02_proxies", tmp_path, ["line.png"])
+
+
+def test_a_frame_of_numbers_is_recorded(start: Any, glued: dict[str, str]) -> None:
+    frame = pd.DataFrame(
+        {
+            "name": ["iou", "ch2.n"],
+            "value": [0.25, 7],
+            "low": [0.2, math.nan],
+            "high": [0.3, math.nan],
+            "n": [40, None],
+            "unit": ["fraction", None],
+            "fmt": [None, ".0f"],
+        }
+    )
+    chapter = start()
+    chapter.record(frame, fmt=".2f")
+    chapter.record(frame.iloc[:1].assign(name="again").set_index("name"))
+    assert glued == {
+        "ch2.iou": "0.25",
+        "ch2.iou.n": "40",
+        "ch2.iou.interval": "[0.20, 0.30]",
+        "ch2.n": "7",
+        "ch2.again": "0.250",
+        "ch2.again.n": "40",
+        "ch2.again.interval": "[0.200, 0.300]",
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("center_error", {"value": 1.0}, "ill-named"),
+        ("center error", {"value": 1.0}, "ill-named"),
         ("ch2.a", {"value": math.nan}, "value = nan"),
         ("ch2.a", {"value": 1.0, "paper": math.inf}, "paper = inf"),
         ("ch2.a", {"value": "0.5"}, "value = '0.5'"),

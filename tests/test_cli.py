@@ -9,8 +9,8 @@ import pytest
 import toybook
 from click.testing import CliRunner, Result
 
-from abplib import results
 from abplib.__main__ import main
+from abplib.core import store
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_values_are_printed_beside_the_papers(toy: Path) -> None:
     file = toy.parent / "values.json"
     refused(abp("values"), "values.json is missing")
     fields = {"value": 0.91, "n": 200, "unit": None, "profile": "mini", "paper": 0.89}
-    results.write_json(file, {"ch1.a": {**fields, "low": 0.86, "high": 0.94}})
+    store.write_json(file, {"ch1.a": {**fields, "low": 0.86, "high": 0.94}})
     header, row = abp("values", str(file)).stdout.splitlines()
     assert header.split() == ["value", "here", "interval", "n", "paper", "profile"]
     assert row.split() == ["ch1.a", "0.91", "0.86", "to", "0.94", "200", "0.89", "mini"]

@@ -25,7 +25,7 @@ SWEEP = {
     r"{} checkpoint\.safetensors": 2,
     "evaluate": 2,
     r"{} (model\.safetensors|config\.json)": 6,
-    r"{} (curves\.parquet|samples\.parquet|done\.json)": 3,
+    r"{} (curves\.parquet|done\.json|samples\.parquet)": 3,
 }
 """Phases in which processes are killed, one process in each, in this order, and at how many moments
 of the phase every one of them arrives, wherever those before it were killed."""
@@ -44,8 +44,9 @@ STAGES = ("half", "whole", "there")
 LONGEST_DELAY = 0.02  # seconds, about a batch's
 
 processes = multiprocessing.get_context("forkserver")  # which imports torch and the rest once
-processes.set_forkserver_preload(["abplib.analysis", "abplib.edits", "abplib.sweep",
-                                  "abplib.judges.oracle", "lpips"])  # fmt: skip
+processes.set_forkserver_preload(["abplib.experiment", "abplib.editing.runs",
+                                  "abplib.proxies.sweep",
+                                  "abplib.judging.scene_oracle", "lpips"])  # fmt: skip
 
 
 class Death(NamedTuple):

@@ -10,27 +10,25 @@ from typing import Any
 import jupytext
 import papertwin
 import pytest
-from loopback import KEY, serving
+from labelling import label
+from loopback import KEY, hurry, serving
 
-from abplib import chapter, jsonl, localization, results
-from abplib.analysis import load_encoder
-from abplib.editors import conditions
-from abplib.edits import make_edits
-from abplib.gap import baseline
-from abplib.human.tasks import boxes_to_judge, edits_to_judge
-from abplib.judges import vqa
-from abplib.judges.asking import Manner
-from abplib.notebooks import source_of
-from abplib.parameters import CHAPTERS
-from abplib.profiles import Profile
+from abplib import chapter
+from abplib.core import store
+from abplib.editing import conditions
+from abplib.editing.runs import make_edits
+from abplib.experiment import Experiment
+from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge
+from abplib.profiles import CHAPTERS, Profile
+from abplib.publish.notebooks import source_of
+from abplib.sections import localization
 
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The profile's file; what speaks for Gemini fails now and then."""
-    brisk = Manner(per_minute=1e6, first_pause=0.001, longest_pause=0.005, answers=8)
     with pytest.MonkeyPatch.context() as patch, serving(0.1) as server:
-        patch.setattr(vqa, "Manner", lambda: brisk)
+        hurry(patch)
         patch.setattr(conditions, "MAX_DESCRIPTION", 16)
         patch.setenv("GEMINI_API_KEY", KEY)
         patch.setenv("GOOGLE_GEMINI_BASE_URL", server.address)
@@ -47,7 +45,7 @@ def run(name: str, **given: Any) -> dict[str, Any]:
                 assert given.keys() <= space.keys()
                 space |= given
     found: Any = space["chapter"]
-    assert results.summary_of(found.folder) is not None  # it finished, with all that it declares
+    assert store.summary_of(found.folder) is not None  # it finished, with all that it declares
     values: dict[str, Any] = json.loads((found.folder / chapter.VALUES).read_text())
     return values
 
@@ -65,17 +63,17 @@ def test_only_ids_and_sizes_are_not_the_papers(paper: Path) -> None:
 
 
 def test_what_people_said_decides_chapter_1(paper: Path, tmp_path: Path) -> None:
-    profile = Profile.load(str(paper))
-    samples, n = profile.evaluation, profile.n_eval
-    answers = localization.ask(load_encoder(profile), samples, n)
-    made = make_edits("baseline", baseline(profile), samples, n, 0, {})
+    twin = Experiment(Profile.load(str(paper)))
+    samples, n = twin.evaluation, twin.profile.n_eval
+    answers = localization.ask(twin.encoder, samples, n)
+    made = make_edits("baseline", twin.baseline, samples, n, 0, {})
     file = tmp_path / "labels.jsonl"
     for task in boxes_to_judge(samples, answers):
-        jsonl.append(file, task.label("rater", answer="yes"))
+        store.append_line(file, label(task, "rater", "yes"))
     first, *others = edits_to_judge(samples, {"baseline": made})
-    jsonl.append(file, first.label("rater", answer="yes"))
+    store.append_line(file, label(first, "rater", "yes"))
     for task in others[1:]:
-        jsonl.append(file, task.label("rater", answer="no", kind="leakage"))
+        store.append_line(file, label(task, "rater", "leakage"))
     found = run("01_localization_gap", profile=str(paper), human_labels=str(file))
     assert found["ch1.vlm_box_accuracy"]["value"] == answers["answered"].mean()
     assert found["ch1.n_open"]["value"] == 1

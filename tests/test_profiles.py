@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-import toybook
 import yaml
 from pydantic import ValidationError
 
-from abplib.errors import AbpError
-from abplib.profiles import Profile, known_profiles
-
-
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return toybook.make(tmp_path, monkeypatch)
+from abplib import profiles
+from abplib.core.errors import AbpError
+from abplib.profiles import CHAPTERS, Profile, known_profiles, parse
 
 
 def test_every_shipped_profile_loads_under_its_own_name() -> None:
@@ -21,8 +17,7 @@ def test_every_shipped_profile_loads_under_its_own_name() -> None:
     for name in known_profiles():
         profile = Profile.load(name)
         assert profile.name == name
-        assert profile.width % profile.n_heads == 0
-        assert profile.n_curve_eval <= profile.n_eval
+        assert profile.sweep.n_curve_eval <= profile.n_eval
 
 
 def test_random_weights_are_announced() -> None:
@@ -32,15 +27,15 @@ def test_random_weights_are_announced() -> None:
 
 def test_mini_trains_on_the_samples_it_promises() -> None:
     mini = Profile.load("mini")
-    assert mini.n_batches * mini.batch_size >= 20_000
+    assert mini.sweep.n_batches * mini.sweep.batch_size >= 20_000
     assert mini.n_eval == 200
 
 
 def test_overrides_replace_fields_and_the_profile_stays_frozen() -> None:
-    profile = Profile.load("smoke", n_batches=7)
-    assert (profile.n_batches, profile.batch_size) == (7, Profile.load("smoke").batch_size)
+    profile = Profile.load("smoke", n_eval=5, sweep={"n_batches": 7})
+    assert (profile.n_eval, profile.sweep.n_batches, profile.sweep.batch_size) == (5, 7, 4)
     with pytest.raises(ValidationError):
-        profile.n_batches = 8
+        profile.n_eval = 8
 
 
 @pytest.mark.parametrize("name", ["smok", "", "../profiles/mini", "absent.yaml"])
@@ -54,7 +49,9 @@ def test_unknown_profiles_are_refused_with_the_known_ones(name: str) -> None:
     [
         ("n_eval", 0, "n_eval = 0 is refused, it should be greater"),
         ("n_eval", 2.0, "n_eval = 2.0 is refused, it should be a valid integer"),
-        ("lr", "1e-4", "lr = '1e-4' is refused, it should be a valid number"),
+        ("sweep", {"lr": "fast"}, "sweep.lr = 'fast' is refused, it should be a valid number"),
+        ("sweep", {"n_heads": 3}, "sweep.n_heads = 3 is refused, a proxy of width 16 cannot have"),
+        ("sweep", {"batches": 3}, "sweep.batches is not a known name"),
         ("dtype", "int8", "dtype = 'int8' is refused"),
         ("eval_set", "sets.evaluation", "eval_set = 'sets.evaluation' is refused"),
         ("n_evals", 5, "n_evals is not a known name"),
@@ -67,7 +64,7 @@ def test_ill_typed_fields_are_refused_by_name(field: str, value: object, said: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "\x00"])
+@pytest.mark.parametrize("text", ["a: [", "- 1", "\x00", "n_eval: 1\nn_eval: 2", "sweep: 3"])
 def test_a_broken_profile_file_is_one_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(text)
@@ -77,51 +74,71 @@ def test_a_broken_profile_file_is_one_sentence(tmp_path: Path, text: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_ones_own_profile_brings_its_samples_and_its_model(toy: Path) -> None:
-    profile = Profile.load(str(toy))
-    assert len(profile.evaluation) == 3
-    assert profile.evaluation is profile.training  # one set, made once
-    assert profile.vlm_source == str(toy.parent / "model")
+@pytest.mark.parametrize("chapter", CHAPTERS.keys() - {"06_adapting"})  # has its own model
+def test_nothing_given_is_the_profile_itself(chapter: str) -> None:
+    assert parse(chapter, {}).resolve() == Profile.load("mini")
 
 
-def test_fingerprints_follow_contents(toy: Path) -> None:
-    profile = Profile.load(str(toy))
-    before = profile.model_fingerprint
-    assert profile.model_fingerprint == before
-    (toy.parent / "model" / "config.json").write_text("{ }")
-    assert profile.model_fingerprint != before
-    ships = profile.model_copy(update={"proxy": "proxy"})
-    assert ships.model_fingerprint == profile.model_fingerprint  # nothing there yet
-    (toy.parent / "proxy").mkdir()
-    (toy.parent / "proxy" / "choice.json").write_text("{}")
-    assert ships.model_fingerprint != profile.model_fingerprint
-    hub = profile.model_copy(update={"vlm": "Qwen/Qwen2.5-VL-7B-Instruct"})
-    assert hub.model_fingerprint != hub.model_copy(update={"revision": "a"}).model_fingerprint
+def test_what_is_given_replaces_the_profiles_own() -> None:
+    given = {"profile": "smoke", "n_samples": 5, "n_batches": 40, "lr": 1, "vlm": "org/model"}
+    profile = parse("02_proxies", given).resolve()
+    assert (profile.n_eval, profile.vlm) == (5, "org/model")
+    assert (profile.sweep.n_batches, profile.sweep.lr, profile.sweep.batch_size) == (40, 1.0, 4)
 
 
-@pytest.mark.parametrize("field", ["eval_set", "train_set", "tuning_set"])
-def test_the_fingerprint_of_the_data_follows_every_set(toy: Path, field: str) -> None:
-    (toy.parent / "otherworld.py").write_text(
-        "from toyworld import Toys\n\n\nclass Others(Toys):\n    fingerprint = 'other'\n\n\n"
-        "def others():\n    return Others()\n"
-    )
-    profile = Profile.load(str(toy))
-    other = Profile.load(str(toy), **{field: "otherworld:others"})
-    assert other.data_fingerprint != profile.data_fingerprint
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"n_batchs": 40}, "no parameter 'n_batchs': did you mean n_batches?"),
+        ({"zzz": 1}, "no parameter 'zzz': choose from profile, vlm,"),
+        ({"n_batches": "many"}, "n_batches = 'many' is refused, it should be a valid integer"),
+        ({"n_batches": 0}, "n_batches = 0 is refused, it should be greater than or equal to 1"),
+        ({"n_batches": 1.0}, "n_batches = 1.0 is refused, it should be a valid integer"),
+        ({"n_batches": True}, "n_batches = True is refused, it should be a valid integer"),
+        ({"n_samples": -1}, "n_samples = -1 is refused"),
+        ({"seed": None}, "seed = None is refused"),
+        ({"seed": 2**32}, "seed = 4294967296 is refused"),
+        ({"lr": "1e"}, "lr = '1e' is refused, it should be a valid number"),
+        ({"lr": float("nan")}, "lr = nan is refused"),
+        ({"vlm": ""}, "vlm = '' is refused"),
+        ({"profile": "smok"}, "Unknown profile 'smok': choose from mini, "),
+        ({"profile": 3}, "profile = 3 is refused, it should be a valid string"),
+    ],
+)
+def test_refused_by_name_in_one_sentence(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(AbpError) as caught:
+        parse("02_proxies", given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("vlm", ["data/mini/absent", "./absent", "/absent", "a/b/c", "absent"])
-def test_a_missing_model_folder_is_named(toy: Path, vlm: str) -> None:
-    with pytest.raises(AbpError, match=r"VLM folder .* is missing: restore it"):
-        _ = Profile.load(str(toy), vlm=vlm).vlm_source
+def test_a_parameter_of_one_chapter_is_not_one_of_another() -> None:
+    with pytest.raises(AbpError, match="01_localization_gap has no parameter 'n_batches'"):
+        parse("01_localization_gap", {"n_batches": 4})
 
 
-def test_a_hub_id_is_left_to_from_pretrained(toy: Path) -> None:
-    assert Profile.load(str(toy), vlm="Qwen/Qwen2.5-VL-7B-Instruct").vlm_source.startswith("Qwen/")
+def test_unknown_chapters_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(AbpError, match="'02_proxy': choose from 01_localization_gap, 02_proxies"):
+        parse("02_proxy", {})
 
 
-@pytest.mark.parametrize("reference", ["absent_module:toys", "toyworld:absent", "toyworld:Path"])
-def test_a_sample_set_must_be_one(toy: Path, reference: str) -> None:
-    fields = {**yaml.safe_load(toy.read_text()), "eval_set": reference}
-    with pytest.raises(AbpError, match=reference):
-        _ = Profile(**fields).evaluation
+def test_another_model_brings_no_revision_of_the_old_one(tmp_path: Path) -> None:
+    pinned = Profile.load("smoke", revision="a", editor_revision="b")
+    path = tmp_path / "pinned.yaml"
+    path.write_text(yaml.safe_dump(pinned.model_dump()))
+    given = {"profile": str(path), "editor": "some/editor"}
+    resolved = parse("01_localization_gap", given).resolve()
+    assert (resolved.revision, resolved.editor_revision) == ("a", None)
+    resolved = parse("01_localization_gap", {"profile": str(path), "vlm": "some/vlm"}).resolve()
+    assert (resolved.revision, resolved.editor_revision) == (None, "b")
+
+
+def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
+    """`1e-4` is text to YAML; papermill's `-y` reads it alike."""
+    path = tmp_path / "Own Profile.YAML"
+    text = (Path(profiles.__file__).parent / "profiles" / "smoke.yaml").read_text()
+    text = text.replace("  lr: 1.0e-3", "  lr: 1e-4").replace("guidance: 3.0", "guidance: 3")
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())  # as Windows does
+    profile = Profile.load(str(path))
+    assert (profile.sweep.lr, profile.guidance) == (1e-4, 3.0)
+    assert parse("02_proxies", {"lr": "2E-5"}).resolve().sweep.lr == 2e-5

@@ -3,7 +3,7 @@ from __future__ import annotations
 from diffusers import QwenImageEditPipeline
 
 from abplib import prompts
-from abplib.encoder import ConditionEncoder
+from abplib.vlm.encoder import ConditionEncoder
 
 
 def test_the_edit_template_is_the_pipelines() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from abplib.samples import Sample
+from abplib.samples.base import Sample
 
 
 class Toys:
@@ -44,15 +44,16 @@ train_set: toyworld:toys
 tuning_set: toyworld:toys
 n_eval: 3
 labels: exact
-n_batches: 4
-batch_size: 2
-micro_batch: 2
-lr: 1.0e-3
-width: 8
-n_queries: 2
-n_heads: 2
-eval_every: 2
-n_curve_eval: 3
+sweep:
+  n_batches: 4
+  batch_size: 2
+  micro_batch: 2
+  lr: 1.0e-3
+  width: 8
+  n_queries: 2
+  n_heads: 2
+  eval_every: 2
+  n_curve_eval: 3
 """
 
 CHAPTER = """---
@@ -85,9 +86,7 @@ lr = None
 
 from abplib.chapter import Chapter
 
-chapter = Chapter.start(
-    "02_proxies", globals(), figures=["toy-*"], tables=["squares"], values=["ch2.toy"]
-)
+chapter = Chapter.start("02_proxies", globals())
 ```
 
 The number is {glue:text}`ch2.toy:s`, the paper's {glue:text}`ch2.toy.paper:s`, over
@@ -96,6 +95,12 @@ The number is {glue:text}`ch2.toy:s`, the paper's {glue:text}`ch2.toy.paper:s`, 
 $$ \\boldsymbol{A}_{h,q}^{(l)} = \\sum_i a_{h,q}^{(l,i)} $$
 
 ```{code-cell} ipython3
+---
+mystnb:
+  figure:
+    name: toy-line
+    caption: A *line* with $x^2$.
+---
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -110,23 +115,34 @@ def draw(image):
     if image:
         axes.imshow([[0, 1], [1, 0]])
     else:
-        axes.plot([0, 1], [0, chapter.profile.n_batches])
+        axes.plot([0, 1], [0, chapter.profile.sweep.n_batches])
     return figure
 
 
-chapter.value("ch2.toy", 0.5, n=len(chapter.profile.evaluation), unit="fraction", paper=0.25,
+chapter.value("ch2.toy", 0.5, n=len(chapter.experiment.evaluation), unit="fraction", paper=0.25,
               low=0.4, high=0.6, fmt=".2f")
-chapter.figure("toy-line", draw(False), "A *line* with $x^2$.", made_by=draw)
+chapter.figure(draw(False))
 ```
 
 ```{code-cell} ipython3
-chapter.figure("toy-image", draw(True), "An image.", made_by=draw)
+---
+mystnb:
+  figure:
+    name: toy-image
+    caption: An image.
+---
+chapter.figure(draw(True))
 ```
 
 ```{code-cell} ipython3
+---
+table:
+  name: squares
+  caption: Squares of *roots*.
+---
 frame = pd.DataFrame({"square": [1.0, 4.0], "a rather wide column " * 6: ["x", "y"]},
                      index=pd.Index([1, 2], name="root"))
-chapter.table("squares", frame, "Squares.")
+chapter.table(frame)
 chapter.finish()
 ```
 """

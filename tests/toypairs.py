@@ -5,7 +5,7 @@ from __future__ import annotations
 from conftest import noise
 from PIL import Image, ImageOps
 
-from abplib.samples import Sample
+from abplib.samples.base import Sample
 
 SIZES = ((64, 64), (96, 48))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abplib.training import Configuration, SweepSettings
+from abplib.proxies.configurations import Configuration
+from abplib.proxies.settings import SweepSettings
 
 SETTINGS = SweepSettings(
     n_batches=7,

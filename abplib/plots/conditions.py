@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from abplib.plots.style import ACCENT, QUIET, TARGET, canvas, styled
-from abplib.trained_conditions import LABELS, RATES, Rates
+from abplib.sections.trained_conditions import LABELS, RATES, Rates
 
 _MARKS = {
     "target_altered": (ACCENT, "o"),

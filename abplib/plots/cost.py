@@ -15,7 +15,8 @@ _LEGIBLE = 0.06
 
 @styled
 def ratios(found: pd.DataFrame) -> Figure:
-    """Medians with quartiles and targets on a scale of factors; rows as of `abplib.cost.ratios`."""
+    """Medians with quartiles and targets on a scale of factors; rows as of
+    `abplib.sections.cost.ratios`."""
     figure = canvas(1.0 + 0.33 * len(found))
     axes = figure.subplots()
     places = range(len(found))
@@ -42,7 +43,8 @@ def ratios(found: pd.DataFrame) -> Figure:
 
 @styled
 def breakdown(found: pd.DataFrame) -> Figure:
-    """Shares of the time and of the operations by stage; rows as of `abplib.cost.breakdown`."""
+    """Shares of the time and of the operations by stage; rows as of
+    `abplib.sections.cost.breakdown`."""
     figure = canvas(2.0)
     axes = figure.subplots()
     bars = {"time": found["share"], "operations": found["operations"].fillna(0)}

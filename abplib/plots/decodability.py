@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from abplib.decodability import name_of
 from abplib.plots.style import GROUPS, INK, QUIET, canvas, spread, styled
+from abplib.sections.decodability import name_of
 
 _AXIS = "centre error (image sides)"
 _FONT = 9

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from abplib.plots.style import ACCENT, INK, QUIET, RULE, canvas, styled
-from abplib.routing import Example
-from abplib.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL
+from abplib.plots.style import ACCENT, INK, QUIET, canvas, plain, styled
+from abplib.samples.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL
+from abplib.sections.routing import Example
 
 CLASS_COLOURS: Mapping[str, str] = {
     NOUN: "#3f72b0",
@@ -51,8 +51,8 @@ def scheme(example: Example, threshold: float) -> Figure:
     votes.set(
         xticks=range(n_layers), xticklabels=example.layers, xlabel="VLM layer",
         yticks=range(n_heads), yticklabels=example.heads, ylabel="block.head",
-        title=f"A  the vote: $l^*$ = {example.best}",
     )  # fmt: skip
+    votes.set_title(f"A  the vote: $l^*$ = {example.best}", parse_math=True)
     plain(votes)
     grid = lower_part.subplots()
     shown = grid.imshow(example.weights, cmap=_HEAT, vmin=0, aspect="auto")
@@ -76,14 +76,14 @@ def _head(axes: Axes, example: Example, threshold: float) -> None:
     for rank, place in enumerate(order[:2], start=1):
         axes.annotate(
             f"$r_{rank}$ = {masses[place]:.2f}", (place, masses[place]), xytext=(0, 2),
-            textcoords="offset points", ha="center", fontsize=9,
+            textcoords="offset points", ha="center", fontsize=9, parse_math=True,
         )  # fmt: skip
     drop = masses[order[0]] - (masses[order[1]] if len(order) > 1 else 0.0)
     axes.set(
         xticks=places, xticklabels=example.layers, ylim=(0, 1.12),
         ylabel="attention mass", title=f"A  head {example.heads[example.shown]}",
     )  # fmt: skip
-    axes.set_xlabel(f"VLM layer\n$r_1 - r_2$ = {drop:.2f}, T = {threshold:g}")
+    axes.set_xlabel(f"VLM layer\n$r_1 - r_2$ = {drop:.2f}, T = {threshold:g}", parse_math=True)
     axes.grid(axis="x", visible=False)
 
 
@@ -184,7 +184,8 @@ def word_classes(table: pd.DataFrame) -> Figure:
         table["tokens"], places, "D", color="white", markeredgecolor=INK, markersize=6,
         label="part of the prompt's tokens", clip_on=False,
     )  # fmt: skip
-    axes.set(ylim=(len(table) - 0.5, -0.5), xlabel="part of the decisive heads' attention in $l^*$")
+    axes.set(ylim=(len(table) - 0.5, -0.5))
+    axes.set_xlabel("part of the decisive heads' attention in $l^*$", parse_math=True)
     axes.set_xlim(0, 1.02 * max(table["high"].max(), table["tokens"].max()))
     axes.set_yticks(places, table.index)
     axes.xaxis.set_major_formatter(_PART)
@@ -192,11 +193,3 @@ def word_classes(table: pd.DataFrame) -> Figure:
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside upper left")
     return figure
-
-
-def plain(axes: Axes) -> None:
-    """No grid over an image, and a quiet frame around it."""
-    axes.grid(visible=False)
-    axes.tick_params(length=0, labelsize=9.5)
-    axes.spines[:].set_visible(True)
-    axes.spines[:].set_color(RULE)

@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from abplib.pointing import Example
+from abplib.sections.pointing import Example
 
 _SIDE = 336
 """Pixels of the longer side of the picture."""

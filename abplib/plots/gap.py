@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from abplib.plots.localization import Card, card
+from abplib.plots.pictures import Card, card
 from abplib.plots.style import ACCENT, ANSWER, QUIET, canvas, styled
-from abplib.samples import Sample
+from abplib.samples.base import Sample
 
 _MARKS = ((ANSWER, "o", -0.15), (ACCENT, "D", 0.15))
 """Colour, mark and place within the line: of the VLM, of the editor."""

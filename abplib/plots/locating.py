@@ -7,10 +7,10 @@ import textwrap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from abplib.locating import Located
-from abplib.plots.flow import overlay
-from abplib.plots.localization import outline
+from abplib.plots.information_flow import overlay
+from abplib.plots.pictures import outline
 from abplib.plots.style import ACCENT, INK, WIDTH, canvas, styled
+from abplib.sections.own_image import Located
 
 
 @styled

@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from abplib.plots.style import GROUPS, INK, QUIET, TARGET, WIDTH, canvas, styled
-from abplib.proxy import ProxyConfig
-from abplib.training import SweepSettings
+from abplib.proxies.settings import ProxyConfig, SweepSettings
 
 _STATES = ("#e8eef6", GROUPS["outer"][0])
 _QUERIES = ("#e6f3ea", GROUPS["middle_prompt"][0])
@@ -97,7 +96,10 @@ def _box(
     axes.add_patch(
         FancyBboxPatch((x, y), w, h, boxstyle=shape, facecolor=face, edgecolor=edge, linewidth=1.2)
     )
-    axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=9.5, linespacing=1.4)
+    axes.text(
+        x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=9.5, linespacing=1.4,
+        parse_math=True,
+    )  # fmt: skip
 
 
 def _say(
@@ -111,22 +113,18 @@ def _say(
     bold: bool = False,
 ) -> None:
     weight = "bold" if bold else "normal"
-    axes.text(x, y, text, ha=align, va="center", fontsize=size, color=INK, fontweight=weight)
+    axes.text(
+        x, y, text, ha=align, va="center", fontsize=size, color=INK, fontweight=weight,
+        parse_math=True,
+    )  # fmt: skip
 
 
-def _arrow(
-    axes: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    colour: str,
-    bend: float = 0.0,
-) -> None:
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
     style = {
         "arrowstyle": "-|>,head_width=0.22,head_length=0.4",
         "color": colour,
         "linewidth": 1.4,
         "shrinkA": 0,
         "shrinkB": 0,
-        "connectionstyle": f"arc3,rad={bend}",
     }
     axes.annotate("", end, start, arrowprops=style)

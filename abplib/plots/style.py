@@ -1,7 +1,8 @@
-"""What all figures share: size, type, the paper's colours, labels that do not collide.
+"""What all figures share: size, type, the paper's colours, text drawn as it was typed.
 
 Figures are 560 px wide in the book, so that their type is still legible when a phone shows them at
-350 px.
+350 px. Labels may hold anything that people wrote: `$` starts no formula (a label that is one says
+so with `parse_math=True`), and scripts beyond the book's font are looked for in the machine's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import Any, Literal, ParamSpec
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.text import Text
 from scipy.optimize import isotonic_regression
 
 P = ParamSpec("P")
@@ -37,8 +41,12 @@ GROUPS = {
 }
 """Figure 4's colour groups: colour and how a key calls them."""
 
+_FONT = "DejaVu Sans"
+_MISSING = "□"
+
 _RC: Any = {
-    "font.family": "DejaVu Sans",
+    "font.family": _FONT,
+    "text.parse_math": False,
     "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": QUIET,
@@ -63,12 +71,14 @@ _RC: Any = {
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Make a plotting function draw in the book's style."""
+    """Make a plotting function draw in the book's style, in letters that the machine has."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(_RC):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            _in_known_letters(figure)
+            return figure
 
     return drawn
 
@@ -85,3 +95,63 @@ def spread(places: Sequence[float], gap: float) -> np.ndarray:
     moved = np.empty(len(order))
     moved[order] = isotonic_regression(np.asarray(places, dtype=float)[order] - steps).x + steps
     return moved
+
+
+def plain(axes: Axes) -> None:
+    """No grid over an image, and a quiet frame around it."""
+    axes.grid(visible=False)
+    axes.tick_params(length=0, labelsize=9.5)
+    axes.spines[:].set_visible(True)
+    axes.spines[:].set_color(RULE)
+
+
+def _in_known_letters(figure: Figure) -> None:
+    """Set what the book's font lacks in one that has it; squares and a note where none does."""
+    labels = {
+        axis: axis.get_ticklabels()
+        for axes in figure.findobj(Axes)
+        for axis in (axes.xaxis, axes.yaxis)
+    }
+    texts = [*figure.findobj(Text), *(text for ticks in labels.values() for text in ticks)]
+    asked = frozenset("".join(text.get_text() for text in texts)) - {"\n"}
+    lacking = asked - _letters(findfont(_FONT))
+    if not lacking:
+        return
+    fonts = _fonts(lacking)
+    unknown = lacking - frozenset().union(*map(_letters, fonts.values()))
+    squares = str.maketrans(dict.fromkeys(unknown, _MISSING))
+    for text in texts:
+        text.set_fontfamily([_FONT, *fonts])
+        text.set_text(text.get_text().translate(squares))
+    if unknown:
+        for axis, ticks in labels.items():
+            if any(_MISSING in text.get_text() for text in ticks):
+                axis.set_ticks(axis.get_ticklocs(), [text.get_text() for text in ticks])
+        figure.supxlabel(
+            f"{_MISSING}: a letter that no font of the machine has", fontsize=8, color=QUIET
+        )
+
+
+@functools.cache
+def _letters(path: str) -> frozenset[str]:
+    """What the font of a file can draw."""
+    return frozenset(map(chr, get_font(path).get_charmap()))
+
+
+@functools.cache
+def _fonts(lacking: frozenset[str]) -> dict[str, str]:
+    """Installed fonts that have these letters between them, as far as there are any: their files by
+    their families."""
+    chosen = {}
+    for font in sorted(fontManager.ttflist, key=lambda font: font.name):
+        usual = (font.style, str(font.weight), font.stretch) == ("normal", "400", "normal")
+        if not usual or "Last Resort" in font.name or "Color" in font.name:
+            continue
+        try:
+            own = lacking & _letters(font.fname)
+        except (OSError, RuntimeError):  # a broken or unscalable file
+            continue
+        if own:
+            chosen[font.name] = font.fname
+            lacking -= own
+    return chosen

@@ -1,0 +1,1 @@
+"""What the rest stands on: errors, files, statistics, boxes, hub, training loop; no paper in it."""

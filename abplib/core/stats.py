@@ -1,0 +1,260 @@
+"""Intervals and tests for proportions and means, single and paired by sample; raters' agreement.
+
+All methods of Table 1 edit the same samples, so they are compared sample by sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats import contingency_tables, inter_rater, multitest
+
+from abplib.core.errors import AbpError
+
+
+class Interval(NamedTuple):
+    """An estimate and its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Samples behind the estimate."""
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of the proportion of k successes among n trials."""
+    if not 0 <= k <= n or n == 0:
+        raise AbpError(f"{k} successes of {n} trials make no proportion; count at least one trial.")
+    interval = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+    return Interval(k / n, float(interval.low), float(interval.high), n)
+
+
+def mean_sem(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error (ddof = 1, as in Table 1); the error of one value is nan."""
+    finite = _checked(values)
+    error = finite.std(ddof=1) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
+    return float(finite.mean()), float(error)
+
+
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    n_resamples: int = 9999,
+) -> Interval:
+    """Bias-corrected and accelerated bootstrap interval of a mean.
+
+    Equal values give an interval of no width, one value an unknown (nan) one.
+    """
+    finite = _checked(values)
+    mean = float(finite.mean())
+    if len(finite) == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    if np.ptp(finite) == 0:
+        return Interval(mean, mean, mean, len(finite))
+    low, high = stats.bootstrap(
+        (finite,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=n_resamples,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(low), float(high), len(finite))
+
+
+def paired_difference(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    n_resamples: int = 9999,
+) -> Interval:
+    """Mean of `first` less that of `second` over the same samples, as `bootstrap_mean` does it.
+
+    Samples are drawn in pairs, which is to draw their differences.
+    """
+    first, second = _paired(first, second)
+    return bootstrap_mean(first - second, seed=seed, confidence=confidence, n_resamples=n_resamples)
+
+
+def sign_flip_test(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    *,
+    seed: int,
+    n_resamples: int = 9999,
+) -> float:
+    """Two-sided p-value of equal means over the same samples.
+
+    The null distribution exchanges the two values of a pair, which flips the sign of their
+    difference: at random, or in all ways where there are no more of them than `n_resamples`.
+    """
+    test = stats.permutation_test(
+        _paired(first, second),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=n_resamples,
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's (1979) adjusted p-values of a family of tests, in the order given."""
+    p = _checked(p_values)
+    if p.min() < 0 or p.max() > 1:
+        raise AbpError(f"Holm's correction takes p-values in [0, 1], not {p.min()} to {p.max()}.")
+    return np.asarray(multitest.multipletests(p, method="holm")[1])
+
+
+class PairedTable(NamedTuple):
+    """Two yes-or-no answers on the same samples, counted: the 2 x 2 table of section 4.1."""
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @classmethod
+    def of(cls, first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> Self:
+        """Count the answers; `first[i]` and `second[i]` are about the same sample."""
+        a, b = np.asarray(first), np.asarray(second)
+        if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape or not len(a):
+            raise AbpError(
+                f"Answers of {a.dtype} {a.shape} and {b.dtype} {b.shape} make no 2 x 2 table; give "
+                "two equally long rows of booleans, without the samples that have no answer."
+            )
+        counts = (a & b, a & ~b, ~a & b, ~a & ~b)
+        return cls(*(int(cell.sum()) for cell in counts))
+
+    @property
+    def n(self) -> int:
+        """Samples in the table."""
+        return sum(self)
+
+
+def p_words(p: float) -> str:
+    """A p-value with its sign as pages write it: = 0.012, or < 0.001."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def mcnemar(table: PairedTable) -> float:
+    """Two-sided p-value of McNemar's exact test that both answers are equally often yes."""
+    counts = [[table.both, table.only_first], [table.only_second, table.neither]]
+    return float(contingency_tables.mcnemar(counts, exact=True).pvalue)
+
+
+def proportion_difference(table: PairedTable, confidence: float = 0.95) -> Interval:
+    """How much more often the first answer is yes than the second, as a fraction of the samples.
+
+    Newcombe's (1998, Statistics in Medicine 17, 2635-2650) method 10: the Wilson intervals of the
+    two proportions, combined under the correlation of the answers (continuity-corrected).
+    """
+    a, b, c, d = table
+    first, second = wilson(a + b, table.n, confidence), wilson(a + c, table.n, confidence)
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    agreement: float = a * d - b * c
+    if agreement > 0:
+        agreement = max(agreement - table.n / 2, 0)
+    phi = agreement / math.sqrt(margins) if margins else 0.0
+
+    def width(x: float, y: float) -> float:
+        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0))
+
+    value = (b - c) / table.n
+    low = value - width(first.value - first.low, second.high - second.value)
+    high = value + width(first.high - first.value, second.value - second.low)
+    return Interval(value, low, high, table.n)
+
+
+def cohen_kappa(
+    first: Sequence[Any] | np.ndarray,
+    second: Sequence[Any] | np.ndarray,
+    categories: Iterable[Hashable],
+    *,
+    quadratic: bool = False,
+) -> float:
+    """Cohen's (1960) kappa of two raters' answers to the same questions, in [-1, 1].
+
+    NaN where all answers are the same, since chance alone then gives perfect agreement.
+
+    Args:
+        first: one answer a question.
+        second: the other rater's, in the same order.
+        categories: all possible answers, in their order where they have one.
+        quadratic: weigh a disagreement by the square of its distance in that order (Cohen 1968).
+
+    Raises:
+        AbpError: there is no question, an answer is missing, or one is not in `categories`.
+    """
+    place = {category: number for number, category in enumerate(categories)}
+    if len(first) != len(second) or not len(first):
+        raise AbpError(
+            f"{len(first)} and {len(second)} answers are not in pairs; give both of each question."
+        )
+    if unknown := {a for a in (*first, *second) if a not in place}:
+        raise AbpError(f"{unknown.pop()!r} is none of the answers {', '.join(map(str, place))}.")
+    if len({*first, *second}) == 1:
+        return math.nan
+    counts = np.zeros((len(place), len(place)))
+    np.add.at(counts, ([place[a] for a in first], [place[b] for b in second]), 1)
+    kappa = inter_rater.cohens_kappa(counts, wt="quadratic" if quadratic else None)
+    return float(kappa.kappa)
+
+
+def fleiss_kappa(counts: Sequence[Sequence[int]] | np.ndarray) -> float:
+    """Fleiss' (1971) kappa of `counts` [questions, categories], how many raters gave which answer.
+
+    NaN as `cohen_kappa` is.
+
+    Raises:
+        AbpError: there is no question, or the questions differ in their number of raters, or have
+            fewer than two.
+    """
+    table = np.asarray(counts, dtype=float)
+    raters = table.sum(axis=1) if table.ndim == 2 and len(table) else np.zeros(1)
+    if raters.min() < 2 or raters.min() != raters.max():
+        raise AbpError("Fleiss' kappa takes questions that the same number of raters, 2 or more, "
+                       "answered; leave out the others.")  # fmt: skip
+    alike = (table.sum(axis=0) > 0).sum() == 1
+    return math.nan if alike else float(inter_rater.fleiss_kappa(table))
+
+
+def _paired(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    first, second = _checked(first), _checked(second)
+    if len(first) != len(second):
+        raise AbpError(
+            f"{len(first)} and {len(second)} values are not in pairs; give both of every sample."
+        )
+    return first, second
+
+
+def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1 or not len(array):
+        raise AbpError(f"Values of shape {array.shape} have no mean; give one or more in a row.")
+    if not np.isfinite(array).all():
+        raise AbpError(
+            f"{int((~np.isfinite(array)).sum())} of {len(array)} values are not finite; count and "
+            "leave out the samples that have no value."
+        )
+    return array
+
+
+def with_interval(found: Interval, fmt: str = ".3f") -> str:
+    """A number and, where it is known, its interval in words."""
+    if np.isnan(found.low):
+        return f"{found.value:{fmt}}"
+    return f"{found.value:{fmt}} [{found.low:{fmt}}, {found.high:{fmt}}]"

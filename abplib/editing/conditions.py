@@ -1,0 +1,131 @@
+"""What the diffusion transformer is conditioned on: the baseline and its variants (section 4.6).
+
+- `final`: the last layer's normed states, Qwen-Image-Edit's own condition.
+- `norm_avg`: every layer's states layer-normalised without parameters, and their mean over the
+  layers (Wang et al. 2025). Layers are those of `hidden_states[1:]`: the raw outputs of all
+  blocks but the last, whose output is normed.
+- `full_description`: under the edit template the VLM writes what it sees, then what the edit
+  changes, greedily; a second pass gives the final states of image, instruction and that text. The
+  paper leaves open how they are put together; here the user's turn is the image, the instruction, a
+  space and the text.
+- `layer_<k>`: the raw states of block k.
+
+The negative prompt is read in the same way; it is not described.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from abplib.core.errors import AbpError
+from abplib.prompts import EDIT_TEMPLATE
+from abplib.vlm import loading as vlms
+from abplib.vlm.encoder import NOTHING, ConditionEncoder, Prepared
+from abplib.vlm.loading import Answer
+
+NAMED = ("final", "norm_avg", "full_description")
+MAX_DESCRIPTION = 1024
+"""New tokens that a description may have: the features of the image come before the place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the transformer reads of B samples."""
+
+    states: Tensor
+    """[B, T, d], zero on padding."""
+    mask: Tensor
+    """Bool [B, T]: real tokens, first in each row."""
+    described: tuple[Answer, ...] = ()
+    """What the VLM wrote of each sample, where it was asked to."""
+
+    def __getitem__(self, rows: Sequence[int]) -> Condition:
+        """The condition of some samples, in the order asked for."""
+        return Condition(self.states[rows], self.mask[rows])
+
+
+def stacked(first: Condition, second: Condition) -> Condition:
+    """The samples of both, one after the other."""
+    n_tokens = max(first.mask.shape[1], second.mask.shape[1])
+    first, second = _padded(first, n_tokens), _padded(second, n_tokens)
+    return Condition(torch.cat([first.states, second.states]), torch.cat([first.mask, second.mask]))
+
+
+def check_kind(kind: str, n_layers: int) -> None:
+    """Refuse a kind of condition that a VLM of `n_layers` blocks does not have."""
+    if kind not in NAMED and kind not in {f"layer_{layer}" for layer in range(n_layers)}:
+        raise AbpError(
+            f"There is no condition {kind!r}; choose {', '.join(NAMED)}, or layer_0 to "
+            f"layer_{n_layers - 1}."
+        )
+
+
+def positive(
+    encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image], instructions: Sequence[str]
+) -> Condition:
+    """The condition of one instruction for each image.
+
+    Raises AbpError as `ConditionEncoder.prepare` does, and for an unknown kind.
+    """
+    check_kind(kind, encoder.n_layers)
+    described: list[Answer] = []
+    if kind == "full_description":
+        described = describe(encoder, images, instructions)
+        instructions = [
+            f"{instruction} {answer.text}".strip()
+            for instruction, answer in zip(instructions, described, strict=True)
+        ]
+    read = _read(encoder, kind, encoder.prepare(images, instructions))
+    return replace(read, described=tuple(described))
+
+
+def negative(encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image]) -> Condition:
+    """The condition of the pipeline's negative prompt for each image."""
+    check_kind(kind, encoder.n_layers)
+    return _read(encoder, kind, encoder.prepare(images, [NOTHING] * len(images)))
+
+
+def describe(
+    encoder: ConditionEncoder, images: Sequence[Image.Image], instructions: Sequence[str]
+) -> list[Answer]:
+    """What the VLM writes under the edit template: the picture, then what the edit changes."""
+    answers = vlms.generate_text(
+        images,
+        [EDIT_TEMPLATE.format(instruction) for instruction in instructions],
+        encoder.model,
+        encoder.processor,
+        image_area=encoder.image_area,
+        max_new_tokens=MAX_DESCRIPTION,
+    )
+    markers = re.compile(r"<\|\w+\|>")  # that stayed
+    return [answer._replace(text=markers.sub("", answer.text).strip()) for answer in answers]
+
+
+def _read(encoder: ConditionEncoder, kind: str, prepared: Prepared) -> Condition:
+    if kind.startswith("layer_"):
+        layer = int(kind.removeprefix("layer_"))
+        encoding = encoder.encode(prepared, layers=[layer])
+        return Condition(encoding.states[layer], encoding.mask)
+    if kind == "norm_avg":
+        encoding = encoder.encode(prepared, layers=range(encoder.n_layers - 1), final=True)
+        layers = torch.stack([_normed(states) for states in encoding.states.values()])
+        return Condition(layers.mean(0).to(encoder.model.dtype), encoding.mask)
+    encoding = encoder.encode(prepared, final=True)
+    return Condition(encoding.states["final"], encoding.mask)
+
+
+def _normed(states: Tensor) -> Tensor:
+    """Each state with mean 0 and variance 1, in float32; padding stays 0."""
+    return F.layer_norm(states.float(), states.shape[-1:])
+
+
+def _padded(condition: Condition, n_tokens: int) -> Condition:
+    room = n_tokens - condition.mask.shape[1]
+    return Condition(F.pad(condition.states, (0, 0, 0, room)), F.pad(condition.mask, (0, room)))

@@ -1,0 +1,210 @@
+"""Training of the LoRA that reads a box drawn on its source (appendix B.2), on any number of GPUs.
+
+Every process holds the transformer and takes its share of each global batch. Noise belongs to the
+place of a sample in the run and the loss is a mean over the global batch, so what is learned
+depends on the size of that batch and not on how many processes share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import QwenImageTransformer2DModel
+from diffusers.training_utils import cast_training_params
+from torch import Tensor
+
+from abplib.core import parallel, paths, store
+from abplib.core.errors import AbpError
+from abplib.core.trainer import Batch, Fitted, Schedule, fit
+from abplib.editing.controls import EditedSamples
+from abplib.editing.flow_matching import cell_weights, shifted, velocity_errors
+from abplib.editing.lora.adapter import add_lora, save_lora
+from abplib.editing.lora.pairs import BoxedPairs, batched, encode_pairs
+from abplib.editing.lora.settings import LoraTraining
+from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.editing.qwen_pipeline import LORA_FILE
+from abplib.samples.base import SampleSet
+
+_LEVELS = 8
+"""Noise levels at which each held-out pair is looked at."""
+
+
+def train_lora(
+    editor: QwenImageEditor,
+    samples: SampleSet,
+    settings: LoraTraining,
+    folder: Path,
+    *,
+    base: Path | None = None,
+    device: str | None = None,
+) -> Fitted:
+    """Train, or go on training, the LoRA, and save the best checkpoint in diffusers' format.
+
+    Started by `accelerate launch`, all processes call it alike.
+
+    Args:
+        editor: the Qwen-Image-Edit that is to read boxes.
+        samples: those it learns from, in which every box is exact.
+        settings: the budget.
+        folder: where the LoRA goes, with the losses on held-out pairs in `held_out.json`.
+        base: where encoded pairs and checkpoints are kept; the results, if not given.
+        device: "cpu" or "cuda"; what there is, if not given.
+
+    Raises:
+        AbpError: the edits of the samples are not known, or they are too few; or as `encode_pairs`
+            and `fit` do.
+    """
+    if not isinstance(samples, EditedSamples):
+        raise AbpError(f"The edits of {samples.name} are not known: give samples whose are.")
+    own = parallel.own_device() if device is None else torch.device(device)
+    global_batch = settings.batch * parallel.share().of
+    if len(samples) - settings.held_out < global_batch:
+        raise AbpError(
+            f"{samples.name} has {len(samples)} samples; {settings.held_out} held out and "
+            f"{global_batch} a step are more: lower held_out or batch in lora_training."
+        )
+    place = store.folder(
+        "lora", base=base, editor=editor.fingerprint, samples=samples.fingerprint,
+        settings=settings.model_dump() | {"batch": global_batch},
+    )  # fmt: skip
+    with parallel.alone(place):
+        if store.summary_of(place) is None:
+            pairs = encode_pairs(editor, samples, base or paths.results(), own)
+            body = replace(editor.source, without=("text_encoder", "vae"), device=own)
+            fitted = _Run(
+                body.pipeline.transformer, pairs, len(samples), settings, place, own
+            ).fit()
+            if parallel.is_first():
+                store.mark_done(place, seconds=fitted.seconds, curves=fitted.curves)
+        if parallel.is_first():
+            for name in (LORA_FILE, "held_out.json"):
+                with store.replacing(folder / name) as scratch:
+                    scratch.write_bytes((place / name).read_bytes())
+    return Fitted(**store.read_json(place / "done.json"))
+
+
+class _Run:
+    """One training: its batches, its loss, and looks at the held-out pairs."""
+
+    def __init__(
+        self,
+        dit: QwenImageTransformer2DModel,
+        pairs: BoxedPairs,
+        n_pairs: int,
+        settings: LoraTraining,
+        place: Path,
+        device: torch.device,
+    ) -> None:
+        self.dit, self.pairs, self.settings = dit, pairs, settings
+        self.place, self.device = place, device
+        self.learned = range(n_pairs - settings.held_out)
+        self.held_out = range(len(self.learned), n_pairs)
+        self.every = max(1, settings.steps // settings.looks)
+        self.log = place / "held_out.json"
+
+    def fit(self) -> Fitted:
+        """Train from the checkpoint or from the start to the end."""
+        settings = self.settings
+        add_lora(self.dit, settings.rank, settings.seed, trained=False)
+        cast_training_params(self.dit, torch.float32)
+        if settings.gradient_checkpointing:
+            self.dit.enable_gradient_checkpointing()
+        schedule = Schedule(
+            steps=settings.steps, lr=settings.lr, warmup=settings.warmup,
+            weight_decay=settings.weight_decay, clip=settings.clip,
+            checkpoint_every=settings.checkpoint_every, seed=settings.seed,
+        )  # fmt: skip
+        return fit(
+            self.dit.train(), lambda batch: {"flow": self._loss(batch)}, self._batches, schedule,
+            self.place, name="lora", settings={}, device=self.device, watch=self._look,
+            mixed_precision=settings.mixed_precision,
+        )  # fmt: skip
+
+    def _batches(self, step: int) -> Iterator[list[Batch]]:
+        """This process's share of each global batch: passes over the pairs, each in its order.
+
+        The weights of a global batch add up to 1.
+        """
+        seed, n, share = self.settings.seed, len(self.learned), parallel.share()
+        size = self.settings.batch * share.of
+        while True:
+            drawn = []
+            for at in share.take(range(step * size, (step + 1) * size)):
+                lap, place = divmod(at, n)
+                row = int(np.random.default_rng([seed, lap]).permutation(n)[place])
+                random = np.random.default_rng([seed, lap, place])
+                drawn.append(self._noised(row, random.random(), random))
+            batches = self._weighted(drawn)
+            total = torch.stack([batch["weights"].sum() for batch in batches]).sum()
+            total = total.to(self.device)
+            parallel.add_up([total])
+            yield [batch | {"weights": batch["weights"] / total.cpu()} for batch in batches]
+            step += 1
+
+    def _noised(self, row: int, u: float, random: np.random.Generator) -> dict[str, Tensor]:
+        """A pair with the noise that is to be mixed into its target, and how much of it."""
+        pair = self.pairs[row]
+        noise = random.standard_normal(pair["target"].shape, dtype=np.float32)
+        return pair | {
+            "source": pair["source"].float(),
+            "target": pair["target"].float(),
+            "noise": torch.from_numpy(noise),
+            "s": shifted(torch.tensor(u, dtype=torch.float32), self.settings.shift),
+        }
+
+    def _weighted(self, drawn: Sequence[dict[str, Tensor]]) -> list[Batch]:
+        changed = self.settings.changed
+        return [
+            batch | {"weights": cell_weights(batch["source"], batch["target"], changed)}
+            for batch in batched(drawn)
+        ]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Weighted sum of the squared errors of the predicted velocity."""
+        rows, columns = batch["grid"][0].tolist()
+        errors = velocity_errors(
+            self.dit,
+            **{name: batch[name] for name in ("source", "target", "noise", "s", "states")},
+            mask=None if batch["mask"].all() else batch["mask"],
+            grid=(rows, columns),
+        )
+        return (errors * batch["weights"]).sum()
+
+    def _look(self, step: int) -> None:
+        """Now and then, keep the LoRA if it predicts the held-out pairs better than before."""
+        if step % self.every:
+            return
+        loss = self._held_out()
+        if parallel.is_first():
+            seen = store.read_json(self.log) if self.log.exists() else []
+            seen = [row for row in seen if row["step"] < step]
+            if all(loss < row["flow"] for row in seen):
+                save_lora(self.dit, self.place)
+            store.write_json(self.log, [*seen, {"step": step, "flow": loss}])
+
+    @torch.no_grad()
+    def _held_out(self) -> float:
+        """Mean loss of the held-out pairs at evenly spread noise levels, as they are edited."""
+        self.dit.eval()
+        seed, size = self.settings.seed, self.settings.batch
+        rows = parallel.share().take(self.held_out)
+        looks = [(row, level) for row in rows for level in range(_LEVELS)]
+        sums = torch.zeros(2, device=self.device)
+        for start in range(0, len(looks), size):
+            drawn = [
+                self._noised(
+                    row, (level + 0.5) / _LEVELS, np.random.default_rng([seed, row, level, 1])
+                )
+                for row, level in looks[start : start + size]
+            ]
+            for batch in self._weighted(drawn):
+                moved = {name: value.to(self.device) for name, value in batch.items()}
+                sums += torch.stack([self._loss(moved), moved["weights"].sum()])
+        self.dit.train()
+        parallel.add_up([sums])
+        loss, weight = sums.tolist()
+        return loss / weight

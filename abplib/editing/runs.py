@@ -1,0 +1,174 @@
+"""Edits on disk: Table 1's methods on the evaluation samples, made once.
+
+An edit is a PNG in its method's folder, written as its batch is done; a killed run makes only the
+missing ones. An editor whose edits are all there is not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from abplib.core import store
+from abplib.core.boxes import Box
+from abplib.core.errors import AbpError
+from abplib.core.parallel import ALL, Shard
+from abplib.core.store import stored
+from abplib.editing.base import Editor
+from abplib.editing.controls import EditedSamples, Identity, Paste
+from abplib.editing.methods import METHODS, Guide, Method
+from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.samples.base import SampleSet, check_number
+
+_BATCH = 32
+"""Samples edited together: what a killed run loses at most; the least part of a shard."""
+
+
+def make_edits(
+    name: str,
+    editor: QwenImageEditor,
+    samples: SampleSet,
+    n: int,
+    seed: int,
+    guides: Mapping[Guide, Sequence[Box | None]],
+    *,
+    shard: Shard = ALL,
+    base: Path | None = None,
+) -> list[Path]:
+    """Edit the first `n` samples by the method called `name`; the files of the edits, in order.
+
+    Args:
+        name: a key of `METHODS`.
+        editor: with a LoRA, which methods leave out that have none.
+        samples: their fingerprint names the folder.
+        n: how many, from the start.
+        seed: sample i is edited with the random numbers of `seed + i`.
+        guides: boxes for each of the `n` samples, where the method wants them.
+        shard: which part of the samples is edited and returned; all by default.
+        base: in place of the folder of results.
+
+    Raises:
+        AbpError: there is no such method, `n` is not in 1..len(samples), boxes that the method
+            wants are missing, exact edits are to be pasted that are not known, or as editors do.
+    """
+    if name not in METHODS:
+        raise AbpError(f"There is no method {name!r}: choose from {', '.join(METHODS)}.")
+    check_number(n, samples)
+    shown = _shown(METHODS[name], guides, n)
+    return _files(_editor(name, editor, samples), samples, shown, seed, shard, base)
+
+
+def make_other_edits(
+    editor: Editor,
+    samples: SampleSet,
+    n: int,
+    seed: int,
+    *,
+    shard: Shard = ALL,
+    base: Path | None = None,
+) -> list[Path]:
+    """The same by another system of Table 1, which is shown no boxes and is let go afterwards.
+
+    Raises:
+        AbpError: `n` is not in 1..len(samples), or as editors do.
+    """
+    check_number(n, samples)
+    files = _files(editor, samples, [None] * n, seed, shard, base)
+    editor.let_go()
+    return files
+
+
+def n_cut(files: Sequence[Path]) -> int:
+    """On how many edits the VLM's description was cut off before its end."""
+    cut = 0
+    for file in files:
+        with Image.open(file) as image:
+            cut += image.info.get("cut") == "True"
+    return cut
+
+
+def _files(
+    editor: Editor,
+    samples: SampleSet,
+    shown: Sequence[Box | None],
+    seed: int,
+    shard: Shard,
+    base: Path | None,
+) -> list[Path]:
+    """Files of a shard of the edits, one for each of `shown`; what is missing is made."""
+    place = _made(editor, samples, shown, seed, shard=shard, base=base)
+    return [file for batch in _batches(place, len(shown), shard) for file in batch]
+
+
+@stored("edits", free=["shard"], lock=None)
+def _made(
+    place: Path,
+    editor: Editor,
+    samples: SampleSet,
+    shown: Sequence[Box | None],
+    seed: int,
+    *,
+    shard: Shard,
+    base: Path | None,
+) -> None:
+    batches = _batches(place, len(shown), shard)
+    todo = [batch for batch in batches if not all(file.exists() for file in batch)]
+    for batch in tqdm(todo, desc=editor.name, disable=not todo, mininterval=5):
+        with store.alone(*batch):
+            part = [int(file.stem) for file in batch if not file.exists()]
+            if not part:  # another process made them meanwhile
+                continue
+            asked = [samples[index] for index in part]
+            made = editor.edit_many(
+                [sample.image for sample in asked],
+                [sample.instruction for sample in asked],
+                [seed + index for index in part],
+                boxes=[shown[index] for index in part] if editor.reads_boxes else None,
+            )
+            for index, image in zip(part, made, strict=True):
+                told = PngInfo()
+                for key in ("description", "cut"):
+                    if key in image.info:
+                        told.add_itxt(key, str(image.info[key]))
+                with store.replacing(place / f"{index:04d}.png") as scratch:
+                    image.save(scratch, format="png", pnginfo=told)
+
+
+def _batches(place: Path, n: int, shard: Shard) -> Sequence[list[Path]]:
+    files = [place / f"{index:04d}.png" for index in range(n)]
+    return shard.take([files[start : start + _BATCH] for start in range(0, n, _BATCH)])
+
+
+def _editor(name: str, editor: QwenImageEditor, samples: SampleSet) -> Editor:
+    """What edits by the method called `name`."""
+    if name == "identity":
+        return Identity()
+    if name == "paste":
+        if not isinstance(samples, EditedSamples):
+            raise AbpError(
+                f"The exact edits of {samples.name} are not known, so none can be pasted: give its "
+                "set an `edited` method, or leave the method paste out."
+            )
+        return Paste(samples)
+    method = METHODS[name]
+    return replace(editor, condition=method.condition, lora=editor.lora if method.lora else None)
+
+
+def _shown(
+    method: Method, guides: Mapping[Guide, Sequence[Box | None]], n: int
+) -> list[Box | None]:
+    """The boxes that a method draws, one for each of `n` samples; None for none."""
+    if method.guide is None:
+        return [None] * n
+    found = list(guides.get(method.guide, ()))
+    if len(found) < n:
+        raise AbpError(
+            f"{method.label} is shown boxes, and for {n} samples there are {len(found)} from "
+            f"{method.guide!r}: give one for each, or None where none is known."
+        )
+    return found[:n]

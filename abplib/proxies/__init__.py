@@ -1,0 +1,2 @@
+"""The proxies: Q-Formers that read hidden states, their training side by side, and their
+attention."""

@@ -1,0 +1,236 @@
+"""Proxies that learn from the same passes: stacked on a GPU, side by side on CPU cores.
+
+The weights of P proxies that read equally many layers and the same tokens lie along a first axis,
+[P, out, in], and each product in a Q-Former is one batched product for all P (`torch.vmap`). Others
+form a stack of their own, so none is padded to another's size. A GPU takes all of a shape in one
+stack, which starts few and large kernels. One proxy already fills a CPU core, and the activations
+of several leave its cache, so there each is a stack, and as many learn at once as there are cores.
+All weights of a proxy are one row of memory, so clipping and Adam are a few operations.
+
+A proxy in a bank is the proxy trained alone: its initial weights come from the seed and its name,
+its gradient is clipped by its own norm, and Adam treats each weight by itself. Batched products
+round otherwise than single ones; beyond that the two are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.utils import parameters_to_vector
+
+from abplib.core.errors import AbpError
+from abplib.core.parallel import side_by_side
+from abplib.proxies.configurations import Configuration
+from abplib.proxies.qformer import Proxy, box_loss
+from abplib.proxies.settings import ProxyConfig, SweepSettings
+from abplib.vlm.encoder import Encoding
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of a weight."""
+
+
+class Bank:
+    """Proxies for some configurations, which learn from the same encodings.
+
+    A batch may come in parts: `learn` from each, then `step` once.
+    """
+
+    def __init__(
+        self,
+        chosen: Sequence[Configuration],
+        state_width: int,
+        settings: SweepSettings,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.configurations = {configuration.name: configuration for configuration in chosen}
+        if not chosen or len(self.configurations) < len(chosen):
+            raise AbpError("A bank needs at least one configuration, each with its own name.")
+        self.settings = settings
+        self.n_steps = 0
+        """Updates made so far."""
+        self.device = torch.device(device)
+        alike: dict[tuple[int, str, str], list[Configuration]] = {}
+        for configuration in chosen:
+            apart = configuration.name if self.device.type == "cpu" else ""
+            shape = len(configuration.layers), configuration.tokens, apart
+            alike.setdefault(shape, []).append(configuration)
+        self._stacks = [
+            _Stack(group, state_width, settings, seed, device) for group in alike.values()
+        ]
+        names = [name for stack in self._stacks for name in stack.names]
+        self._order = [names.index(name) for name in self.configurations]
+        self.losses = torch.zeros(len(chosen), device=self.device)
+        """Each proxy's loss over the parts of a batch learned from so far, [proxies]."""
+
+    @property
+    def layers(self) -> list[int | Literal["input"]]:
+        """Decoder blocks, or their input, that some proxy reads: what to ask the encoder for."""
+        read = (layer for c in self.configurations.values() for layer in c.layers)
+        return [layer for layer in dict.fromkeys(read) if layer != "final"]
+
+    @property
+    def final(self) -> bool:
+        """Whether some proxy reads the final states."""
+        return any("final" in c.layers for c in self.configurations.values())
+
+    @property
+    def proxies(self) -> dict[str, Proxy]:
+        """A copy of each proxy as it is now, by name."""
+        found = {name: proxy for stack in self._stacks for name, proxy in stack.proxies()}
+        return {name: found[name] for name in self.configurations}
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """What `learn` has added up, in a fixed order; zero where nothing was learned."""
+        return [stack.gradient for stack in self._stacks]
+
+    def learn(self, encoding: Encoding, boxes: Tensor) -> None:
+        """Add the losses on boxes [B, 4] and their gradients, as a share of a batch."""
+        giou = 0.0 if self.n_steps < self.settings.l1_steps else self.settings.lambda_giou
+        share = len(boxes) / self.settings.batch_size
+
+        def learn(stack: _Stack) -> Tensor:
+            return stack.learn(encoding, boxes, giou, share)
+
+        found = list(side_by_side(learn, self._stacks, self.device))
+        self.losses += torch.cat(found)[self._order]
+
+    def step(self) -> list[float]:
+        """Update each proxy by what it learned from a batch, clipped by its own norm; its losses.
+
+        Raises:
+            AbpError: a loss is not finite; no weight has changed then.
+        """
+        losses: list[float] = self.losses.tolist()
+        for name, loss in zip(self.configurations, losses, strict=True):
+            if not math.isfinite(loss):
+                raise AbpError(
+                    f"The loss of proxy {name} is {loss} at batch {self.n_steps}: lower lr, or "
+                    "give the VLM a wider dtype."
+                )
+        rate = self.settings.rate(self.n_steps)
+        list(side_by_side(lambda stack: stack.step(rate), self._stacks, self.device))
+        self.n_steps += 1
+        self.losses.zero_()
+        return losses
+
+    @torch.no_grad()
+    def predict(self, encoding: Encoding) -> dict[str, Tensor]:
+        """Each proxy's boxes for a batch, {name: [B, 4]}."""
+        boxes = torch.cat([stack.boxes(encoding) for stack in self._stacks])[self._order]
+        return dict(zip(self.configurations, boxes, strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that `restore` needs to go on exactly: weights and Adam's moments, by name."""
+        return {
+            f"{place}/{key}": tensor
+            for place, stack in enumerate(self._stacks)
+            for key, tensor in stack.state().items()
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], n_steps: int) -> None:
+        """Take the state that an equal bank had after `n_steps` updates."""
+        for place, stack in enumerate(self._stacks):
+            start = f"{place}/"
+            own = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+            stack.restore(own)
+        self.n_steps = n_steps
+
+
+class _Stack:
+    """P proxies of one shape, all weights of each in a row. For one thread at a time."""
+
+    def __init__(
+        self,
+        chosen: Sequence[Configuration],
+        state_width: int,
+        settings: SweepSettings,
+        seed: int,
+        device: torch.device | str,
+    ) -> None:
+        self.chosen, self.clip = chosen, settings.clip
+        self.config = settings.proxy_config(state_width, len(chosen[0].layers))
+        self.names = [configuration.name for configuration in chosen]
+        alone = [_new(self.config, seed, name) for name in self.names]
+        self._shapes = {key: weight.shape for key, weight in alone[0].named_parameters()}
+        rows = torch.stack([parameters_to_vector(proxy.parameters()) for proxy in alone])
+        self.rows = rows.detach().to(device).requires_grad_()  # [P, weights of a proxy]
+        self._skeleton = alone[0].to("meta")
+        self._optimizer = torch.optim.Adam([self.rows], lr=settings.lr, fused=True)
+
+    @property
+    def gradient(self) -> Tensor:
+        """What was learned since the last step, in the shape of `rows`."""
+        if self.rows.grad is None:
+            self.rows.grad = torch.zeros_like(self.rows)
+        return self.rows.grad
+
+    def weights(self) -> dict[str, Tensor]:
+        """The rows taken apart: each weight by its name in a proxy, the P along its first axis."""
+        parts = self.rows.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        return {
+            key: part.unflatten(1, shape)
+            for (key, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+
+    def boxes(self, encoding: Encoding) -> Tensor:
+        """Boxes of each proxy, [P, B, 4]."""
+        selected = [configuration.select(encoding) for configuration in self.chosen]
+        weights, mask = self.weights(), selected[0][1]
+
+        def boxes_of(weights: dict[str, Tensor], states: Tensor) -> Tensor:
+            return functional_call(self._skeleton, weights, (states, mask))
+
+        if len(selected) == 1:  # a batch of one, without the cost of batching
+            alone = {key: weight.squeeze(0) for key, weight in weights.items()}
+            return boxes_of(alone, selected[0][0])[None]
+        found: Tensor = torch.vmap(boxes_of)(weights, torch.stack([s for s, _ in selected]))
+        return found
+
+    def learn(self, encoding: Encoding, boxes: Tensor, giou: float, share: float) -> Tensor:
+        """Mean loss of each proxy times `share`, [P], GIoU weighing `giou`; adds its gradients."""
+        found = self.boxes(encoding)
+        losses = share * torch.stack([box_loss(predicted, boxes, giou) for predicted in found])
+        losses.sum().backward()
+        return losses.detach()
+
+    def step(self, rate: float) -> None:
+        """Adam's, each proxy's gradient being scaled to a norm of at most `clip`."""
+        norms = self.gradient.norm(dim=1, keepdim=True)
+        self.gradient.mul_((self.clip / (norms + 1e-6)).clamp(max=1.0))
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and Adam's moments, by name."""
+        return {"rows": self.rows.detach(), **self._optimizer.state[self.rows]}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave."""
+        self.rows.copy_(tensors["rows"])
+        moments = {moment: tensors[moment].to(self.rows.device) for moment in _MOMENTS}
+        self._optimizer.state[self.rows] = moments
+
+    def proxies(self) -> Iterator[tuple[str, Proxy]]:
+        """Copies of the proxies with their names."""
+        for row, name in enumerate(self.names):
+            proxy = Proxy(self.config)
+            proxy.load_state_dict({key: weight[row] for key, weight in self.weights().items()})
+            yield name, proxy
+
+
+def _new(config: ProxyConfig, seed: int, name: str) -> Proxy:
+    """A proxy whose initial weights depend on the seed and on its name alone."""
+    word = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(word[:8], "big") >> 1)
+        return Proxy(config)

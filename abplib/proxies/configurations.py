@@ -1,0 +1,80 @@
+"""Which of the VLM's states a proxy reads, and its boxes (section 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from abplib.proxies.qformer import Proxy
+from abplib.samples.base import SampleSet
+from abplib.vlm.encoder import ConditionEncoder, Encoding, Layer
+
+Tokens = Literal["all", "prompt"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Which of the VLM's states a proxy reads."""
+
+    name: str
+    """How figures and tables call it."""
+    layers: tuple[Layer, ...]
+    """Decoder blocks, "input" or "final"; read together."""
+    tokens: Tokens = "all"
+    """The whole kept sequence, or only the tokens of the user's instruction."""
+
+    def select(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
+        """The states [B, L, T, d] and the mask Bool[B, T] that the proxy takes.
+
+        Prompt tokens are moved together, so T is the longest instruction's length and a token's
+        index is its place in the instruction.
+        """
+        states = torch.stack([encoding.states[layer] for layer in self.layers], dim=1)
+        if self.tokens == "all":
+            return states, encoding.mask
+        chosen = encoding.prompt_tokens
+        longest = int(chosen.sum(1).max())
+        order = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
+        index = order[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+        return states.gather(2, index), chosen.gather(1, order)
+
+
+def configurations(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
+    """Those of Figure 4: each layer, the final states, and the middle layers' prompt tokens."""
+    return (
+        *(Configuration(f"layer_{l}", (l,)) for l in range(encoder.n_layers)),
+        Configuration("final", ("final",)),
+        Configuration("middle_prompt", encoder.middle_layers, "prompt"),
+    )
+
+
+def controls(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
+    """What Figure 4 is held against: the decoder's input, and the prompt tokens of each layer."""
+    return (
+        Configuration("input", ("input",)),
+        *(Configuration(f"prompt_{l}", (l,), "prompt") for l in range(encoder.n_layers)),
+        Configuration("prompt_final", ("final",), "prompt"),
+    )
+
+
+@torch.inference_mode()
+def predict(
+    encoder: ConditionEncoder,
+    proxies: Mapping[Configuration, Proxy],
+    samples: SampleSet,
+    n: int,
+    batch: int = 50,
+) -> dict[str, Tensor]:
+    """The proxies' boxes of the first `n` samples from one pass of each, {name: [n, 4]}."""
+    layers = [l for l in dict.fromkeys(l for c in proxies for l in c.layers) if l != "final"]
+    final = any("final" in c.layers for c in proxies)
+    found: dict[str, list[Tensor]] = {configuration.name: [] for configuration in proxies}
+    for _, encoding in encoder.over(samples, n, layers=layers, final=final, batch=batch):
+        for configuration, proxy in proxies.items():
+            states, mask = configuration.select(encoding)
+            found[configuration.name].append(proxy.to(states.device)(states, mask).cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}

@@ -1,0 +1,242 @@
+"""The proxy: a Q-Former that reads a box from the hidden states of a VLM (sections 3 and 4.2, B.1).
+
+N learned queries pass through six blocks. In each, they attend to one another, then to the VLM's
+states, then go through an MLP; a head turns the refined queries into a box (Figure 3a). The states
+are projected to keys and values only, and no query ever comes from them.
+
+The paper fixes the six blocks, the roles of keys, values and queries, the loss and its warm-up. It
+leaves the following open; this is what is taken here:
+
+- number of queries, width and number of heads: `ProxyConfig`, set by the profile;
+- order in a block: self-attention, cross-attention, MLP (GELU, four times the width), each before
+  a LayerNorm and added to its input, as in a pre-norm transformer;
+- input: each state goes through a parameter-free fp32 RMS norm, since the scale of the residual
+  stream grows by orders of magnitude over the layers; to it are appended sinusoids of the token's
+  index in the sequence and a one-hot code of its layer, the first layer's being all zero (so each
+  block learns its own layer embedding for its keys and for its values, and a head can route by
+  layer or by place);
+- one softmax over all (layer, token) pairs of the subset together, not one for each layer;
+- head: all refined queries, concatenated, through one hidden layer; the four outputs are squashed
+  into the box's width and height and its place in the room they leave, so each answer is a
+  proper box inside the image;
+- L1 loss: summed over the four coordinates.
+
+Projecting M states to the keys and values of six blocks is most of a Q-Former's cost. Since
+q . (W_k x) = (W_k^T q) . x and sum a (W_v x) = W_v (sum a x), the few queries are projected instead
+of the many states. The function is the same, no key or value is ever stored, and the attention
+weights are at hand.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from abplib.core import store
+from abplib.core.boxes import giou
+from abplib.core.errors import AbpError
+from abplib.proxies.settings import ProxyConfig
+
+_PERIODS = 32
+"""Sinusoid periods of the position code: sine and cosine of each, 64 features."""
+_LONGEST = 10_000.0
+"""Longest period of the position code, in tokens; the shortest is 2 pi / 3."""
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of the queries to one another: [B, N, width] -> [B, N, width]."""
+
+    def __init__(self, config: ProxyConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.norm = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.n_heads, -1))  # [B, N, 3, heads, e]
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        scores = query @ key.mT / math.sqrt(query.shape[-1])  # [B, heads, N, N]
+        mixed = scores.softmax(-1) @ value  # [B, heads, N, e]
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of the queries to the VLM's states.
+
+    `key` and `value` hold W_k and W_v of each head, [heads, e, F] with F the features of a state
+    and e = width / heads. They act on the queries' side of the softmax; see the module's docstring.
+    """
+
+    def __init__(self, config: ProxyConfig, n_features: int) -> None:
+        super().__init__()
+        self.head_width = config.width // config.n_heads
+        shape = (config.n_heads, self.head_width, n_features)
+        self.norm = nn.LayerNorm(config.width)
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Parameter(torch.randn(shape) / math.sqrt(n_features))
+        self.value = nn.Parameter(torch.randn(shape) / math.sqrt(n_features))
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, features: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B, N, width], features [B, S, F], bias [B, 1, S] (0 or -inf).
+
+        Returns what to add to the queries, [B, N, width], and the weights, [B, heads * N, S].
+        """
+        query = self.query(self.norm(x)).unflatten(-1, (-1, self.head_width))  # [B, N, heads, e]
+        query = torch.einsum("bnhe,hef->bhnf", query, self.key)
+        scores = torch.baddbmm(
+            bias, query.flatten(1, 2), features.mT, alpha=1 / math.sqrt(self.head_width)
+        )
+        weights = scores.softmax(-1)
+        mixed = torch.bmm(weights, features).view_as(query)  # [B, heads, N, F]
+        mixed = torch.einsum("bhnf,hef->bnhe", mixed, self.value)
+        return self.out(mixed.flatten(2)), weights
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and an MLP, each pre-norm and residual."""
+
+    def __init__(self, config: ProxyConfig, n_features: int) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(config)
+        self.cross_attention = CrossAttention(config, n_features)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(config.width),
+            nn.Linear(config.width, 4 * config.width),
+            nn.GELU(),
+            nn.Linear(4 * config.width, config.width),
+        )
+
+    def forward(self, x: Tensor, features: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """As `CrossAttention.forward`, but the first output is the queries after the block."""
+        x = x + self.self_attention(x)
+        mixed, weights = self.cross_attention(x, features, bias)
+        x = x + mixed
+        return x + self.mlp(x), weights
+
+
+class Proxy(nn.Module):
+    """Q-Former from VLM states to a box; its parameters and arithmetic are fp32.
+
+    States are [B, L, T, d] in any float dtype, L the layers it reads and T the tokens. The mask,
+    Bool[B, T], is true at real tokens; each sample needs at least one.
+    """
+
+    def __init__(self, config: ProxyConfig) -> None:
+        super().__init__()
+        self.config = config
+        n_features = config.state_width + 2 * _PERIODS + config.n_layers - 1
+        self.queries = nn.Parameter(torch.randn(config.n_queries, config.width))
+        self.blocks = nn.ModuleList(Block(config, n_features) for _ in range(config.n_blocks))
+        self.head = nn.Sequential(
+            nn.LayerNorm(config.width),
+            nn.Flatten(),
+            nn.Linear(config.n_queries * config.width, config.width),
+            nn.GELU(),
+            nn.Linear(config.width, 4),
+        )
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Boxes [B, 4] as (x1, y1, x2, y2) in [0, 1] of the source image."""
+        return self._run(states, mask)[0]
+
+    @torch.no_grad()
+    def attention(self, states: Tensor, mask: Tensor) -> list[Tensor]:
+        """The weights a_{h,q}^{(l,i)} of section 3, as used by `forward`.
+
+        One tensor for each block m, [B, heads, N, L, T]; head (m, j) is row j of tensor m. Each
+        query's weights sum to one over (l, i) together and are zero where the mask is false.
+        """
+        _, n_layers, n_tokens, _ = states.shape
+        shape = (-1, self.config.n_heads, self.config.n_queries, n_layers, n_tokens)
+        return [weights.view(shape) for weights in self._run(states, mask)[1]]
+
+    def _run(self, states: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        features = self._features(states)
+        allowed = mask.repeat(1, self.config.n_layers)[:, None]  # [B, 1, L * T]
+        bias = torch.zeros_like(allowed, dtype=features.dtype).masked_fill(~allowed, -math.inf)
+        x = self.queries.expand(len(states), -1, -1)
+        weights = []
+        for block in self.blocks:
+            x, block_weights = block(x, features, bias)
+            weights.append(block_weights)
+        size, place = self.head(x).sigmoid().chunk(2, -1)  # [B, 2] each: (w, h), (x, y)
+        corner = place * (1 - size)
+        return torch.cat([corner, corner + size], -1), weights
+
+    def _features(self, states: Tensor) -> Tensor:
+        """States [B, L, T, d] -> what keys and values are made of, fp32 [B, L * T, F]."""
+        n_samples, n_layers, n_tokens, width = states.shape
+        if (n_layers, width) != (self.config.n_layers, self.config.state_width):
+            raise AbpError(
+                f"The proxy reads {self.config.n_layers} layer(s) of width "
+                f"{self.config.state_width}, but was given {n_layers} of width {width}: "
+                "use it with the model and the layers it was trained on."
+            )
+        normed = F.rms_norm(states.float(), (width,))
+        where = position_code(n_tokens, device=states.device)
+        which = torch.eye(n_layers, device=states.device)[:, 1:]
+        size = (n_samples, n_layers, n_tokens, -1)
+        parts = [normed, where.expand(size), which[:, None].expand(size)]
+        return torch.cat(parts, -1).flatten(1, 2)
+
+    def save(self, folder: Path, fingerprint: str) -> None:
+        """Write `model.safetensors` and `config.json` to `folder`, atomically each.
+
+        `fingerprint` is that of the encoder whose states the proxy was trained on.
+        """
+        with store.replacing(folder / "model.safetensors") as scratch:
+            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, scratch)
+        config = {"proxy": self.config.model_dump(), "encoder": fingerprint}
+        store.write_json(folder / "config.json", config)
+
+    @classmethod
+    def load(cls, folder: Path, fingerprint: str) -> Proxy:
+        """Read a proxy written by `save`.
+
+        Raises:
+            AbpError: it was trained on another encoder, or a file is missing or damaged.
+        """
+        config = store.read_json(folder / "config.json")
+        if config["encoder"] != fingerprint:
+            raise AbpError(
+                f"The proxy in {folder} was trained on encoder {config['encoder']}, not on "
+                f"{fingerprint}: train it again for this model."
+            )
+        proxy = cls(ProxyConfig(**config["proxy"]))
+        try:
+            proxy.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise AbpError(
+                f"The proxy weights in {folder} are missing or damaged: delete the folder and "
+                "train it again."
+            ) from error
+        return proxy.eval()
+
+
+def position_code(n_tokens: int, device: torch.device | None = None) -> Tensor:
+    """Sinusoids of a token's index in the sequence, [n_tokens, 64].
+
+    Their amplitude is twice that of the states' features: a proxy learns places sooner so.
+    """
+    rates = torch.logspace(math.log10(3.0), -math.log10(_LONGEST / math.tau), _PERIODS)
+    angles = torch.arange(n_tokens)[:, None] * rates
+    return (2 * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], -1)).to(device)
+
+
+def box_loss(predicted: Tensor, target: Tensor, lambda_giou: float) -> Tensor:
+    """(1 - lambda) L1 + lambda (1 - GIoU), averaged over boxes [B, 4] (section 4.3, B.1).
+
+    L1 is summed over a box's four coordinates, as in DETR.
+    """
+    l1 = (predicted - target).abs().sum(-1).mean()
+    if lambda_giou == 0:
+        return l1
+    return (1 - lambda_giou) * l1 + lambda_giou * (1 - giou(predicted, target)).mean()

@@ -1,0 +1,304 @@
+"""Figure 4's experiment: all proxies trained side by side from one stream of VLM passes.
+
+The VLM's pass is most of the cost and its states are too many to store, so each sample goes through
+the VLM once and feeds every proxy. A batch comes in micro-batches, whose states are dropped as soon
+as the proxies have learned from them. They pass the VLM side by side on CPU cores, and several
+processes share them (`accelerate launch -m abplib sweep`). Training boxes are the VLM's own; the
+evaluation's are exact.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from abplib.core import parallel, store
+from abplib.core.boxes import center_distance, iou
+from abplib.core.errors import AbpError
+from abplib.core.parallel import ahead, streamed
+from abplib.proxies.bank import Bank
+from abplib.proxies.baselines import CORNERS, baselines, scored
+from abplib.proxies.configurations import Configuration, predict
+from abplib.proxies.labels import Labels
+from abplib.proxies.qformer import Proxy
+from abplib.proxies.settings import SweepSettings
+from abplib.samples.base import Sample, SampleSet, check_number
+from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What a finished sweep left on disk."""
+
+    folder: Path
+    """Its files; `Proxy.load(folder / "proxies" / name, encoder.fingerprint)` reads a proxy."""
+    curves: pd.DataFrame
+    """One row for each configuration and evaluation: step, samples_seen, configuration,
+    center_error and iou (means over the first `n_curve_eval` samples; distance in sides of the
+    image), train_loss (mean since the evaluation before)."""
+    samples: pd.DataFrame
+    """One row for each configuration or baseline and sample, at the end: configuration, sample_id,
+    x1, y1, x2, y2, center_error, iou, acc50. Chance answers many boxes, so its box is NaN and its
+    figures are means."""
+    summary: dict[str, Any]
+    """seconds spent in training, epochs over the labels, labels usable and not."""
+
+
+def sweep(
+    encoder: ConditionEncoder,
+    train_set: SampleSet,
+    labels: Labels,
+    eval_set: SampleSet,
+    chosen: Sequence[Configuration],
+    settings: SweepSettings,
+    seed: int,
+    n: int,
+    *,
+    base: Path | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Train a proxy on each configuration and evaluate it on the first `n` samples.
+
+    Samples come in a seeded order, each once; where `n_batches` asks for more than there are usable
+    labels, again in another order. The seed is also that of the proxies' initial weights and of the
+    chance baseline. All is kept: a killed sweep goes on from its last checkpoint as if it had not
+    been, and for another `n` nothing is trained.
+
+    Raises:
+        AbpError: a configuration asks for a layer that is not there, `n` is not in
+            1..len(eval_set), no label is usable, or a loss is not finite.
+    """
+    check_number(n, eval_set)
+    for configuration in chosen:
+        for layer in configuration.layers:
+            if layer not in ("input", "final") and layer not in range(encoder.n_layers):
+                raise AbpError(
+                    f"Configuration {configuration.name} reads layer {layer}, but the VLM has "
+                    f"layers 0 to {encoder.n_layers - 1}."
+                )
+    place = _train(
+        encoder, train_set, labels, eval_set, chosen, settings, seed, base=base, progress=progress
+    )
+    if parallel.is_first():
+        _checkpoint(place).unlink(missing_ok=True)
+    scores = _score(
+        encoder, place / "proxies", chosen, labels, eval_set, seed, n,
+        batch=settings.micro_batch, base=base,
+    )  # fmt: skip
+    return Sweep(
+        folder=place,
+        curves=store.read_parquet(place / "curves.parquet")[0],
+        samples=store.read_parquet(scores / "samples.parquet")[0],
+        summary=store.summary_of(place) or {},
+    )
+
+
+@store.stored("sweep", free={"progress"}, lock=parallel.alone)
+def _train(
+    place: Path,
+    encoder: ConditionEncoder,
+    train_set: SampleSet,
+    labels: Labels,
+    eval_set: SampleSet,
+    chosen: Sequence[Configuration],
+    settings: SweepSettings,
+    seed: int,
+    *,
+    base: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    run = _Run(place, encoder, train_set, labels, eval_set, chosen, settings, seed)
+    run.finish(progress)
+    return {
+        "seconds": round(run.seconds, 1),
+        "epochs": settings.n_batches * settings.batch_size / len(run.rows),
+        "usable": len(run.rows),
+        "unusable": labels.unusable,
+    }
+
+
+@store.stored("scores", free={"batch"}, lock=parallel.alone)
+def _score(
+    place: Path,
+    encoder: ConditionEncoder,
+    proxies: Path,
+    chosen: Sequence[Configuration],
+    labels: Labels,
+    eval_set: SampleSet,
+    seed: int,
+    n: int,
+    *,
+    batch: int,
+    base: Path | None = None,
+) -> None:
+    """Write `Sweep.samples`, of the proxies and of the baselines."""
+    if parallel.is_first():
+        trained = {c: Proxy.load(proxies / c.name, encoder.fingerprint) for c in chosen}
+        samples = [eval_set[index] for index in range(n)]
+        ids, exact = [s.id for s in samples], torch.tensor([s.box for s in samples])
+        found = predict(encoder, trained, eval_set, n, batch)
+        tables = [scored(name, ids, boxes, exact) for name, boxes in found.items()]
+        seen = torch.tensor(labels.usable[CORNERS].to_numpy(np.float32))
+        tables.append(baselines(ids, exact, seen, seed))
+        store.write_parquet(place / "samples.parquet", pd.concat(tables, ignore_index=True))
+    parallel.wait()
+
+
+class _Run:
+    """A training under way: the bank, what was measured so far, and its checkpoint."""
+
+    def __init__(
+        self,
+        place: Path,
+        encoder: ConditionEncoder,
+        train_set: SampleSet,
+        labels: Labels,
+        eval_set: SampleSet,
+        chosen: Sequence[Configuration],
+        settings: SweepSettings,
+        seed: int,
+    ) -> None:
+        self.place, self.encoder, self.settings, self.seed = place, encoder, settings, seed
+        self.train_set, self.eval_set = train_set, eval_set
+        usable = labels.usable
+        if usable.empty:
+            raise AbpError("No training label is usable: check the VLM's boxes with chapter 1.")
+        self.device = encoder.model.device
+        self.rows = usable["index"].to_numpy()
+        """Where in the training set each usable label's sample is."""
+        self.boxes = torch.tensor(usable[CORNERS].to_numpy(np.float32), device=self.device)
+        self.bank = Bank(chosen, encoder.width, settings, seed, self.device)
+        self.curves: list[dict[str, Any]] = []
+        self.recent: list[list[float]] = []
+        """Each proxy's losses, batch by batch, since the last evaluation."""
+        self.seconds = 0.0
+        self.checkpoint = _checkpoint(place)
+
+    def finish(self, progress: bool) -> None:
+        """Train from the checkpoint or from the start to the end, and write the results."""
+        if self.checkpoint.exists():
+            self._restore()
+        parallel.wait()  # before any process writes the next checkpoint
+        settings, bank = self.settings, self.bank
+        started = time.monotonic() - self.seconds
+        order = _order(len(self.rows), settings.n_batches * settings.batch_size, self.seed)
+        batches = order.reshape(settings.n_batches, settings.batch_size)[bank.n_steps :]
+        parts = [self._parts(batch) for batch in batches]
+        passes = self._passes(self.train_set, [self.rows[part] for some in parts for part in some])
+        shown = progress and parallel.is_first()
+        bar = tqdm(
+            total=settings.n_batches, initial=bank.n_steps, desc="proxies", disable=not shown
+        )
+        with bar:
+            for some in parts:
+                for rows in some:
+                    bank.learn(next(passes)[1], self.boxes[torch.from_numpy(rows)])
+                parallel.add_up([bank.losses, *bank.gradients])
+                self.recent.append(bank.step())
+                bar.update()
+                last = bank.n_steps == settings.n_batches
+                if bank.n_steps % settings.eval_every == 0 or last:
+                    self._measure()
+                if bank.n_steps % settings.checkpoint_every == 0 or last:
+                    self.seconds = time.monotonic() - started
+                    self._save()
+        if parallel.is_first():
+            for name, proxy in bank.proxies.items():
+                proxy.save(self.place / "proxies" / name, self.encoder.fingerprint)
+            store.write_parquet(self.place / "curves.parquet", pd.DataFrame(self.curves))
+        parallel.wait()  # before any process declares this complete
+
+    def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
+        """This process's micro-batches of some rows."""
+        size = self.settings.micro_batch
+        starts = range(0, len(rows), size)
+        return list(parallel.share().take([rows[start : start + size] for start in starts]))
+
+    def _passes(
+        self, samples: SampleSet, parts: Sequence[np.ndarray]
+    ) -> Iterator[tuple[list[Sample], Encoding]]:
+        """Each micro-batch through the VLM, in order; the next ones are prepared meanwhile."""
+
+        def prepare(rows: np.ndarray) -> tuple[list[Sample], Prepared]:
+            some = [samples[int(row)] for row in rows]
+            images, instructions = [s.image for s in some], [s.instruction for s in some]
+            return some, self.encoder.prepare(images, instructions)
+
+        def encode(part: tuple[list[Sample], Prepared]) -> tuple[list[Sample], Encoding]:
+            layers, final = self.bank.layers, self.bank.final
+            return part[0], self.encoder.encode(part[1], layers=layers, final=final)
+
+        return streamed(encode, ahead(prepare, parts, self.device), self.device)
+
+    def _measure(self) -> None:
+        """Add a point to each curve; one VLM pass serves all proxies."""
+        n = min(self.settings.n_curve_eval, len(self.eval_set))
+        parts = self._parts(np.arange(n))
+        mine: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+        for rows, (some, encoding) in zip(parts, self._passes(self.eval_set, parts), strict=True):
+            found = {name: boxes.cpu() for name, boxes in self.bank.predict(encoding).items()}
+            mine.append((int(rows[0]), torch.tensor([s.box for s in some]), found))
+        whole = sorted(parallel.gathered(mine), key=lambda part: part[0])
+        exact = torch.cat([exact for _, exact, _ in whole])
+        losses = np.mean(self.recent, axis=0)
+        self.recent = []
+        for name, loss in zip(self.bank.configurations, losses, strict=True):
+            boxes = torch.cat([found[name] for *_, found in whole])
+            self.curves.append(
+                {
+                    "step": self.bank.n_steps,
+                    "samples_seen": self.bank.n_steps * self.settings.batch_size,
+                    "configuration": name,
+                    "center_error": float(center_distance(boxes, exact).double().mean()),
+                    "iou": float(iou(boxes, exact).double().mean()),
+                    "train_loss": float(loss),
+                }
+            )
+
+    def _save(self) -> None:
+        if not parallel.is_first():
+            return
+        progress = {
+            "n_steps": self.bank.n_steps,
+            "curves": self.curves,
+            "recent": self.recent,
+            "seconds": self.seconds,
+        }
+        with store.replacing(self.checkpoint) as scratch:
+            save_file(self.bank.state(), scratch, {"progress": json.dumps(progress)})
+
+    def _restore(self) -> None:
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise AbpError(
+                f"The checkpoint {self.checkpoint} is damaged: delete it to train from the start."
+            ) from error
+        self.bank.restore(tensors, progress["n_steps"])
+        self.curves, self.recent = progress["curves"], progress["recent"]
+        self.seconds = progress["seconds"]
+
+
+def _checkpoint(place: Path) -> Path:
+    return place / "checkpoint.safetensors"
+
+
+def _order(n_rows: int, needed: int, seed: int) -> np.ndarray:
+    """`needed` row numbers: shuffles of all rows, one after another."""
+    random = np.random.default_rng(seed)
+    epochs = -(-needed // n_rows)
+    return np.concatenate([random.permutation(n_rows) for _ in range(epochs)])[:needed]

@@ -1,0 +1,283 @@
+"""The last step of `make book`: set the pages, and let nothing half-made be seen.
+
+The chapters have run before. Their prose as it is now, with the outputs of their runs, and the
+static pages are staged in `book/_build/src`, and Jupyter Book turns them into HTML with its own
+execution off and its warnings as errors. The finished HTML takes the place of the former one at the
+end, so a failed build leaves the last good book alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from nbformat import NotebookNode
+
+from abplib.chapter import VALUES, about, table_caption
+from abplib.core import code, paths, store
+from abplib.core.errors import AbpError
+from abplib.publish.notebooks import as_written, folder_of
+
+_TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-mathjax-offline")
+_JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run by -m
+_PAGES = (".md", ".bib", ".yml")
+_CONFIG = "_config.yml"
+_LOADED = {  # tag -> the attribute by which a page loads something
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "iframe": "src",
+    "embed": "src",
+    "object": "data",
+}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_TABLE_CAPTION = re.compile(r'<p class="abp-caption">.*?</p>', re.DOTALL)
+_CSS_REMOTE = re.compile(r"""(?:@import\s+|url\()\s*["']?((?:https?:)?//[^"')\s]+)""")
+_SCRIPT_REMOTE = re.compile(r"""["']((?:https?:)?//[^"'\s]*\.m?js)\b""")
+
+
+def build_folder() -> Path:
+    """Where the build's products go."""
+    return _book() / "_build"
+
+
+def build(profile: str, log: Callable[[str], None] = print) -> Path:
+    """Set the pages of the chapters that ran; returns the first page.
+
+    Args:
+        profile: what every chapter ran with.
+        log: takes one line of progress at a time.
+
+    Raises:
+        AbpError: a chapter has not run, or the pages do not build.
+    """
+    ran = {name: folder_of(name, {"profile": profile}) for name in chapters()}
+    with store.alone(build_folder() / "html"):
+        merge_values(ran)
+        return typeset(stage(ran), log)
+
+
+def key(profile: str) -> str:
+    """Hash of what determines the pages beside the chapters' outputs."""
+    own = code.digest(f"import {__name__}")
+    return store.digest([profile, _tools(), store.digest_files(*written()), own])
+
+
+def chapters() -> list[str]:
+    """The names of the book's chapters in reading order."""
+    return [Path(page).name for page in pages() if page.startswith("chapters/")]
+
+
+def pages() -> list[str]:
+    """The documents of `book/_toc.yml` in reading order, without their endings."""
+    path = paths.root() / "book" / "_toc.yml"
+    try:
+        toc = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise AbpError(f"The book's table of contents {path} is not readable YAML.") from error
+
+    def listed(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            yield from (str(node[key]) for key in ("root", "file") if key in node)
+            for child in node.values():
+                yield from listed(child)
+        elif isinstance(node, list):
+            for child in node:
+                yield from listed(child)
+
+    return list(listed(toc))
+
+
+def merge_values(ran: dict[str, Path]) -> Path:
+    """Write `_build/values.json`, the values of all chapters together.
+
+    Raises:
+        AbpError: two chapters gave the same name to a value.
+    """
+    merged: dict[str, Any] = {}
+    for name, place in ran.items():
+        values = store.read_json(place / VALUES)
+        if twice := sorted(merged.keys() & values.keys()):
+            raise AbpError(f"Chapter {name} gives {', '.join(twice)}, as an earlier chapter does.")
+        merged |= values
+    path = build_folder() / VALUES
+    store.write_json(path, merged)
+    return path
+
+
+def stage(ran: dict[str, Path]) -> Path:
+    """Collect everything that Sphinx reads in `_build/src`, from scratch; returns that folder."""
+    staged = build_folder() / "src"
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / "extra" / "mathjax").mkdir(parents=True)
+    shutil.copy(_mathjax(), staged / "extra" / "mathjax")
+    for path in written():
+        to = staged / (_CONFIG if path.name == _CONFIG else path.relative_to(_book()))
+        if not (to.parent.name == "chapters" and path.stem in ran):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, to)
+    for name, place in ran.items():
+        notebook = typesettable(as_written(name, place))
+        store.write_text(staged / "chapters" / f"{name}.ipynb", nbformat.writes(notebook))
+    return staged
+
+
+def written() -> list[Path]:
+    """Files that people write and the pages are set from: prose, style, configuration."""
+    found = [paths.root() / _CONFIG]
+    for path in sorted(_book().rglob("*")):
+        top = path.relative_to(_book()).parts[0]
+        is_page = path.suffix in _PAGES and top not in ("_build", "notebooks")
+        if path.is_file() and (is_page or top == "_static"):
+            found.append(path)
+    return found
+
+
+def typesettable(notebook: NotebookNode) -> NotebookNode:
+    """An executed notebook as Sphinx is to see it.
+
+    Captions are those that cells have by now, papermill's cell folds away, and records of the run
+    (times, paths) go.
+
+    Raises:
+        AbpError: two figures in one cell.
+    """
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            cell.metadata["tags"] = [*tags, "hide-input"]
+        for record in ("papermill", "execution"):
+            cell.metadata.pop(record, None)
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [output for output in cell.outputs if "abp_caption" not in _meta(output)]
+        made = [output.metadata for output in cell.outputs if "abp_figure" in _meta(output)]
+        figures = [metadata.pop("abp_figure") for metadata in made]
+        if len(figures) > 1:
+            names = ", ".join(figure["name"] for figure in figures)
+            raise AbpError(f"One cell shows the figures {names}: give each a cell of its own.")
+        for figure in figures:
+            caption = (about(cell.metadata, "figure") or figure)["caption"].strip()
+            cell.metadata["mystnb"] = {
+                "figure": {"name": figure["name"], "caption": f"{caption}\n\n{figure['made']}"},
+                "image": {"alt": re.sub(r"[*_`$\\{}]", "", caption)},
+            }
+        if table := about(cell.metadata, "table"):
+            for output in cell.outputs:
+                if "text/html" in output.get("data", {}):
+                    shown = "".join(output.data["text/html"])
+                    caption = table_caption(table["caption"])
+                    output.data["text/html"] = _TABLE_CAPTION.sub(lambda _: caption, shown)  # noqa: B023
+    return notebook
+
+
+def typeset(staged: Path, log: Callable[[str], None]) -> Path:
+    """Run Jupyter Book over the staged folder, unless nothing changed; returns the first page.
+
+    Raises:
+        AbpError: Sphinx warned or failed, or a page loads something from the network.
+    """
+    place, html = build_folder(), build_folder() / "html"
+    made_of = place / "html.json"
+    made_from = store.digest({"tools": _tools(), "files": store.digest_folder(staged)})
+    first = html / "index.html"
+    if made_of.is_file() and first.is_file() and store.read_json(made_of) == made_from:
+        log("pages: unchanged")
+        return first
+    log("pages: setting")
+    fresh = place / "next"
+    shutil.rmtree(fresh, ignore_errors=True)
+    options = ["--path-output", str(fresh), "--config", str(staged / "_config.yml")]
+    command = [sys.executable, "-c", _JUPYTER_BOOK, "build", str(staged), *options]
+    done = subprocess.run(
+        [*command, "--toc", str(staged / "_toc.yml"), "-W", "--keep-going"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    report = place / "sphinx.log"
+    store.write_text(report, done.stdout)
+    made = fresh / "_build" / "html"
+    if done.returncode or not (made / "index.html").is_file():
+        said = re.findall(r"^.*\b(?:WARNING|ERROR)\b.*$", _COLOUR.sub("", done.stdout), re.M)
+        reason = said[0].strip() if said else "no warning was given"
+        raise AbpError(f"The pages do not build ({reason}); the full report is {report}.")
+    if found := remote(made):
+        raise AbpError(f"The pages load from the network: {'; '.join(found[:3])}.")
+    made_of.unlink(missing_ok=True)
+    former = place / "former"
+    shutil.rmtree(former, ignore_errors=True)
+    if html.is_dir():
+        html.rename(former)
+    made.rename(html)
+    store.write_json(made_of, made_from)
+    shutil.rmtree(former, ignore_errors=True)
+    shutil.rmtree(fresh)
+    return first
+
+
+def remote(html: Path) -> list[str]:
+    """What pages and style sheets under `html` load from the network, as `file: address`."""
+    found = []
+    for path in sorted(html.rglob("*.html")):
+        page = _Loads()
+        page.feed(path.read_text(encoding="utf-8"))
+        found += [f"{path.name}: {address}" for address in page.remote]
+    for path in sorted(html.rglob("*.css")):
+        text = path.read_text(encoding="utf-8")
+        addresses = _CSS_REMOTE.findall(text)
+        found += [f"{path.name}: {address}" for address in addresses]
+    return found
+
+
+class _Loads(HTMLParser):
+    """Collects the remote addresses that a page loads by itself; links to follow are fine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remote: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        address = attributes.get(_LOADED.get(tag, "")) or ""
+        if attributes.get("rel") != "canonical" and address.startswith(("http:", "https:", "//")):
+            self.remote.append(address)
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script":
+            self.remote += _SCRIPT_REMOTE.findall(data)
+
+
+def _tools() -> dict[str, str]:
+    return {tool: version(tool) for tool in _TOOLS}
+
+
+def _book() -> Path:
+    return paths.root() / "book"
+
+
+def _meta(output: NotebookNode) -> dict[str, Any]:
+    return dict(output.get("metadata", {}))
+
+
+def _mathjax() -> Path:
+    """MathJax in one file, from the package that carries it."""
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None or spec.origin is None:
+        raise AbpError("MathJax is missing: install sphinx-mathjax-offline, as the lock file says.")
+    return Path(spec.origin).parent / "static" / "mathjax" / "tex-svg-full.js"

@@ -1,0 +1,182 @@
+"""Steps that chapters share, each a command, so that a graph of jobs can run them beforehand.
+
+A chapter that runs alone computes what is missing by the same functions; see `workflow/Snakefile`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from abplib import chapter as chapters
+from abplib.core import paths, store
+from abplib.core.errors import AbpError
+from abplib.core.parallel import Shard
+from abplib.editing.methods import METHODS, Guide
+from abplib.profiles import LABELS_FILE, ChapterParameters, Profile, parse
+
+if TYPE_CHECKING:
+    from abplib.core.boxes import Box
+
+SEED = ChapterParameters().seed
+"""The chapters' own default, so that they find what the steps made."""
+
+_profile = click.option("--profile", default="mini", show_default=True)
+_shard = click.option(
+    "--shard",
+    default="1-of-1",
+    show_default=True,
+    callback=lambda context, option, text: Shard.read(text),
+    help="Do a part of it.",
+)
+
+
+@click.command()
+@_profile
+@click.option("-n", "number", type=click.IntRange(1), help="Default: what the profile trains on.")
+@_shard
+@click.option("--ship", is_flag=True, help="Also write all of them beside the model.")
+def labels(profile: str, number: int | None, shard: Shard, ship: bool) -> None:
+    """Let the VLM label the training samples of chapter 2."""
+    from abplib.experiment import Experiment
+    from abplib.proxies.labels import predict_labels, predict_shard
+
+    made = Experiment(Profile.load(profile), SEED)
+    n = number or made.n_labels
+    path = Path(made.vlm_source) / LABELS_FILE
+    if ship and not path.parent.is_dir():
+        raise AbpError(
+            f"{made.profile.vlm} is no folder to ship labels in: save the model to one first."
+        )
+    predict_shard(made.encoder, made.training, n, shard, shipped=path)
+    if ship:
+        found = predict_labels(made.encoder, made.training, n, shipped=path)
+        found.ship(path)
+        click.echo(f"{path}: {len(found.usable)} of {n} usable, {found.unusable or 'none'} not")
+
+
+@click.command()
+@_profile
+def sweep(profile: str) -> None:
+    """Train the proxies of chapter 2, which chapters 3 and 4 take apart."""
+    from abplib.experiment import Experiment
+
+    Experiment(Profile.load(profile), SEED).sweep()
+
+
+@click.command()
+@_profile
+def answers(profile: str) -> None:
+    """Ask the VLM for the boxes of the evaluation samples, for chapters 1 and 5."""
+    from abplib.experiment import Experiment
+    from abplib.sections.localization import ask
+
+    made = Experiment(Profile.load(profile), SEED)
+    ask(made.encoder, made.evaluation, made.profile.n_eval)
+
+
+@click.command()
+@click.argument("method")
+@_profile
+@_shard
+def edit(method: str, profile: str, shard: Shard) -> None:
+    """Edit the evaluation samples by a METHOD of Table 1, for chapters 1 and 5.
+
+    METHOD is one of chapter 5's, such as `baseline` or `ours`, or another system that the profile
+    names.
+    """
+    from abplib.editing.runs import make_edits, make_other_edits
+    from abplib.experiment import Experiment
+    from abplib.sections.editing_validation import answered_boxes
+    from abplib.sections.localization import ask
+
+    chosen = Profile.load(profile)
+    known = (*METHODS, *chosen.other_editors)
+    if method not in known:
+        raise AbpError(f"There is no method {method!r}: choose from {', '.join(known)}.")
+    made = Experiment(chosen, SEED)
+    samples, n = made.evaluation, chosen.n_eval
+    if method in chosen.other_editors:
+        make_other_edits(made.other(method), samples, n, SEED, shard=shard)
+        return
+    boxes: dict[Guide, Sequence[Box | None]] = {}
+    match METHODS[method].guide:
+        case "proxy":
+            boxes["proxy"] = made.guide().boxes(made.encoder, samples, n)
+        case "vlm":
+            boxes["vlm"] = answered_boxes(ask(made.encoder, samples, n))
+        case "exact":
+            boxes["exact"] = [samples[index].box for index in range(n)]
+    make_edits(method, made.editor, samples, n, SEED, boxes, shard=shard)
+
+
+def key(step: Callable[..., object] | str, profile: str) -> str:
+    """Hash of what determines what a function of this module computes, or the chapter called so.
+
+    Where models or samples are missing, the sentence that says so stands for all.
+
+    Raises:
+        AbpError: there is no such profile.
+    """
+    chosen = Profile.load(profile)
+    try:
+        if isinstance(step, str):
+            return store.digest(chapters.of_chapter(step, parse(step, {"profile": profile})))
+        return store.digest(chapters.inputs(chosen, inspect.getsource(step)))
+    except AbpError as error:
+        return str(error)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/omniedit.")
+@click.option("--location", help="A folder of its parquet shards; default: the hub.")
+@click.option("-n", "number", type=click.IntRange(1), help="Rows; default: the paper's 128,000.")
+@click.option("--shards", type=click.IntRange(1), help="Take them from so many shards alone.")
+@click.option("--seed", type=int, help="Of the choice; default: 0.")
+@click.option("--label", "profile", help="Then let this profile's VLM label them.")
+def omniedit(
+    out: Path | None,
+    location: str | None,
+    number: int | None,
+    shards: int | None,
+    seed: int | None,
+    profile: str | None,
+) -> None:
+    """Choose rows of OmniEdit, fetch them and label them, or go on where a run was stopped.
+
+    All 571 shards are 3 TB to read; 61 hold enough rows in a tenth of that (--shards 61).
+    """
+    from abplib.samples.omniedit import LOCATION, PAPER_ROWS, Manifest, choose
+    from abplib.samples.omniedit_rows import FOLDER, MANIFEST, OmniEdit, fetch, write_labels
+
+    folder = out or paths.root() / FOLDER
+    if (folder / MANIFEST).exists():
+        manifest = Manifest.load(folder / MANIFEST)
+        known = manifest.recipe
+        asked = {"location": location, "n": number, "n_shards": shards, "seed": seed}
+        if other := [key for key, value in asked.items() if value not in (None, known[key])]:
+            raise AbpError(
+                f"{folder} holds a choice with {other[0]} = {known[other[0]]}: leave the option "
+                "out to go on with that, or give another --out."
+            )
+        click.echo(f"Going on in {folder} with its {known['n']} rows by seed {known['seed']}")
+    else:
+        manifest = choose(
+            location or LOCATION, n=number or PAPER_ROWS, n_shards=shards, seed=seed or 0
+        )
+    fetch(manifest, folder, click.echo)
+    samples = OmniEdit(folder)
+    click.echo(f"{len(samples)} rows in {folder}, {samples.unusable or 'none'} unusable")
+    click.echo(f"manifest {manifest.fingerprint}")
+    if profile:
+        from abplib.experiment import Experiment
+        from abplib.proxies.labels import predict_labels
+
+        encoder = Experiment(Profile.load(profile)).encoder
+        found = predict_labels(encoder, samples, len(samples))
+        write_labels(found, folder / "labels.jsonl")
+        click.echo(f"{len(found.usable)} labels usable, {found.unusable or 'none'} not")

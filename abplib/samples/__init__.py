@@ -1,0 +1,1 @@
+"""Sample sets: an image, an instruction, and the box of the edit."""

@@ -1,0 +1,65 @@
+"""What a sample is: an image, an instruction, the exact box of what the edit is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from abplib.core.boxes import Box
+from abplib.core.errors import AbpError
+
+Fact = str | int | float
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One source image with its edit instruction and its ground truth."""
+
+    id: str
+    """Unique in its set and the same in every run."""
+    image: Image.Image
+    """Source image, RGB."""
+    instruction: str
+    """What the user asks for."""
+    box: Box
+    """Exact box of the target, fractions of the source image; nan where it is not known."""
+    masks: np.ndarray | None = None
+    """Bool [n, height, width]: visible pixels of each object; None where they are not known."""
+    target: int | None = None
+    """Row of `masks` that the instruction is about; None where there is no such object."""
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    """What to break results down by: task, spatial_term, n_objects, layout, kind, colour."""
+
+
+@runtime_checkable
+class SampleSet(Protocol):
+    """A sequence of samples, made or read on demand."""
+
+    @property
+    def name(self) -> str:
+        """Short name, shown in figures."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content: equal where every sample is equal."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`, 0 <= index < len; IndexError outside."""
+        ...
+
+
+def check_number(n: int, samples: SampleSet) -> None:
+    """Refuse to take the first `n` samples where there are not as many, or none is asked for."""
+    if not 1 <= n <= len(samples):
+        raise AbpError(
+            f"{n} samples are asked for, but {samples.name} holds {len(samples)}: ask for 1 to "
+            f"{len(samples)}."
+        )

@@ -1,0 +1,1 @@
+"""The miniature world: scenes as data, their pictures, edits and references."""

@@ -1,0 +1,257 @@
+"""Edit instructions on scenes, with the edited scene and the exact region of the edit.
+
+The multi-entity instructions follow appendix A.2: the object is named by its place alone
+("Turn the second cup from the left into a blue star."). The general ones have the kinds of task
+that OmniEdit has: swap, attribute, removal, addition, background, style.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TypeVar
+
+from abplib.samples.scenes.objects import COLOURS, KINDS
+from abplib.samples.scenes.references import Reference, references
+from abplib.samples.scenes.render import SIDE, STYLES, box_of, masks
+from abplib.samples.scenes.scene import BACKGROUNDS, Random, Scene, Thing
+
+TASKS = ("swap", "attribute", "removal", "addition", "background", "style")
+LOOK = "attribute"
+"""Term of a reference that names an object by its kind, with or without its colour."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+Box = tuple[float, float, float, float]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One instruction on one scene. `target` is None where no single object is meant."""
+
+    task: str
+    instruction: str
+    answer: str
+    """What changes, as a sentence."""
+    phrase: str
+    """What a box of the edit would be labelled."""
+    term: str
+    target: int | None
+    box: Box
+    after: Scene
+
+
+def multi_entity_edits(scene: Scene, random: Random) -> list[Edit]:
+    """One edit for each spatial reference that holds in a uniform scene, in random order."""
+    found = references(scene, range(len(scene.things)))
+    boxes = object_boxes(scene)
+    return [_turn(scene, found[i], boxes, random) for i in random.permutation(len(found))]
+
+
+def general_edits(
+    scene: Scene, random: Random, n: int, by_place: float | None = None
+) -> list[Edit]:
+    """`n` edits of the general set; local ones name objects by look or by place.
+
+    `by_place` is the share that does so by place, where the scene has objects that a look singles
+    out; None takes all references as they come, which are mostly by place.
+    """
+    boxes = object_boxes(scene)
+    named = all_references(scene)
+    kinds = [[r for r in named if (r.term == LOOK) != placed] for placed in (False, True)]
+
+    def pick() -> list[Reference]:
+        return named if by_place is None else kinds[random.random() < by_place] or named
+
+    edits: list[Edit] = []
+    while len(edits) < n:
+        task = TASKS[int(random.choice(len(TASKS), p=(0.3, 0.36, 0.2, 0.08, 0.03, 0.03)))]
+        if task == "background":
+            edits.append(_background(scene, random))
+        elif task == "style":
+            edits.append(_style(scene, random))
+        elif task == "addition":
+            edits += _addition(scene, pick(), boxes, random)
+        elif not named:
+            continue
+        elif task == "removal":
+            edits.append(_removal(scene, choose(random, pick()), boxes, random))
+        elif task == "swap":
+            edits.append(_turn(scene, choose(random, pick()), boxes, random))
+        else:
+            edits.append(_recolour(scene, choose(random, pick()), boxes, random))
+    return edits
+
+
+def all_references(scene: Scene) -> list[Reference]:
+    """Unambiguous references by look ("red cup", "cup") and by place, for every object."""
+    kinds = Counter(t.kind for t in scene.things)
+    looks = Counter((t.kind, t.colour) for t in scene.things)
+    found = []
+    for i, thing in enumerate(scene.things):
+        if looks[thing.kind, thing.colour] == 1:
+            found.append(Reference(f"{thing.colour} {thing.kind}", LOOK, i))
+        if kinds[thing.kind] == 1:
+            found.append(Reference(thing.kind, LOOK, i))
+    for kind, count in kinds.items():
+        if count > 1:
+            group = [i for i, t in enumerate(scene.things) if t.kind == kind]
+            found += references(scene, group)
+    return found
+
+
+def with_article(words: str) -> str:
+    """A noun phrase with its indefinite article."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def choose(random: Random, options: Iterable[T]) -> T:
+    """One of the options, uniformly."""
+    pool = list(options)
+    return pool[int(random.integers(len(pool)))]
+
+
+def _turn(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) -> Edit:
+    """Change an object's colour, its kind, or both."""
+    old = scene.things[ref.index]
+    kind = old.kind if random.random() < 0.5 else choose(random, KINDS)
+    colour = choose(random, [c for c in COLOURS if kind != old.kind or c != old.colour])
+    new = with_article(f"{colour} {kind}")
+    return Edit(
+        "swap" if kind != old.kind else "attribute",
+        f"Turn the {ref.phrase} into {new}.",
+        f"The {ref.phrase} becomes {new}.",
+        ref.phrase,
+        ref.term,
+        ref.index,
+        boxes[ref.index],
+        _with(scene, ref.index, replace(old, kind=kind, colour=colour)),
+    )
+
+
+def _recolour(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) -> Edit:
+    old = scene.things[ref.index]
+    colour = choose(random, [c for c in COLOURS if c != old.colour])
+    form = choose(
+        random, ("Make the {} {}.", "Paint the {} {}.", "Change the color of the {} to {}.")
+    )
+    return Edit(
+        "attribute",
+        form.format(ref.phrase, colour),
+        f"The {ref.phrase} becomes {colour}.",
+        ref.phrase,
+        ref.term,
+        ref.index,
+        boxes[ref.index],
+        _with(scene, ref.index, replace(old, colour=colour)),
+    )
+
+
+def _removal(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) -> Edit:
+    form = choose(random, ("Remove the {}.", "Delete the {}.", "Take away the {}."))
+    rest = tuple(t for i, t in enumerate(scene.things) if i != ref.index)
+    return Edit(
+        "removal",
+        form.format(ref.phrase),
+        f"The {ref.phrase} is removed.",
+        ref.phrase,
+        ref.term,
+        ref.index,
+        boxes[ref.index],
+        replace(scene, things=rest),
+    )
+
+
+def _addition(
+    scene: Scene, named: list[Reference], boxes: tuple[Box, ...], random: Random
+) -> list[Edit]:
+    """A new object beside a named one, where there is room (an empty list where there is none)."""
+    sides = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+    for _ in range(8):
+        if not named:
+            break
+        ref, (side, (dx, dy)) = choose(random, named), choose(random, sides.items())
+        anchor = scene.things[ref.index]
+        x, y, size = (
+            anchor.x + dx * anchor.size * 1.15,
+            anchor.y + dy * anchor.size * 1.15,
+            anchor.size,
+        )
+        inside = size / 2 <= min(x, y) and max(x, y) <= 1 - size / 2
+        if not inside or any(
+            max(abs(t.x - x), abs(t.y - y)) < 0.5 * (t.size + size) for t in scene.things
+        ):
+            continue
+        new = Thing(choose(random, KINDS), choose(random, COLOURS), x, y, size)
+        words = with_article(f"{new.colour} {new.kind}")
+        after = replace(scene, things=(*scene.things, new))
+        where = f"{side} the {ref.phrase}"
+        return [
+            Edit(
+                "addition",
+                f"Add {words} {where}.",
+                f"{words.capitalize()} appears {where}.",
+                f"{new.colour} {new.kind}",
+                side,
+                None,
+                box_of(masks(after)[-1]),
+                after,
+            )
+        ]
+    return []
+
+
+def _background(scene: Scene, random: Random) -> Edit:
+    ground = choose(random, [b for b in BACKGROUNDS if b != scene.background])
+    form = choose(random, ("Change the background to {}.", "Put everything on {}."))
+    return Edit(
+        "background",
+        form.format(ground),
+        f"The background becomes {ground}.",
+        "background",
+        "whole",
+        None,
+        WHOLE,
+        replace(scene, background=ground),
+    )
+
+
+def _style(scene: Scene, random: Random) -> Edit:
+    style = choose(random, STYLES)
+    form = choose(random, ("Make it look like {}.", "Turn the picture into {}."))
+    return Edit(
+        "style",
+        form.format(with_article(style)),
+        f"The picture becomes {with_article(style)}.",
+        "picture",
+        "whole",
+        None,
+        WHOLE,
+        replace(scene, style=style),
+    )
+
+
+def _with(scene: Scene, index: int, thing: Thing) -> Scene:
+    things = list(scene.things)
+    things[index] = thing
+    return replace(scene, things=tuple(things))
+
+
+SURROUND = 1
+"""Pixels that an answered box leaves around its object, so that it wholly encompasses it."""
+
+
+def pixels(box: Box, side: int) -> tuple[int, int, int, int]:
+    """A normalised box as it is to be answered: in whole pixels of a `side` x `side` picture,
+    rounded outwards, with `SURROUND` pixels around it where the picture leaves them."""
+    x1, y1, x2, y2 = (round(v * SIDE) * side for v in box)
+    left, top = (max(0, v // SIDE - SURROUND) for v in (x1, y1))
+    right, bottom = (min(side, -(-v // SIDE) + SURROUND) for v in (x2, y2))
+    return left, top, right, bottom
+
+
+@lru_cache(maxsize=16)
+def object_boxes(scene: Scene) -> tuple[Box, ...]:
+    """Tight boxes of all objects, normalised."""
+    return tuple(box_of(mask) for mask in masks(scene))

@@ -1,0 +1,162 @@
+"""Sample sets of the mini world, rendered on demand.
+
+The *multi-entity* set follows appendix A.2: alike objects, one named by its place alone, 200
+samples to train on and 200 to evaluate, split once and listed with hashes in
+`data/mini/multi_entity.json`. The *general* set stands for OmniEdit: six kinds of task, half of
+its scenes with mixed and half with alike objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+
+from abplib.core import paths
+from abplib.core.errors import AbpError
+from abplib.samples.base import Sample
+from abplib.samples.scenes.edits import Edit, general_edits, multi_entity_edits
+from abplib.samples.scenes.render import masks, render
+from abplib.samples.scenes.scene import Scene, general_scene, generator, multi_entity_scene
+
+PER_SPLIT = 200
+GENERAL_SIZE = 128_000
+GENERAL_SEED = 500_000_000
+"""Seeds of the general set start here; the multi-entity set's are below, training's above."""
+
+MANIFEST = "data/mini/multi_entity.json"
+
+
+@dataclass(frozen=True)
+class SceneSamples:
+    """A `SampleSet` of scenes that are made from their index when asked for."""
+
+    name: str
+    size: int
+    source: Callable[[int], tuple[str, Scene, Edit]]
+    recipe: Any
+    """What decides the content, as JSON; hashed into the fingerprint."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the recipe, and of the content of the first samples as the code makes them."""
+        told = hashlib.sha256(json.dumps([self.name, self.size, self.recipe]).encode())
+        for index in range(min(self.size, 64)):
+            name, scene, edit = self._at(index)
+            box = [round(side, 6) for side in edit.box]
+            facts = [name, scene.digest(), edit.instruction, box, edit.after.digest()]
+            told.update(json.dumps(facts).encode())
+            if index < 8:
+                told.update(render(scene).tobytes())
+        return told.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index` with exact masks and box."""
+        name, scene, edit = self._at(index)
+        facts: dict[str, str | int | float] = {
+            "task": edit.task,
+            "spatial_term": edit.term,
+            "n_objects": len(scene.things),
+            "layout": scene.layout,
+            "phrase": edit.phrase,
+        }
+        if edit.target is not None:
+            target = scene.things[edit.target]
+            facts |= {"kind": target.kind, "colour": target.colour, "size": target.size}
+        shown = masks(scene)
+        return Sample(name, render(scene), edit.instruction, edit.box, shown, edit.target, facts)
+
+    def edited(self, index: int) -> Image.Image:
+        """What the picture of sample `index` should look like after its edit."""
+        return render(self._at(index)[2].after)
+
+    def scene_edit(self, index: int) -> tuple[Scene, Edit]:
+        """The ground truth of sample `index`: its scene and what is to be done to it."""
+        return self._at(index)[1:]
+
+    def _at(self, index: int) -> tuple[str, Scene, Edit]:
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.name} has {self.size} samples, none has index {index}")
+        return self.source(index)
+
+
+def evaluation() -> SceneSamples:
+    """The 200 multi-entity samples that everything is measured on."""
+    return multi_entity("evaluation")
+
+
+def tuning() -> SceneSamples:
+    """The 200 multi-entity samples that the editor's LoRA is trained on, and choices are made."""
+    return multi_entity("training")
+
+
+def multi_entity(split: str) -> SceneSamples:
+    """The multi-entity samples of a split, "training" or "evaluation".
+
+    Raises:
+        AbpError: the manifest is missing, or a scene differs from its hash there.
+    """
+    path = paths.root() / MANIFEST
+    if not path.is_file():
+        raise AbpError(f"The manifest {path} is missing: restore it from the repository.")
+    rows = json.loads(path.read_text())[split]
+
+    def source(index: int) -> tuple[str, Scene, Edit]:
+        row = rows[index]
+        scene, edit = _candidate(row["seed"], row["instruction"])
+        if scene.digest() != row["scene"]:
+            raise AbpError(
+                f"Scene {row['id']} differs from its hash in {MANIFEST}: the code that lays out "
+                "scenes has changed, so write the manifest anew and retrain."
+            )
+        return row["id"], scene, edit
+
+    return SceneSamples(f"multi-entity, {split}", len(rows), source, rows)
+
+
+def general() -> SceneSamples:
+    """The large set for proxies; sample i is the same whatever the number used."""
+    return SceneSamples("general", GENERAL_SIZE, _general, {"seed": GENERAL_SEED})
+
+
+def _general(index: int) -> tuple[str, Scene, Edit]:
+    seed = GENERAL_SEED + index
+    scene = (general_scene, multi_entity_scene)[index % 2](seed)
+    return f"general-{index:06d}", scene, general_edits(scene, generator(seed + 1), 1)[0]
+
+
+def _candidate(seed: int, instruction: str) -> tuple[Scene, Edit]:
+    scene = multi_entity_scene(seed)
+    edits = multi_entity_edits(scene, generator(seed + 1))
+    return scene, next(e for e in edits if e.instruction == instruction)
+
+
+def build_manifest() -> dict[str, Any]:
+    """Choose the multi-entity set: every scene once, the spatial terms as even as they come."""
+    used: dict[str, Counter[str]] = {"training": Counter(), "evaluation": Counter()}
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in used}
+    for i in range(2 * PER_SPLIT):
+        split = tuple(used)[i % 2]
+        scene = multi_entity_scene(i)
+        edits = multi_entity_edits(scene, generator(i + 1))
+        edit = min(edits, key=lambda e: used[split][e.term])
+        used[split][edit.term] += 1
+        rows[split].append(
+            {
+                "id": f"{split}-{i // 2:03d}",
+                "seed": i,
+                "instruction": edit.instruction,
+                "scene": scene.digest(),
+                "image": hashlib.sha256(render(scene).tobytes()).hexdigest()[:16],
+            }
+        )
+    return {"licence": "CC-BY-4.0", **rows}

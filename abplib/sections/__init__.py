@@ -1,0 +1,1 @@
+"""One module for each section of the paper: what it measures, as tidy frames."""

@@ -1,0 +1,98 @@
+"""What of the paper's claims holds on a run, decided by rule; numbers beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from abplib.core.stats import Interval, with_interval
+
+HOLDS, REVERSED, UNDECIDED = "holds", "does not hold", "undecided"
+
+
+@dataclass(frozen=True)
+class ClaimCheck:
+    """A claim of the paper beside what this run says of it."""
+
+    key: str
+    claim: str
+    where: str
+    """In the paper."""
+    measured: str
+    verdict: str
+    """`HOLDS`, `REVERSED` or `UNDECIDED`."""
+    found: Interval | None = None
+    """What it was decided by; None where something else than an interval decided."""
+
+
+def decide(interval: Interval, bound: float = 0.0, above: bool = True) -> str:
+    """Of the claim that a number is above (or below) `bound`.
+
+    It holds where the whole interval lies on the claim's side, does not hold where it lies on the
+    other, and is undecided where the interval takes in the bound or is not known (NaN).
+    """
+    sides = interval.low > bound, interval.high < bound
+    if not any(sides):
+        return UNDECIDED
+    return HOLDS if sides == (above, not above) else REVERSED
+
+
+def against(
+    key: str,
+    claim: str,
+    where: str,
+    differences: Mapping[str, Interval],
+    *,
+    above: bool = True,
+    fmt: str = "+.3f",
+    of: str = "",
+) -> ClaimCheck:
+    """Of the claim that something is above (or below) each of its rivals.
+
+    It holds where it does by all differences, does not hold where it does not by one, and is
+    undecided otherwise. Shown is the difference that goes least the claim's way.
+
+    Args:
+        differences: to each rival, by the rival's name.
+        fmt: how a difference is written.
+        of: what it is a difference of, written before it.
+    """
+    decided = {decide(difference, above=above) for difference in differences.values()}
+    verdict = next(v for v in (REVERSED, UNDECIDED, HOLDS) if v in decided)
+    bounds = {rival: d.low if above else -d.high for rival, d in differences.items()}
+    rival = min(bounds, key=bounds.__getitem__)
+    measured = f"{of}{with_interval(differences[rival], fmt)} against {rival}"
+    return ClaimCheck(key, claim, where, measured, verdict, differences[rival])
+
+
+def claims_table(checks: Sequence[ClaimCheck]) -> pd.DataFrame:
+    """Claim, verdict, what was measured, where the paper makes the claim."""
+    rows = [
+        {"claim": c.claim, "verdict": c.verdict, "this run": c.measured, "paper": c.where}
+        for c in checks
+    ]
+    return pd.DataFrame(rows).set_index("claim")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number with what a table and `values.json` say of it."""
+
+    name: str
+    label: str
+    found: Interval
+    unit: str
+    paper: float | None = None
+
+
+def beside_paper(measures: Sequence[Measure]) -> pd.DataFrame:
+    """The table of a chapter: paper beside this run, indexed by measure."""
+    rows = [
+        {"paper": m.paper, "this run": m.found.value, "low": m.found.low, "high": m.found.high,
+         "n": m.found.n, "unit": m.unit}
+        for m in measures
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, index=pd.Index([m.label for m in measures], name="measure"))
+    return frame.astype({"paper": float})

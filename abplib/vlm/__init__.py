@@ -1,0 +1,1 @@
+"""The condition encoder: a VLM read in one forward pass, and the same VLM allowed to answer."""

@@ -1,0 +1,351 @@
+"""The VLM as a condition encoder: one forward pass -> hidden states, token spans, attention rows.
+
+The pass is Qwen-Image-Edit's (section 3): its template, its resizing, its dropped system prompt;
+what another family of VLMs does otherwise is in its adapter (`abplib.vlm.adapters`).
+H^(l) is the un-normed output of decoder block l, 0 <= l < L; `"final"` is the last block with the
+final norm, which the pipeline conditions on; `"input"` is what the first block is given, image
+tokens and token embeddings.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from threading import get_ident
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from abplib.core.errors import AbpError
+from abplib.core.images import ImageLike
+from abplib.core.store import digest
+from abplib.samples.base import Sample, SampleSet, check_number
+from abplib.vlm import loading as vlms
+from abplib.vlm.adapters import Adapter, adapter_of
+from abplib.vlm.attention import reading_rows
+
+Layer = int | Literal["input", "final"]
+
+
+class _Nothing(str):
+    """An instruction known by identity, so that a user's blank one is still refused."""
+
+    __slots__ = ()
+
+
+NOTHING = _Nothing(" ")
+"""The pipeline's negative prompt, a space, which asks for nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A batch on the CPU, ready for the VLM; B samples of at most S tokens, right-padded."""
+
+    inputs: dict[str, Tensor]
+    """What the model's `forward` takes: input_ids and attention_mask, Long [B, S], system prompt
+    included; pixel_values and what describes them; Qwen's 3-D position_ids, Long [3, B, S]."""
+    image_tokens: Tensor
+    """Bool [B, S]."""
+    grids: list[tuple[int, int]]
+    """Rows and columns of each image's tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """States of B samples over at most T kept tokens (the system prompt is dropped)."""
+
+    states: dict[Layer, Tensor]
+    """Each [B, T, d], in the model's dtype, zero on padding."""
+    mask: Tensor
+    """Bool [B, T]: real tokens, first in each row."""
+    image_tokens: Tensor
+    """Bool [B, T]: tokens of the whole image, row-major over `grids`."""
+    prompt_tokens: Tensor
+    """Bool [B, T]: the user's instruction."""
+    template_tokens: Tensor
+    """Bool [B, T]: the rest of `mask`."""
+    input_ids: Tensor
+    """Long [B, T]."""
+    grids: list[tuple[int, int]]
+    """Rows and columns of each image's tokens."""
+    attention: dict[int, Tensor]
+    """alpha^(l) of the tokens after the image: each fp32 [B, R, T], row r being the attention that
+    the r-th token from the first prompt token on (prompt, then closing template) pays to every kept
+    token, mean over the block's heads. Rows beyond a sample's last token are zero. What a row lacks
+    to one went to the dropped system prompt."""
+
+
+class ConditionEncoder:
+    """Runs a frozen VLM as Qwen-Image-Edit runs Qwen2.5-VL and reads any of its layers."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        image_area: int,
+        fingerprint: str,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.image_area = image_area
+        """Pixels that an image is resized to before the processor."""
+        self.fingerprint = fingerprint
+        """Hash of the weights and of every file that shapes the states."""
+        self.adapter = adapter or adapter_of(model)
+        """What the model's family does in its own way."""
+        prefix, self._turn = self.adapter.texts(processor)
+        self.n_dropped = len(self._tokens(prefix))
+        """Tokens of the system prompt."""
+        # A tokenizer is not for two threads with other padding: a pass asks it for nothing.
+        self._image_end = self._tokens(self.adapter.image_end)
+        self._turn_end, *_ = self._tokens(self._turn.partition("{}")[2])
+        if self.adapter.n_dropped not in (None, self.n_dropped):
+            raise AbpError(
+                f"The tokenizer cuts the system prompt into {self.n_dropped} tokens where the "
+                f"pipeline drops {self.adapter.n_dropped}; use the model's own tokenizer."
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that determines what the encoder gives."""
+        return {
+            "vlm": self.fingerprint,
+            "image_area": self.image_area,
+            "dtype": str(self.model.dtype),
+            "adapter": self.adapter,
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        vlm: str | Path,
+        *,
+        image_area: int,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        adapter: Adapter | None = None,
+    ) -> ConditionEncoder:
+        """From a folder or a hub id; `image_area` is in pixels. Raises AbpError if unusable.
+
+        `device="auto"` puts the blocks where there is memory: the GPUs first, then the CPU.
+        """
+        model, processor = vlms.load_vlm(vlm, dtype=dtype, device=device, revision=revision)
+        return cls(
+            model,
+            processor,
+            image_area=image_area,
+            fingerprint=vlms.fingerprint(vlm, revision),
+            adapter=adapter,
+        )
+
+    def untrained(self, seed: int) -> ConditionEncoder:
+        """A control: the same eyes and token embeddings before a decoder of random weights."""
+        model, name = copy.deepcopy(self.model), digest(["untrained", self.fingerprint, seed])
+        with torch.random.fork_rng():
+            torch.manual_seed(int(name, 16) % 2**63)  # of its own, or it could be the model itself
+            fresh = type(model)(copy.deepcopy(model.config)).get_decoder()
+        for part in ("layers", "norm"):
+            getattr(model.get_decoder(), part).load_state_dict(getattr(fresh, part).state_dict())
+        return ConditionEncoder(
+            model,
+            self.processor,
+            image_area=self.image_area,
+            fingerprint=name,
+            adapter=self.adapter,
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of decoder blocks."""
+        return len(self._blocks)
+
+    @property
+    def width(self) -> int:
+        """d, the size of a hidden state."""
+        return self.model.config.text_config.hidden_size
+
+    @property
+    def middle_layers(self) -> tuple[int, ...]:
+        """Layers 15..24 of 28 (section 4.3), scaled to this depth."""
+        depth = self.n_layers
+        return tuple(layer for layer in range(depth) if 15 * depth <= 28 * layer < 25 * depth)
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        return self.model.get_decoder().layers
+
+    def prepare(self, images: Sequence[ImageLike], instructions: Sequence[str]) -> Prepared:
+        """Resize, fill the template and tokenize: all that needs no weights, safe in a thread.
+
+        `NOTHING`, the pipeline's negative prompt, is an instruction too. Raises AbpError for an
+        empty or too long instruction, one that holds chat markers, and what is not an image.
+        """
+        if not instructions or len(images) != len(instructions):
+            raise AbpError(
+                f"There are {len(images)} images for {len(instructions)} instructions; give one "
+                "image for each of one or more instructions."
+            )
+        asked = [instruction for instruction in instructions if instruction is not NOTHING]
+        vlms.check_instructions(asked, self.processor)
+        inputs = vlms.tokenize(
+            [self.adapter.fit(image, self.image_area, self.processor) for image in images],
+            [self._turn.replace("{}", instruction) for instruction in instructions],
+            self.processor,
+            padding_side="right",
+            **self.adapter.options,
+        )
+        vlms.check_length(inputs["input_ids"].shape[1], self.model)
+        image_tokens = self.adapter.image_tokens(inputs["input_ids"], self.model)
+        return Prepared(
+            inputs=self.adapter.inputs(inputs, self.model),
+            image_tokens=image_tokens,
+            grids=self.adapter.grids(inputs, image_tokens, self.processor),
+        )
+
+    def read(self, samples: Sequence[Sample]) -> Prepared:
+        """`prepare` of samples, safe in a thread; what it refuses is named by its id."""
+        try:
+            return self.prepare([s.image for s in samples], [s.instruction for s in samples])
+        except AbpError:
+            for sample in samples:
+                try:
+                    self.prepare([sample.image], [sample.instruction])
+                except AbpError as error:
+                    raise AbpError(f"Sample {sample.id}: {error}") from error
+            raise
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        batch: Prepared | Sequence[ImageLike],
+        instructions: Sequence[str] | None = None,
+        *,
+        layers: Sequence[int | Literal["input"]] = (),
+        final: bool = False,
+        attention: Sequence[int] = (),
+    ) -> Encoding:
+        """One forward pass over what `prepare` made, or over images with their instructions.
+
+        Keeps the states of `layers`, and of `"final"` if asked, and in the blocks `attention` the
+        attention of the tokens after the image; never runs the output head. Raises AbpError for a
+        layer that the model does not have, and as `prepare` does.
+        """
+        self._check_layers([*layers, *attention])
+        if not isinstance(batch, Prepared):
+            batch = self.prepare(batch, instructions or ())
+        inputs = BatchFeature(batch.inputs).to(self.model.device, self.model.dtype)
+        kept_ids = inputs["input_ids"][:, self.n_dropped :]
+        mask = inputs["attention_mask"][:, self.n_dropped :].bool()
+        image_tokens = batch.image_tokens[:, self.n_dropped :].to(mask.device)
+        prompt_tokens = self._prompt_tokens(kept_ids, mask)
+        places, real = _places(mask & (prompt_tokens.cumsum(1) > 0))
+        rows = reading_rows(self.model, attention, self.n_dropped + places)
+        with (
+            self._captured(layers, mask) as states,
+            rows if attention else nullcontext() as reader,
+        ):
+            output = self.model.model(**inputs, use_cache=False, row_reader=reader)
+        if final:
+            states["final"] = self._keep(output.last_hidden_state, mask)
+        return Encoding(
+            states=states,
+            mask=mask,
+            image_tokens=image_tokens,
+            prompt_tokens=prompt_tokens,
+            template_tokens=mask & ~image_tokens & ~prompt_tokens,
+            input_ids=kept_ids,
+            grids=batch.grids,
+            attention={
+                layer: found[..., self.n_dropped :].masked_fill(~real[..., None], 0)
+                for layer, found in (reader.found if reader else {}).items()
+            },
+        )
+
+    def over(
+        self,
+        samples: SampleSet,
+        n: int,
+        *,
+        layers: Sequence[int | Literal["input"]] = (),
+        final: bool = False,
+        attention: Sequence[int] = (),
+        batch: int = 50,
+    ) -> Iterator[tuple[list[Sample], Encoding]]:
+        """The first `n` samples, `batch` at a time, each time with what `encode` says of them.
+
+        Raises AbpError where there are not as many samples, and as `encode` does.
+        """
+        check_number(n, samples)
+        for start in range(0, n, batch):
+            some = [samples[index] for index in range(start, min(start + batch, n))]
+            images, instructions = [s.image for s in some], [s.instruction for s in some]
+            yield (
+                some,
+                self.encode(images, instructions, layers=layers, final=final, attention=attention),
+            )
+
+    def _check_layers(self, layers: Sequence[int | str]) -> None:
+        for layer in layers:
+            if layer != "input" and layer not in range(self.n_layers):
+                raise AbpError(
+                    f"There is no layer {layer}; the model has layers 0 to {self.n_layers - 1}."
+                )
+
+    @contextmanager
+    def _captured(
+        self, layers: Sequence[int | Literal["input"]], mask: Tensor
+    ) -> Iterator[dict[Layer, Tensor]]:
+        """Collect the kept tokens' outputs of the asked decoder blocks while the body runs."""
+        states: dict[Layer, Tensor] = {}
+        here = get_ident()
+
+        def storing(layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(_block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+                if get_ident() == here:  # another thread may be passing its own batch
+                    states[layer] = self._keep(given[0] if layer == "input" else output, mask)
+
+            return hook
+
+        with ExitStack() as hooks:
+            for layer in layers:
+                block = self._blocks[0 if layer == "input" else layer]
+                handle = block.register_forward_hook(storing(layer))
+                hooks.callback(handle.remove)
+            yield states
+
+    def _prompt_tokens(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """From behind the last `image_end` to the last token that ends a turn: Bool [B, T]."""
+        start = _last((input_ids == self._image_end[0]) & mask) + len(self._image_end)
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return (index >= start) & (index < _last((input_ids == self._turn_end) & mask))
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def _keep(self, states: Tensor, mask: Tensor) -> Tensor:
+        """[B, S, d] -> [B, T, d]: the system prompt dropped, padding zeroed."""
+        return states[:, self.n_dropped :].to(mask.device).masked_fill(~mask[..., None], 0)
+
+
+def _places(where: Tensor) -> tuple[Tensor, Tensor]:
+    """Bool [B, T] -> indices of each row's True, in order, Long [B, R]; which are so, Bool [B, R].
+
+    R is the largest number of them in a row.
+    """
+    order = where.int().argsort(dim=1, descending=True, stable=True)[:, : int(where.sum(1).max())]
+    return order, where.gather(1, order)
+
+
+def _last(where: Tensor) -> Tensor:
+    """Index of the last True in each row, Bool [B, T] -> Long [B, 1]."""
+    index = torch.arange(where.shape[1], device=where.device)
+    return (where * index).amax(dim=1, keepdim=True)

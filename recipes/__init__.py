@@ -1,0 +1,1 @@
+"""How shipped weights and data were made; `abplib` imports nothing of it."""

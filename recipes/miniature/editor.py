@@ -1,0 +1,92 @@
+"""The miniature editor from nothing: VAE, training pairs, diffusion transformer, LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
+
+from abplib.core import parallel, store
+from abplib.core.errors import AbpError
+from abplib.core.trainer import Fitted
+from abplib.editing.lora.settings import LoraTraining
+from abplib.editing.lora.training import train_lora
+from abplib.editing.qwen_image_edit import QwenImageEditor
+from abplib.editing.qwen_pipeline import for_stills
+from abplib.editing.twins import EditorShape, assemble, build_dit, save_editor
+from abplib.profiles import Profile
+from abplib.samples.scenes.sets import multi_entity
+from abplib.vlm.encoder import ConditionEncoder
+from recipes.miniature import editor_data
+from recipes.miniature.editor_card import write_card
+from recipes.miniature.editor_data import Wording, encode_pairs
+from recipes.miniature.editor_training import EditorTraining, train_dit
+from recipes.miniature.vae_training import VAETraining, train_vae
+
+VAE_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class EditorPlan:
+    """Shape and budgets of everything that is trained."""
+
+    shape: EditorShape = field(default_factory=EditorShape)
+    vae: VAETraining = field(default_factory=VAETraining)
+    dit: EditorTraining = field(default_factory=EditorTraining)
+    lora: LoraTraining = field(default_factory=lambda: Profile.load("mini").lora_training)
+    seed: int = 0
+
+
+def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: str) -> Path:
+    """Train, or go on training, the miniature editor around a trained VLM.
+
+    Args:
+        folder: where the pipeline goes, its LoRA in `folder/lora`.
+        vlm: folder of the VLM; it stays frozen and is saved with the pipeline.
+        work: folder of checkpoints and encoded pairs.
+        plan: shape and budgets.
+        device: "cpu" or "cuda".
+
+    Returns: `folder`.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AbpError("No CUDA device is visible here: train with --device cpu.")
+    if parallel.share().of > 1:
+        raise AbpError("One process trains the miniature editor: start it without a launcher.")
+    vae, vae_run = _trained_vae(work, plan, device)
+    area = plan.shape.side**2
+    encoder = ConditionEncoder.from_pretrained(vlm, image_area=area, device=device)
+    if plan.dit.compile:
+        vae.encoder.compile()
+    place = pairs_folder(work, work / "vae", encoder, plan.dit.wording)
+    pairs = encode_pairs(place, plan.dit.scenes, plan.dit.wording, vae, encoder)
+    dit = build_dit(plan.shape, encoder.width, plan.seed)
+    dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
+    stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
+    save_editor(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
+    editor = QwenImageEditor.from_pretrained(folder, image_area=area)
+    boxed = multi_entity("training")
+    lora_run = train_lora(editor, boxed, plan.lora, folder / "lora", base=work, device=device)
+    pipeline = QwenImageEditPipeline.from_pretrained(folder)
+    runs = {"vae": vae_run, "dit": dit_run, "lora": lora_run}
+    write_card(folder, plan, pipeline, runs, len(boxed), device)
+    return folder
+
+
+def pairs_folder(work: Path, vae: Path, encoder: ConditionEncoder, wording: Wording) -> Path:
+    """Where pairs encoded by the VAE saved in a folder and by this VLM lie."""
+    files = store.digest_files(vae / VAE_FILE, editor_data.__file__)
+    return work / f"pairs-{store.digest([encoder.fingerprint, files, asdict(wording)])}"
+
+
+def _trained_vae(
+    work: Path, plan: EditorPlan, device: str
+) -> tuple[AutoencoderKLQwenImage, Fitted]:
+    """The VAE as it is shipped, rounded to bf16."""
+    vae, run = train_vae(work, plan.vae, plan.shape, device)
+    if not (work / "vae" / VAE_FILE).exists():
+        vae.to(torch.bfloat16).save_pretrained(work / "vae")
+    vae = AutoencoderKLQwenImage.from_pretrained(work / "vae", dtype=torch.float32)
+    return for_stills(vae).to(device).requires_grad_(False), run

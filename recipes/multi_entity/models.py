@@ -1,0 +1,121 @@
+"""The models of appendix A.2 behind the interfaces of `recipes.multi_entity.stages`.
+
+Gemini 2.5 Pro writes the scenes, FIBO paints them, Mistral-Small describes the reversed edits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import BriaFiboPipeline
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+from abplib.core.errors import AbpError
+from abplib.editing.loading import Source
+from abplib.judging import clients
+from abplib.vlm.loading import load_vlm
+
+FIBO = "briaai/FIBO"
+MISTRAL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
+
+MAX_NEW_TOKENS, TEMPERATURE, REPETITION_PENALTY = 256, 0.1, 1.1
+"""Of Mistral-Small (A.2)."""
+
+
+@dataclass(frozen=True)
+class GeminiWriter:
+    """A `Writer` over the Gemini API; the key is read from the environment when it writes."""
+
+    name: str = "gemini-2.5-pro"
+    address: str | None = None
+    """Another server that speaks the same."""
+
+    def write(self, system: str, request: str) -> str:
+        """One answer.
+
+        Raises:
+            AbpError: the key or google-genai is missing, or the server does not answer with text.
+        """
+        client = self._client  # one that is not referred to closes its connections
+        try:
+            response = client.models.generate_content(
+                model=self.name, contents=request, config={"system_instruction": system}
+            )
+        except clients.package("google.genai.errors").APIError as error:
+            raise clients.failure(self.name, error.code, error.details, clients.KEYS) from None
+        text: str | None = response.text
+        if not text:
+            raise AbpError(f"{self.name} answered without text: try again.")
+        return text
+
+    @cached_property
+    def _client(self) -> Any:
+        return clients.gemini_client(self.name, self.address)
+
+
+@dataclass(frozen=True, eq=False)
+class FiboPainter:
+    """A `Painter`: FIBO with its standard settings."""
+
+    pipeline: BriaFiboPipeline
+    name: str = FIBO
+
+    @classmethod
+    def from_pretrained(cls, revision: str | None = None, source: str = FIBO) -> FiboPainter:
+        """From a folder or the hub, on a GPU where there is one. AbpError if it cannot be had."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        fibo = Source.find(
+            BriaFiboPipeline, source, revision, dtype=torch.bfloat16, device=device,
+            unused=("lm_head",),
+        )  # fmt: skip
+        return cls(fibo.pipeline, source)
+
+    def paint(self, prompt: str, seed: int) -> Image.Image:
+        """One image of the pipeline's own size."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        image: Image.Image = self.pipeline(prompt=prompt, generator=generator).images[0]
+        return image
+
+
+@dataclass(frozen=True, eq=False)
+class MistralDescriber:
+    """A `Describer`: Mistral-Small with the paper's sampling settings."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    seed: int = 0
+    name: str = MISTRAL
+
+    @classmethod
+    def from_pretrained(
+        cls, revision: str | None = None, source: str = MISTRAL
+    ) -> MistralDescriber:
+        """From the hub, where there is memory. Raises AbpError where it cannot be had."""
+        model, processor = load_vlm(source, revision=revision, dtype=torch.bfloat16, device="auto")
+        return cls(model, processor, name=source)
+
+    @torch.inference_mode()
+    def describe(self, system: str, image: Image.Image) -> str:
+        """The answer; the same seed gives the same."""
+        chat = [
+            {"role": "system", "content": [{"type": "text", "text": system}]},
+            {"role": "user", "content": [{"type": "image"}]},
+        ]
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        inputs = self.processor(text=[text], images=[image], return_tensors="pt")
+        inputs = inputs.to(self.model.device, dtype=self.model.dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            written = self.model.generate(
+                **inputs,
+                do_sample=True,
+                temperature=TEMPERATURE,
+                repetition_penalty=REPETITION_PENALTY,
+                max_new_tokens=MAX_NEW_TOKENS,
+            )
+        answer = written[:, inputs["input_ids"].shape[1] :]
+        return str(self.processor.batch_decode(answer, skip_special_tokens=True)[0]).strip()

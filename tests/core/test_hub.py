@@ -1,0 +1,108 @@
+"""Access to the hub: one sentence that names the model and how to get it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx2
+import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from abplib.core import hub
+from abplib.core.errors import AbpError
+from abplib.vlm.loading import load_vlm
+
+RESPONSE = httpx2.Response(403, request=httpx2.Request("GET", "https://hub.test/a/b"))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (httpx2.ConnectError("no name"), "cannot be reached: connect .*hf download a/b"),
+        (httpx2.ReadTimeout("slow"), "cannot be reached"),
+        (OfflineModeIsEnabled("offline"), "cannot be reached"),
+        (LocalEntryNotFoundError("not here"), "cannot be reached"),
+        (GatedRepoError("gated", response=RESPONSE), "accept its terms at https://.*/a/b"),
+        (RepositoryNotFoundError("none", response=RESPONSE), "knows no model a/b"),
+        (RevisionNotFoundError("none", response=RESPONSE), "no such revision"),
+        (HFValidationError("a b"), "'a/b' is no id of the hub: give owner/name"),
+    ],
+)
+def test_each_failure_is_one_sentence(error: Exception, said: str) -> None:
+    with pytest.raises(AbpError, match=said) as caught, hub.explained("a/b"):
+        raise error
+    assert "a/b" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_access_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(HfApi, "auth_check", lambda _api, name, repo_type: asked.append(name))
+    hub.check_access("a/b")
+    assert asked == ["a/b"]
+
+
+def test_a_data_set_is_fetched_as_one() -> None:
+    assert "hf download a/b --repo-type dataset" in hub.remedy("a/b", "dataset")
+    assert hub.page("a/b", "dataset").endswith("/datasets/a/b")
+
+
+def test_a_model_with_a_part_of_its_weights_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert hub.cached("a/b") is None
+    index = {"weight_map": {"x": "model-1.safetensors", "y": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-1.safetensors").touch()
+    assert hub.cached("a/b") is None
+    (tmp_path / "model-2.safetensors").touch()
+    assert hub.cached("a/b") == tmp_path
+
+
+def test_the_hub_is_asked_once_and_the_cache_serves_where_it_is_silent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def silent(_api: HfApi, name: str, repo_type: str) -> None:
+        asked.append(name)
+        raise httpx2.ConnectError("no name")
+
+    monkeypatch.setattr(HfApi, "auth_check", silent)
+    with pytest.raises(AbpError, match=r"^nobody/never is not here"):
+        load_vlm("nobody/never")  # in no time: nothing is tried again
+    assert asked == ["nobody/never"]
+    monkeypatch.setattr(hub, "cached", lambda _id, _revision: tmp_path)
+    assert hub.only_here("nobody/never")
+    monkeypatch.setattr(HfApi, "auth_check", lambda _api, name, repo_type: None)
+    assert not hub.only_here("nobody/never")
+
+
+def test_a_vlm_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(AbpError, match=r"^nobody/never is not here .* `hf download nobody/never`"):
+        load_vlm("nobody/never")
+
+
+def test_what_was_never_fetched_is_not_here() -> None:
+    assert hub.cached("nobody/never-fetched-this") is None
+    assert hub.cached("not a hub id") is None
+
+
+def test_an_error_that_hides_the_hub_is_explained_and_others_are_left() -> None:
+    with pytest.raises(AbpError, match="hf download a/b"), hub.explained("a/b"):
+        try:
+            raise LocalEntryNotFoundError("not here")
+        except OSError as error:
+            raise OSError("could not load") from error
+    with pytest.raises(KeyError), hub.explained("a/b"):
+        raise KeyError("no matter of the hub")

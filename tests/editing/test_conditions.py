@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import noise
+from PIL import Image
+
+from abplib.core.errors import AbpError
+from abplib.editing import conditions
+from abplib.editing.conditions import Condition, describe, negative, positive, stacked
+from abplib.vlm.encoder import NOTHING, ConditionEncoder
+
+Batch = tuple[list[Image.Image], list[str]]
+
+
+@pytest.fixture
+def batch(images: list[Image.Image], instructions: list[str]) -> Batch:
+    return images, instructions
+
+
+@pytest.fixture
+def talkative(encoder: ConditionEncoder) -> ConditionEncoder:
+    """Weights large enough for random texts to depend on the image and the instruction."""
+    model = copy.deepcopy(encoder.model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
+            module.weight.mul_(8)
+    return ConditionEncoder(model, encoder.processor, image_area=encoder.image_area, fingerprint="")
+
+
+def script(
+    encoder: ConditionEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
+    ends: Sequence[str] = ("<|im_end|>",) * 2,
+) -> None:
+    """Let the model write `said`, in turn, whatever it is shown."""
+    tokenizer = encoder.processor.tokenizer
+    remaining = (text + end for text, end in zip(said, ends, strict=False))
+
+    def generate(*, input_ids: torch.Tensor, max_new_tokens: int, **_: Any) -> torch.Tensor:
+        assert max_new_tokens == 1024
+        texts = [next(remaining) for _ in input_ids]
+        padded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        return torch.cat([input_ids, padded.input_ids], dim=1)
+
+    monkeypatch.setattr(encoder.model, "generate", generate)
+
+
+def same(one: Condition, other: Condition) -> None:
+    assert torch.equal(one.mask, other.mask)
+    torch.testing.assert_close(one.states, other.states, rtol=0, atol=1e-6)
+
+
+def test_final_and_layers_are_the_encoders(encoder: ConditionEncoder, batch: Batch) -> None:
+    encoding = encoder.encode(*batch, layers=(2,), final=True)
+    same(positive(encoder, "final", *batch), Condition(encoding.states["final"], encoding.mask))
+    same(positive(encoder, "layer_2", *batch), Condition(encoding.states[2], encoding.mask))
+
+
+def test_norm_avg_is_the_mean_of_normalised_layers(encoder: ConditionEncoder, batch: Batch) -> None:
+    encoding = encoder.encode(*batch, layers=(0, 1, 2), final=True)
+    expected = torch.zeros_like(encoding.states["final"])
+    for states in encoding.states.values():
+        centred = states - states.mean(-1, keepdim=True)
+        expected += centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() / 4
+    found = positive(encoder, "norm_avg", *batch)
+    torch.testing.assert_close(found.states, expected, rtol=0, atol=1e-5)
+    assert not found.states[~found.mask].any()
+
+
+def test_a_description_is_read_with_image_and_instruction(
+    encoder: ConditionEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(encoder, monkeypatch, ["A red apple.<|fim_pad|>", ""])
+    images, (first, second) = batch
+    found = positive(encoder, "full_description", *batch)
+    same(found, positive(encoder, "final", images, [f"{first} A red apple.", second]))
+
+
+def test_descriptions_are_the_same_whatever_the_batch(
+    talkative: ConditionEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "MAX_DESCRIPTION", 8)
+    alone = [describe(talkative, [image], [text])[0] for image, text in zip(*batch, strict=True)]
+    assert alone[0].text != alone[1].text
+    assert describe(talkative, *batch) == alone
+
+
+def test_a_description_tells_whether_it_was_cut(
+    encoder: ConditionEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(
+        encoder, monkeypatch, ["A red apple.", "A green pear that goes on"], ends=["<|im_end|>", ""]
+    )
+    described = positive(encoder, "full_description", *batch).described
+    assert [(answer.text, answer.whole) for answer in described] == [
+        ("A red apple.", True),
+        ("A green pear that goes on", False),
+    ]
+    assert not positive(encoder, "final", *batch).described
+
+
+@pytest.mark.parametrize("kind", ["final", "norm_avg", "layer_0"])
+def test_the_negative_prompt_is_read_in_the_same_way(
+    encoder: ConditionEncoder, batch: Batch, kind: str
+) -> None:
+    images, _ = batch
+    same(negative(encoder, kind, images), positive(encoder, kind, images, [NOTHING] * 2))
+
+
+def test_the_negative_prompt_is_not_described(
+    encoder: ConditionEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(encoder, monkeypatch, [])
+    images, _ = batch
+    same(negative(encoder, "full_description", images), negative(encoder, "final", images))
+
+
+@pytest.mark.parametrize("kind", ["layer_4", "layer_-1", "layer_02", "last", ""])
+def test_unknown_conditions_are_refused(encoder: ConditionEncoder, batch: Batch, kind: str) -> None:
+    for call in (lambda: positive(encoder, kind, *batch), lambda: negative(encoder, kind, [])):
+        with pytest.raises(AbpError, match="layer_0 to layer_3"):
+            call()
+
+
+def test_stacking_and_choosing_keep_each_samples_tokens(encoder: ConditionEncoder) -> None:
+    def condition(*texts: str) -> Condition:
+        return positive(encoder, "final", [noise(64, 64)] * len(texts), texts)
+
+    short, long = condition("remove it"), condition("remove it", "turn the red apple blue")
+    for both, rows in [(stacked(short, long), (0, 1, 2)), (stacked(long, short), (2, 0, 1))]:
+        kept: Sequence[torch.Tensor] = [both[[row]].states[both[[row]].mask] for row in rows]
+        torch.testing.assert_close(kept[0], short.states[0], rtol=0, atol=0)
+        torch.testing.assert_close(kept[1], long.states[0][long.mask[0]], rtol=0, atol=0)
+        torch.testing.assert_close(kept[2], long.states[1], rtol=0, atol=0)

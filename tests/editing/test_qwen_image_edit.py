@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit as stock_module
+import numpy as np
+import pytest
+import torch
+from conftest import SMOKE_AREA, noise
+from diffusers import QwenImageEditPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from abplib.core.errors import AbpError
+from abplib.editing import conditions, qwen_image_edit, qwen_pipeline
+from abplib.editing.conditions import Condition
+from abplib.editing.qwen_image_edit import QwenImageEditor, with_box
+from abplib.editing.twins import smoke_editor
+from abplib.vlm.loading import Answer
+
+INSTRUCTIONS = ["remove it", "turn the second red apple from the left into a green pear"]
+BOX = (0.25, 0.25, 0.75, 0.75)
+
+
+def answer(text: str) -> Answer:
+    return Answer(text, (64, 64))
+
+
+def load(**settings: Any) -> QwenImageEditor:
+    settings = {"image_area": SMOKE_AREA, "n_steps": 3, "guidance": 3.5, **settings}
+    return QwenImageEditor.from_pretrained(smoke_editor(), **settings)
+
+
+@pytest.fixture(scope="module")
+def editor() -> QwenImageEditor:
+    return load()
+
+
+@pytest.fixture
+def pictures(editor: QwenImageEditor) -> list[Image.Image]:
+    """Two pictures of 80 x 48 pixels, as VLM and VAE see them."""
+    return [editor.picture(noise(150, 90, seed), None) for seed in (1, 2)]
+
+
+def encoded(
+    editor: QwenImageEditor, pictures: list[Image.Image]
+) -> tuple[torch.Tensor, Condition, Condition]:
+    encoder = editor.encoder(pictures[0].size)
+    return (
+        qwen_pipeline.source_latents(editor.pipeline, pictures),
+        conditions.positive(encoder, "final", pictures, INSTRUCTIONS),
+        conditions.negative(encoder, "final", pictures),
+    )
+
+
+def far(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of two pictures' bytes."""
+    assert one.size == other.size
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+def test_edits_are_the_stock_pipelines(
+    editor: QwenImageEditor,
+    pictures: list[Image.Image],
+    guidance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = pictures[0].size
+    assert size == (80, 48)
+    monkeypatch.setattr(stock_module, "calculate_dimensions", lambda *_: (*size, None))
+    editor.pipeline.set_progress_bar_config(disable=True)
+    source, asked, unasked = encoded(editor, pictures)
+    assert not asked.mask.all()
+
+    def stock(output_type: str) -> Any:
+        return editor.pipeline(
+            image=pictures,
+            prompt_embeds=asked.states,
+            prompt_embeds_mask=asked.mask.long(),
+            negative_prompt_embeds=unasked.states if guidance > 1 else None,
+            negative_prompt_embeds_mask=unasked.mask.long() if guidance > 1 else None,
+            true_cfg_scale=guidance,
+            num_inference_steps=3,
+            generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
+            output_type=output_type,
+        ).images
+
+    found = qwen_pipeline.denoise(
+        editor.pipeline,
+        source,
+        asked,
+        unasked if guidance > 1 else None,
+        (5, 6),
+        size=size,
+        n_steps=3,
+        guidance=guidance,
+    )
+    torch.testing.assert_close(found, stock("latent"), rtol=0, atol=1e-4)
+    edits = dataclasses.replace(editor, guidance=guidance).edit_many(pictures, INSTRUCTIONS, (5, 6))
+    for edit, expected in zip(edits, stock("pil"), strict=True):
+        assert far(edit, expected) <= 1
+
+
+@torch.no_grad()
+def test_padding_changes_nothing(editor: QwenImageEditor, pictures: list[Image.Image]) -> None:
+    def latents(rows: list[int], asked: Condition, unasked: Condition) -> torch.Tensor:
+        return qwen_pipeline.denoise(
+            editor.pipeline,
+            source[rows],
+            asked,
+            unasked,
+            [5 + row for row in rows],
+            size=(80, 48),
+            n_steps=3,
+            guidance=3.5,
+        )
+
+    source, asked, unasked = encoded(editor, pictures)
+    together = latents([0, 1], asked, unasked)
+    for row in (0, 1):
+        length = int(asked.mask[row].sum())
+        own = Condition(asked.states[[row], :length], asked.mask[[row], :length])
+        alone = latents([row], own, unasked[[row]])
+        torch.testing.assert_close(together[[row]], alone, rtol=0, atol=1e-4)
+    other = latents([0, 1], asked[[1, 0]], unasked)
+    assert (other - together).abs().max() > 1e-2  # what is compared depends on the condition
+
+
+def test_edits_do_not_depend_on_the_batch(editor: QwenImageEditor) -> None:
+    images = [noise(64, 64, 1), noise(150, 90, 2), noise(64, 64, 1), noise(64, 64, 3)]
+    texts, seeds = [INSTRUCTIONS[row] for row in (0, 0, 0, 1)], [1, 1, 2, 1]
+    together = editor.edit_many(images, texts, seeds)
+    for number, edit in enumerate(editor.edit_many(images, texts, seeds, batch_size=1)):
+        assert far(edit, together[number]) <= 1
+    assert far(editor.edit(images[3], texts[3], seed=1), together[3]) <= 1
+    assert far(together[0], together[2]) > 20  # another seed
+    assert [edit.size for edit in together] == [image.size for image in images]
+
+
+def test_one_seed_gives_one_image() -> None:
+    """Of two runs, each with a pipeline loaded anew."""
+    images = [noise(64, 64, 1), noise(101, 67, 2)]
+    runs = [load().edit_many(images, INSTRUCTIONS, seeds) for seeds in ((5, 6), (5, 6), (6, 5))]
+    for first, second, other in zip(*runs, strict=True):
+        assert first.tobytes() == second.tobytes() != other.tobytes()
+
+
+def test_what_seeds_share_is_encoded_once(
+    editor: QwenImageEditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    encode = conditions.positive
+
+    def counting(encoder: Any, kind: str, pictures: Any, texts: Any) -> Condition:
+        seen.append(len(pictures))
+        return encode(encoder, kind, pictures, texts)
+
+    monkeypatch.setattr(conditions, "positive", counting)
+    images = [noise(64, 64, seed) for seed in (1, 1, 2, 1, 2)]
+    editor.edit_many(images, ["remove it"] * 5, range(5), batch_size=2)
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_images_of_any_mode_come_back_at_their_size(editor: QwenImageEditor, mode: str) -> None:
+    edit = editor.edit(noise(101, 67).convert(mode), "remove it", seed=0)
+    assert edit.size == (101, 67) and edit.mode == "RGB"
+
+
+def test_images_come_back_upright(editor: QwenImageEditor, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    noise(101, 67).save(tmp_path / "turned.png", exif=exif)
+    upright = noise(101, 67).transpose(Image.Transpose.ROTATE_270)
+    edit = editor.edit(tmp_path / "turned.png", "remove it", seed=0)
+    assert far(edit, editor.edit(upright, "remove it", seed=0)) == 0
+
+
+def test_every_variant_edits_otherwise_under_its_own_name(
+    editor: QwenImageEditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "describe", lambda *_: [answer("A red apple on white.")])
+    kinds = ["final", "norm_avg", "full_description", "layer_1"]
+    variants = [dataclasses.replace(editor, condition=kind) for kind in kinds]
+    assert [variant.name for variant in variants] == [
+        "Qwen-Image-Edit",
+        "Norm-AVG",
+        "Full description",
+        "layer_1",
+    ]
+    variants += [
+        dataclasses.replace(editor, **changed)
+        for changed in ({"n_steps": 2}, {"guidance": 1.0}, {"image_area": 96 * 96})
+    ]
+    edits = {v.edit(noise(64, 64), "remove it", seed=0).tobytes() for v in variants}
+    assert len(edits) == len({v.fingerprint for v in variants}) == len(variants)
+    assert all(variant.pipeline is editor.pipeline for variant in variants)
+
+
+def test_the_fingerprint_is_of_weights_and_configuration(
+    editor: QwenImageEditor, tmp_path: Path
+) -> None:
+    def fingerprint() -> str:
+        return load_from(folder).fingerprint
+
+    folder = Path(shutil.copytree(smoke_editor(), tmp_path / "editor"))
+    assert fingerprint() == editor.fingerprint
+    (folder / "README.md").write_text("What it is.")
+    assert fingerprint() == editor.fingerprint
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.02", "0.03"))
+    assert fingerprint() != editor.fingerprint
+
+
+def load_from(folder: Path) -> QwenImageEditor:
+    return QwenImageEditor.from_pretrained(folder, image_area=SMOKE_AREA, n_steps=3, guidance=3.5)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of appendix B.2's kind, with random weights that tell."""
+    folder = tmp_path_factory.mktemp("lora")
+    dit = load().pipeline.transformer
+    torch.manual_seed(0)
+    dit.add_adapter(
+        LoraConfig(
+            r=4,
+            lora_alpha=4,
+            init_lora_weights=False,
+            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+        )
+    )
+    QwenImageEditPipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(dit),
+        **_collate_lora_metadata({"transformer": dit}),
+    )
+    return folder
+
+
+def test_a_lora_is_switched_on_and_off_exactly(lora: Path) -> None:
+    base, image = load(), noise(64, 64)
+    plain = base.edit(image, "remove it", seed=0)
+    ours = dataclasses.replace(base, lora=lora)
+    assert ours.pipeline is base.pipeline
+    assert (ours.name, ours.reads_boxes, base.reads_boxes) == ("Ours", True, False)
+    assert ours.fingerprint != base.fingerprint
+    (told,) = ours.edit_many([image], ["remove it"], [0], boxes=[None])
+    assert far(told, plain) > 1
+    assert far(base.edit(image, "remove it", seed=0), plain) == 0
+    (again,) = ours.edit_many([image], ["remove it"], [0], boxes=[None])
+    assert far(again, told) == 0
+    assert dataclasses.replace(base, lora=lora).fingerprint == ours.fingerprint
+
+
+@torch.no_grad()
+def test_a_lora_of_scale_0_is_the_base(lora: Path, pictures: list[Image.Image]) -> None:
+    def latents() -> torch.Tensor:
+        source, asked, unasked = encoded(base, pictures)
+        return qwen_pipeline.denoise(
+            base.pipeline, source, asked, unasked, (1, 2), size=(80, 48), n_steps=2, guidance=3.5
+        )
+
+    base = load()
+    plain = latents()
+    ours = dataclasses.replace(base, lora=lora)
+    qwen_pipeline.use_lora(ours.pipeline, ours.lora, ours._adapter)
+    assert not torch.equal(latents(), plain)
+    (name,) = ours.pipeline.get_list_adapters()["transformer"]
+    ours.pipeline.set_adapters([name], [0.0])
+    assert torch.equal(latents(), plain)
+    qwen_pipeline.use_lora(ours.pipeline, ours.lora, name)
+    assert not torch.equal(latents(), plain)
+    qwen_pipeline.use_lora(ours.pipeline, None, None)
+    assert torch.equal(latents(), plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["final", "norm_avg", "full_description", "ours"])
+def test_variants_read_what_the_pipeline_would(
+    variant: str, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        conditions, "describe", lambda _, pictures, __: [answer("An apple.")] * len(pictures)
+    )
+    changed = {"lora": lora} if variant == "ours" else {"condition": variant}
+    editor, instruction = dataclasses.replace(load(), **changed), INSTRUCTIONS[1]
+    pipeline, box = editor.pipeline, BOX if variant == "ours" else None
+    image, seen = noise(90, 60), []
+    handle = pipeline.transformer.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["encoder_hidden_states"][0]), with_kwargs=True
+    )
+    editor.edit(image, instruction, seed=0, box=box)
+    handle.remove()
+    said = f"{instruction} An apple." if variant == "full_description" else instruction
+    inputs = pipeline.processor(
+        text=[pipeline.prompt_template_encode.format(said)],
+        images=[editor.picture(image, box)],
+        return_tensors="pt",
+    )
+    states = pipeline.text_encoder(**inputs, output_hidden_states=True).hidden_states
+    expected = states[-1]
+    if variant == "norm_avg":
+        layers = torch.stack(states[1:])
+        expected = torch.nn.functional.layer_norm(layers, layers.shape[-1:]).mean(0)
+    kept = expected[0, pipeline.prompt_template_encode_start_idx :]
+    torch.testing.assert_close(seen[0][: len(kept)], kept, rtol=0, atol=1e-5)
+
+    sources = [noise(101, 67), noise(300, 90), noise(1400, 1001)]
+    boxes = [box] * 3 if variant == "ours" else None
+    first, second = (
+        editor.edit_many(sources, [instruction] * 3, range(3), boxes=boxes) for _ in range(2)
+    )
+    assert [edit.size for edit in first] == [source.size for source in sources]
+    assert first == second
+
+
+def test_boxes_are_drawn_on_what_the_models_see(lora: Path) -> None:
+    base, image = load(), noise(128, 128)
+    ours = dataclasses.replace(base, lora=lora)
+    seen = with_box(base.picture(image, None), BOX)
+    assert ours.picture(image, BOX).tobytes() == seen.tobytes()
+    edit = ours.edit(image, "remove it", seed=0, box=BOX)
+    (expected,) = ours.edit_many([seen], ["remove it"], [0], boxes=[None])
+    assert far(edit, expected.resize(image.size, Image.Resampling.LANCZOS)) == 0
+    (without,) = ours.edit_many([image], ["remove it"], [0], boxes=[None])
+    assert far(edit, without) > 1
+
+
+@pytest.mark.parametrize(("side", "line"), [(32, 1), (128, 2), (1024, 16)])
+def test_the_line_of_a_box_grows_with_the_picture(side: int, line: int) -> None:
+    drawn = np.asarray(with_box(Image.new("RGB", (2 * side, side // 2)), BOX))
+    red = (drawn == (255, 0, 0)).all(-1)
+    middle = red[side // 4]
+    assert middle.sum() == 2 * line and middle[side // 2 : side // 2 + line].all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_steps": 1}, "n_steps = 1 is too few"),
+        ({"guidance": 0.5}, "guidance = 0.5 is refused"),
+        ({"guidance": float("nan")}, "guidance = nan is refused"),
+        ({"image_area": 0}, "image_area = 0"),
+        ({"condition": "last"}, "no condition 'last'"),
+        ({"lora": Path("absent")}, "no LoRA at absent"),
+    ],
+)
+def test_bad_settings_are_refused(
+    editor: QwenImageEditor, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AbpError, match=message):
+        dataclasses.replace(editor, **settings)
+
+
+def test_bad_requests_are_refused_before_any_work(editor: QwenImageEditor, lora: Path) -> None:
+    image = noise(64, 64)
+    with pytest.raises(AbpError, match="Instruction 1 is empty"):
+        editor.edit_many([image] * 2, ["remove it", " "], [0, 0])
+    with pytest.raises(AbpError, match="2 images, 1 instructions, 2 seeds"):
+        editor.edit_many([image] * 2, ["remove it"], [0, 0])
+    with pytest.raises(AbpError, match="Qwen-Image-Edit reads no boxes"):
+        editor.edit(image, "remove it", seed=0, box=BOX)
+    with pytest.raises(AbpError, match="too oblong"):
+        editor.edit(noise(400, 4), "remove it", seed=0)
+    with pytest.raises(AbpError, match="no image at absent"):
+        editor.edit("absent.png", "remove it", seed=0)
+    ours = dataclasses.replace(load(), lora=lora)
+    with pytest.raises(AbpError, match="Ours reads boxes"):
+        ours.edit(image, "remove it", seed=0)
+    with pytest.raises(AbpError, match="1 images, 1 instructions, 1 seeds, 2 boxes"):
+        ours.edit_many([image], ["remove it"], [0], boxes=[BOX, BOX])
+
+
+def test_a_lora_of_another_model_is_refused(lora: Path, tmp_path: Path) -> None:
+    weights = load_file(lora / qwen_pipeline.LORA_FILE)
+    deeper = {key.replace("blocks.1", "blocks.9"): torch.ones_like(weights[key]) for key in weights}
+    for name, changed, message in [
+        ("wider", {key: torch.zeros(2 * len(weights[key]), 7) for key in weights}, "size mismatch"),
+        ("deeper", {**weights, **deeper}, r"has no transformer\.transformer_blocks\.9"),
+        ("other", {"nothing": torch.zeros(1)}, "has no nothing"),
+        ("peft", {f"base_model.model.{key}": weights[key] for key in weights}, "has no base_model"),
+    ]:
+        (tmp_path / name).mkdir()
+        save_file(changed, tmp_path / name / qwen_pipeline.LORA_FILE)
+        with pytest.raises(AbpError, match=f"{name}/.* cannot be loaded .*{message}"):
+            reader = dataclasses.replace(load(), lora=tmp_path / name)
+            reader.edit(noise(64, 64), "remove it", 0, box=BOX)
+
+
+def kohya(key: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As sd-scripts and musubi-tuner name a weight of `lora`, which has alpha 4."""
+    module, _, factor = key.removeprefix("transformer.").rpartition(".lora_")
+    named = "lora_unet_" + module.replace(".", "_")
+    down = factor == "A.weight"
+    alpha = {named + ".alpha": torch.tensor(4.0)} if down else {}
+    return {f"{named}.lora_{'down' if down else 'up'}.weight": weight, **alpha}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        kohya,
+        lambda key, w: {"diffusion_model." + key.removeprefix("transformer."): w},  # ComfyUI
+        lambda key, w: {  # DiffSynth-Studio
+            key.removeprefix("transformer.").replace(".weight", ".default.weight"): w
+        },
+    ],
+    ids=["kohya", "comfyui", "diffsynth"],
+)
+def test_a_lora_of_another_trainer_edits_the_same(
+    lora: Path, tmp_path: Path, written: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]
+) -> None:
+    renamed: dict[str, torch.Tensor] = {}
+    for key, weight in load_file(lora / qwen_pipeline.LORA_FILE).items():
+        renamed |= written(key, weight)
+    save_file(renamed, tmp_path / "of_another_name.safetensors")
+    base = load()
+    first, second, third = (
+        dataclasses.replace(base, lora=place).edit(noise(64, 64), "remove it", 0, box=BOX)
+        for place in (lora, tmp_path, tmp_path / "of_another_name.safetensors")
+    )
+    assert far(first, second) <= 1 and far(second, third) == 0
+    save_file(renamed, tmp_path / "second.safetensors")
+    with pytest.raises(AbpError, match="give the folder or the file"):
+        dataclasses.replace(base, lora=tmp_path)
+
+
+def test_what_an_editor_is_known_by_is_known_before_it_is_loaded(
+    lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QwenImageEditPipeline, "from_pretrained", None)
+    base = load()
+    ours = dataclasses.replace(base, lora=lora)
+    assert len({base.fingerprint, ours.fingerprint}) == 2
+    monkeypatch.undo()
+    plain = base.edit(noise(64, 64), "remove it", seed=0)
+    held = weakref.ref(base.pipeline.transformer)
+    ours.let_go()  # which shares it
+    assert held() is None
+    assert far(base.edit(noise(64, 64), "remove it", seed=0), plain) == 0
+
+
+def test_an_offloaded_editor_computes_where_its_parts_are_brought(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    editor, asked = load(), []
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(QwenImageEditPipeline, "_execution_device", property(lambda _: gpu))
+    monkeypatch.setattr(qwen_image_edit, "at_once", lambda device: asked.append(device) or 1)
+    editor.edit(noise(64, 64), "remove it", seed=0)
+    assert set(asked) == {gpu}
+
+
+def test_a_folder_without_a_whole_pipeline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AbpError, match=r"no model_index\.json"):
+        load_from(tmp_path)
+    with pytest.raises(AbpError, match="no pipeline at"):
+        load_from(tmp_path / "absent")
+    folder = Path(shutil.copytree(smoke_editor(), tmp_path / "editor"))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["proj_out.weight"]
+    save_file(tensors, weights)
+    with pytest.raises(AbpError, match=r"transformer of .* lacks .*proj_out\.weight"):
+        _ = load_from(folder).pipeline
+    weights.write_bytes(b"cut off")
+    with pytest.raises(AbpError, match="cannot be loaded"):
+        _ = load_from(folder).pipeline

@@ -1,0 +1,30 @@
+"""A cache of the hub laid out by hand, and no network: what a user has after `hf download`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+
+def lay(cache: Path, hub_id: str, folder: Path, commit: str, ref: str = "main") -> Path:
+    """Put the files of `folder` into `cache` as `hub_id` at `commit`, which `ref` then names."""
+    place = cache / f"models--{hub_id.replace('/', '--')}"
+    snapshot = place / "snapshots" / commit
+    shutil.copytree(folder, snapshot, copy_function=os.link)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / ref).write_text(commit)
+    return snapshot
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, with HF_HUB_OFFLINE=1."""
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return cache

@@ -1,0 +1,331 @@
+"""Labels, tasks, Label Studio, people's verdicts: blind, exact, round."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jupytext
+import numpy as np
+import pandas as pd
+import pytest
+from labelling import label
+from PIL import Image
+from pydantic import ValidationError
+
+from abplib.core import images, paths, store
+from abplib.core.errors import AbpError
+from abplib.experiment import Experiment
+from abplib.judging.base import LEAKAGE, NO_EDIT, WRONG_OBJECT, Judgement
+from abplib.judging.human import label_studio
+from abplib.judging.human.labels import (
+    BOX_FAILURES,
+    DRAW_BOX,
+    JUDGE_BOX,
+    JUDGE_EDIT,
+    KINDS,
+    NO,
+    YES,
+    Label,
+    Verdict,
+    decided,
+    read_labels,
+)  # fmt: skip
+from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge, shuffled, to_draw
+from abplib.judging.human.verdicts import agreement, by_people, judged_boxes
+from abplib.judging.jury import HumanJudge, Jury
+from abplib.profiles import Profile
+from abplib.samples.base import Sample
+
+N = 4
+
+
+class Squares:
+    """Four samples of 40 x 20 pixels."""
+
+    name = "squares"
+    fingerprint = "squares"
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(f"s{index}", plain(index), f"Move {index}.", (0.1, 0.2, 0.5, 0.8))
+
+
+def plain(level: int) -> Image.Image:
+    return Image.new("RGB", (40, 20), (level, 100, 200))
+
+
+SAMPLES = Squares()
+ANSWERS = pd.DataFrame(
+    {
+        "index": range(N),
+        "sample_id": [f"s{i}" for i in range(N)],
+        "answered": [True, True, True, False],
+        "x1": [0.0, 0.1, 0.2, np.nan],
+        "y1": [0.0, 0.1, 0.2, np.nan],
+        "x2": [0.333, 0.5, 0.6, np.nan],
+        "y2": [0.777, 0.5, 0.6, np.nan],
+        "accurate": [False, False, True, False],
+        "wrong_entity": [True, True, False, False],
+        "outcome": ["wrong object", "wrong object", "accurate", "no box"],
+    }
+)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, list[Path]]:
+    """Edits of two methods, equal on sample 0."""
+    made: dict[str, list[Path]] = {"baseline": [], "ours": []}
+    for name, shift in (("baseline", 50), ("ours", 60)):
+        for index in range(N):
+            path = tmp_path / name / f"{index:04d}.png"
+            path.parent.mkdir(exist_ok=True)
+            plain(50 if index == 0 else shift + index).save(path)
+            made[name].append(path)
+    return made
+
+
+def test_kinds_of_wrong_boxes_are_chapter_1s() -> None:
+    from abplib.sections.localization import ACCURATE, NO_BOX, OUTCOMES
+
+    assert (ACCURATE, *BOX_FAILURES, NO_BOX) == OUTCOMES
+
+
+GOOD: dict[str, Any] = {
+    "item": "s0", "step": JUDGE_EDIT, "rater": "r1", "image": "0" * 64, "size": (40, 20),
+    "answer": NO, "kind": LEAKAGE, "time": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": None}, {"kind": "wrong"}, {"answer": YES}, {"answer": None},
+        {"box": (0, 0, 5, 5)}, {"rater": "a@b.org"}, {"rater": ""}, {"image": "abc"},
+        {"step": DRAW_BOX}, {"step": JUDGE_BOX}, {"answer": "maybe"}, {"method": "ours"},
+        {"step": DRAW_BOX, "answer": None, "kind": None, "box": (5, 5, 5, 9)},
+        {"step": DRAW_BOX, "answer": None, "kind": None, "box": (5, 5, 41, 9)},
+    ],
+)  # fmt: skip
+def test_a_label_that_says_too_little_or_too_much_is_refused(change: dict[str, Any]) -> None:
+    assert Label.model_validate(GOOD).kind == LEAKAGE
+    with pytest.raises(ValidationError):
+        Label.model_validate(GOOD | change)
+
+
+def test_labels_survive_the_file_and_the_last_word_counts(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    (task, *_) = boxes_to_judge(SAMPLES, ANSWERS)
+    first, second = label(task, "a", "cuts the target"), label(task, "b", YES)
+    for line in (first, second):
+        store.append_line(path, line)
+    assert read_labels(path) == [first, second]
+    mended = label(task, "a", YES)
+    store.append_line(path, mended)
+    assert read_labels(path) == [mended, second]
+    assert read_labels(tmp_path / "none.jsonl") == []
+    path.write_text("{}\n")
+    with pytest.raises(AbpError, match=r"Line 1 of .*labels.jsonl is no label"):
+        read_labels(path)
+
+
+def test_tasks_are_blind_and_each_picture_is_asked_about_once(
+    files: dict[str, list[Path]],
+) -> None:
+    tasks = edits_to_judge(SAMPLES, files)
+    assert len(tasks) == 2 * N - 1
+    turned = edits_to_judge(SAMPLES, dict(reversed(files.items())))
+    for order in (tasks, turned):
+        exported = json.dumps(label_studio.tasks_for(shuffled(order, "a", 0)))
+        assert not any(word in exported for word in ("baseline", "ours", "0001.png"))
+    orders = [[task.key for task in shuffled(t, r, 0)] for t in (tasks, turned) for r in "ab"]
+    assert orders[0] == orders[2] != orders[1] == orders[3]
+    assert sorted(map(repr, orders[0])) == sorted(map(repr, orders[1]))
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ([], None),
+        ([YES, LEAKAGE], None),
+        ([YES, YES, LEAKAGE], Verdict(True, None)),
+        ([YES, NO_EDIT, LEAKAGE], Verdict(False, NO_EDIT)),
+        ([WRONG_OBJECT, LEAKAGE, LEAKAGE], Verdict(False, LEAKAGE)),
+    ],
+)
+def test_the_majority_decides_and_a_tie_does_not(
+    said: list[str], verdict: Verdict | None, files: dict[str, list[Path]]
+) -> None:
+    task = edits_to_judge(SAMPLES, files)[0]
+    assert decided([label(task, f"r{n}", word) for n, word in enumerate(said)]) == verdict
+
+
+class Scores:
+    """Scores alone, as a VLM gives them."""
+
+    name = "scores"
+    fingerprint = "scores"
+
+    def judge(self, samples: Any, index: int, edited_images: Any) -> list[Judgement]:
+        return [Judgement(None, None, 3.0, 2.0, 1.0, "so")] * len(edited_images)
+
+
+def test_people_tell_success_and_the_other_judge_the_scores(
+    files: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    tasks = {task.image: task for task in edits_to_judge(SAMPLES, files)}
+    shown = [Image.open(made[1]) for made in files.values()]
+    path = tmp_path / "labels.jsonl"
+    store.append_line(path, label(tasks[images.digest(shown[0])], "a", WRONG_OBJECT))
+    people = HumanJudge(path)
+    judge = Jury(people, Scores())
+    found = judge.judge(SAMPLES, 1, shown)
+    assert judge.name == "human raters, scores by scores"
+    assert found[0] == Judgement(False, WRONG_OBJECT, 3.0, 2.0, 1.0, "so")
+    assert found[1].success is None  # no one looked at it
+    alone = people.judge(SAMPLES, 1, shown)[0]
+    assert (alone.edit, alone.reason) == (None, "0 of 1 raters say yes.")
+    store.append_line(path, label(tasks[images.digest(shown[1])], "a", YES))
+    later = Jury(HumanJudge(path), Scores())
+    assert later.judge(SAMPLES, 1, shown)[1].success is True
+    assert later.fingerprint != judge.fingerprint
+
+
+def test_people_decide_which_boxes_are_accurate() -> None:
+    tasks = boxes_to_judge(SAMPLES, ANSWERS)
+    assert [task.item for task in tasks] == ["s0", "s1", "s2"]  # s3 has none to show
+    said = [YES, "cuts the target", "wrong object"]
+    labels = [label(task, "a", word) for task, word in zip(tasks, said, strict=True)]
+    found = judged_boxes(ANSWERS, SAMPLES, labels)
+    assert list(found["accurate"]) == [True, False, False, False]
+    assert list(found["outcome"]) == ["accurate", "cuts the target", "wrong object", "no box"]
+    assert list(found["wrong_entity"]) == [False, False, True, False]
+    decided_by_people = ["accurate", "outcome", "wrong_entity"]
+    assert found.drop(columns=decided_by_people).equals(ANSWERS.drop(columns=decided_by_people))
+    with pytest.raises(AbpError, match=r"1 of 3 boxes are not judged.*s2 first"):
+        judged_boxes(ANSWERS, SAMPLES, labels[:2])
+    moved = ANSWERS.assign(x1=[0.05, 0.1, 0.2, np.nan])
+    with pytest.raises(AbpError, match="s0 first"):
+        judged_boxes(moved, SAMPLES, labels)
+
+
+def test_a_profile_names_what_people_said(
+    files: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABP_ROOT", str(tmp_path))
+    named = Experiment(Profile.load("paper", human_labels="said.jsonl"))
+    with pytest.raises(AbpError, match=r"no labels at .*said.jsonl: make them with book/annot"):
+        _ = named.judge
+    for task in boxes_to_judge(SAMPLES, ANSWERS):
+        store.append_line(tmp_path / "said.jsonl", label(task, "a", YES))
+    judge = named.judge
+    assert judge.name.startswith("human raters, scores by gemini-2.5-pro")
+    assert Experiment(Profile.load("paper")).judge.name == "gemini-2.5-pro (success: full marks)"
+    other = Experiment(Profile.load("paper", judge_model="gemini-3-pro"))
+    assert other.judge.name == "gemini-3-pro (success: full marks)"
+    with pytest.raises(AbpError, match="SceneOracle asks no model: leave judge_model out"):
+        _ = Experiment(Profile.load("mini", judge_model="gemini-3-pro")).judge
+    found = by_people(ANSWERS, SAMPLES, named.human_labels_file)
+    assert list(found["accurate"]) == [True, True, True, False]
+    assert by_people(ANSWERS, SAMPLES, None) is ANSWERS
+
+
+def test_agreement_is_told_for_each_step(files: dict[str, list[Path]]) -> None:
+    edits, boxes, draws = (
+        edits_to_judge(SAMPLES, files),
+        boxes_to_judge(SAMPLES, ANSWERS),
+        to_draw(SAMPLES, 1),
+    )
+    labels = [label(task, rater, YES) for task in edits[:2] for rater in "ab"]
+    labels += [label(edits[2], "a", YES), label(edits[2], "b", LEAKAGE), label(edits[3], "a", YES)]
+    labels += [label(boxes[0], rater, YES) for rater in "abc"]
+    labels += [label(boxes[1], rater, "wrong object") for rater in "abc"]
+    labels += [label(draws[0], "a", box=(0, 0, 10, 10)), label(draws[0], "b", box=(0, 0, 10, 5))]
+    found = agreement(labels).set_index("step")
+    assert list(found["questions"]) == [1, 2, 3]
+    assert found.loc[DRAW_BOX, "agreement"] == pytest.approx(0.5)
+    assert found.loc[JUDGE_BOX, "kappa"] == 1 and found.loc[JUDGE_BOX, "raters"] == 3
+    assert found.loc[JUDGE_EDIT, "agreement"] == pytest.approx(2 / 3)
+    assert found.loc[JUDGE_EDIT, "kappa"] == pytest.approx(0)
+    assert agreement(labels[:1]).empty
+
+
+@pytest.mark.parametrize("step", list(KINDS))
+def test_label_studio_gives_back_what_it_got(step: str, files: dict[str, list[Path]]) -> None:
+    random = np.random.default_rng(0)
+    tasks = {
+        DRAW_BOX: to_draw(SAMPLES, N),
+        JUDGE_BOX: boxes_to_judge(SAMPLES, ANSWERS),
+        JUDGE_EDIT: edits_to_judge(SAMPLES, files),
+    }[step]
+    labels = []
+    for number, task in enumerate(tasks):
+        for rater in ("7", "12"):
+            if step == DRAW_BOX:
+                x1, x2 = np.sort(random.uniform(0, 40, 2))
+                y1, y2 = np.sort(random.uniform(0, 20, 2))
+                labels.append(label(task, rater, box=(x1, y1, x2, y2)))
+            else:
+                words = (YES, *KINDS[task.step])
+                labels.append(label(task, rater, words[number % len(words)]))
+    exported = json.loads(json.dumps(label_studio.tasks_for(tasks, labels)))
+    back = label_studio.labels_from(exported)
+    assert sorted(map(repr, back)) == sorted(map(repr, labels))
+    controls = ElementTree.fromstring(label_studio.config(tasks[0].step))
+    names = {element.get("name"): element for element in controls.iter()}
+    for task in exported:
+        for result in (r for a in task["annotations"] for r in a["result"]):
+            assert result["from_name"] in names and result["to_name"] in names
+            chosen = result["value"].get("choices") or result["value"]["rectanglelabels"]
+            assert names[result["from_name"]].find(f"*[@value='{chosen[0]}']") is not None
+        for element in controls.iter():
+            if element.get("value", "").startswith("$"):
+                assert element.get("value", "")[1:] in task["data"]
+
+
+def test_an_export_of_label_studio_itself_is_read() -> None:
+    """With the fields that it adds, a cancelled annotation, and a corner just over the edge."""
+    (task, *_) = label_studio.tasks_for(to_draw(SAMPLES, 1))
+    value = {"x": 50.0, "y": 25.0, "width": 50.0000001, "height": 50.0, "rotation": 0,
+             "rectanglelabels": ["target"]}  # fmt: skip
+    region = {"id": "x1", "type": "rectanglelabels", "from_name": "box", "to_name": "image",
+              "original_width": 40, "original_height": 20, "value": value}  # fmt: skip
+    annotation = {"id": 5, "completed_by": {"id": 3, "email": "someone@example.org"},
+                  "result": [region], "was_cancelled": False, "lead_time": 4.2,
+                  "created_at": "2026-01-02T03:04:05.678901Z"}  # fmt: skip
+    skipped = annotation | {"was_cancelled": True, "result": []}
+    task |= {"id": 17, "annotations": [annotation, skipped], "predictions": [], "meta": {}}
+    (found,) = label_studio.labels_from([task])
+    assert found.box == (20, 5, 40, 15) and found.rater == "3"
+    assert "example.org" not in found.model_dump_json()
+
+
+def test_several_steps_make_no_project(files: dict[str, list[Path]]) -> None:
+    with pytest.raises(AbpError, match="one step"):
+        label_studio.tasks_for([*to_draw(SAMPLES, 1), *edits_to_judge(SAMPLES, files)])
+
+
+def test_every_cell_of_the_annotation_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, where the page's libraries are loaded anyway; two raters box two squares."""
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
+    drawn = [label(task, rater, box=(1, 1, 9, 9)) for task in to_draw(SAMPLES, 2) for rater in "34"]
+    exported = json.dumps(label_studio.tasks_for(to_draw(SAMPLES, 2), drawn))
+    (tmp_path / "project-1-at-2026-01-02.json").write_text(exported)
+    own = {"profile": "smoke", "n": 2, "labels": str(tmp_path / "labels.jsonl")}
+    told: dict[str, Any] = {}
+    for cell in jupytext.read(paths.root() / "book" / "annotation.md").cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, "annotation.md", "exec"), told)
+            if "parameters" in cell.metadata.get("tags", []):
+                assert own.keys() <= told.keys()
+                told |= own
+    for step in ("boxes", "edits"):
+        assert len(json.loads((tmp_path / f"{step}.json").read_text())) == 2
+    assert len(read_labels(tmp_path / "labels.jsonl")) == 4

@@ -1,0 +1,208 @@
+"""Distances outside the box: their definitions, and that nothing inside reaches them."""
+
+from __future__ import annotations
+
+import warnings
+
+import lpips as package
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import noise
+from PIL import Image, ImageChops, ImageFilter
+from safetensors.torch import load_file
+from torch import Tensor
+
+from abplib.core import paths
+from abplib.core.boxes import Box
+from abplib.core.errors import AbpError
+from abplib.judging.preservation import COLUMNS, WEIGHTS, Preservation
+from abplib.samples.scenes.render import render
+from abplib.samples.scenes.scene import general_scene
+
+HALF: Box = (0.0, 0.0, 0.5, 1.0)
+NOTHING: Box = (0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def preservation() -> Preservation:
+    return Preservation()
+
+
+@pytest.fixture(scope="module")
+def reference() -> package.LPIPS:
+    """The package's own LPIPS around torchvision's AlexNet, which takes the shipped weights."""
+    alexnet = torchvision.models.alexnet()
+    shipped = load_file(paths.root() / WEIGHTS)
+    missing, unknown = alexnet.load_state_dict(shipped, strict=False)
+    assert not unknown and all(name.startswith("classifier") for name in missing)
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patched:
+        warnings.simplefilter("ignore")
+        patched.setattr(torchvision.models, "alexnet", lambda **_: alexnet)
+        return package.LPIPS(net="alex", verbose=False).requires_grad_(False)
+
+
+def tensor(pixels: np.ndarray) -> Tensor:
+    """[H, W, 3] of bytes -> [1, 3, H, W] in [-1, 1], as LPIPS takes it."""
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None].float()
+
+
+def edited(image: Image.Image, box: Box, by: int = 60) -> Image.Image:
+    """The image, brighter by `by` of 255 in the box alone."""
+    pixels = np.asarray(image).astype(int)
+    height, width, _ = pixels.shape
+    x1, y1, x2, y2 = (round(v) for v in np.array(box) * [width, height, width, height])
+    pixels[y1:y2, x1:x2] += by
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def one(preservation: Preservation, source: Image.Image, edit: Image.Image, box: Box) -> dict:
+    return preservation.rows([source], [edit], [box]).iloc[0].to_dict()
+
+
+def test_an_edit_of_the_box_alone_preserves_everything(preservation: Preservation) -> None:
+    source, box = noise(80, 60), (0.25, 0.25, 0.75, 0.75)
+    row = one(preservation, source, edited(source, box), box)
+    assert row["lpips"] == row["lpips_zero_fill"] == row["l2"] == 0
+    assert row["ssim"] == pytest.approx(1, abs=1e-6)
+    assert row["lpips_spatial"] > 0  # the receptive fields reach in
+    assert max(one(preservation, source, source, box).values()) == pytest.approx(1, abs=1e-6)
+    assert one(preservation, source, source, box)["lpips_spatial"] == 0
+
+
+def test_nothing_of_the_box_leaks_into_the_working_resolution() -> None:
+    source, box = noise(120, 120), (0.33, 0.33, 0.66, 0.66)
+    row = one(Preservation(side=40), source, edited(source, box), box)
+    assert row["lpips"] == row["lpips_zero_fill"] == 0
+    assert row["ssim"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("box", [NOTHING, HALF, (0.1, 0.1, 0.9, 0.9)])
+def test_l2_is_the_mean_squared_difference_outside(preservation: Preservation, box: Box) -> None:
+    source = Image.new("RGB", (70, 50), (10, 60, 110))
+    edit = Image.new("RGB", (70, 50), (61, 111, 161))  # 51 of 255 brighter everywhere
+    assert one(preservation, source, edit, box)["l2"] == pytest.approx(0.04, rel=1e-5)
+
+
+def test_the_three_readings_are_those_of_the_package(
+    preservation: Preservation, reference: package.LPIPS
+) -> None:
+    source, edit = noise(64, 48, seed=1), noise(64, 48, seed=2)
+    row = one(preservation, source, edit, HALF)
+    a, b = np.asarray(source), np.asarray(edit)
+    inside = np.zeros((48, 64, 1), dtype=bool)
+    inside[:, :32] = True
+    composite = reference(tensor(a), tensor(np.where(inside, a, b))).item() / 0.5
+    filled = reference(tensor(a * ~inside), tensor(b * ~inside)).item()
+    reference.spatial = True
+    spatial = reference(tensor(a), tensor(b))[..., 32:].mean().item()
+    reference.spatial = False
+    assert row["lpips"] == pytest.approx(composite, rel=1e-4)
+    assert row["lpips_zero_fill"] == pytest.approx(filled, rel=1e-4)
+    assert row["lpips_spatial"] == pytest.approx(spatial, rel=1e-4)
+    assert len({round(row[name], 3) for name in COLUMNS[:3]}) == 3
+
+
+def test_composite_alone_does_not_shrink_with_a_larger_box(preservation: Preservation) -> None:
+    source, edit = noise(96, 96, seed=1), noise(96, 96, seed=2)
+    whole, half = (one(preservation, source, edit, box) for box in (NOTHING, HALF))
+    assert half["lpips"] == pytest.approx(whole["lpips"], rel=0.2)
+    assert half["lpips_zero_fill"] < 0.7 * whole["lpips_zero_fill"]
+
+
+def test_ssim_of_flat_images_is_the_closed_form(preservation: Preservation) -> None:
+    a, b = 100 / 255, 140 / 255
+    flat = [Image.new("RGB", (40, 40), (value,) * 3) for value in (100, 140)]
+    expected = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+    assert one(preservation, *flat, NOTHING)["ssim"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_ssim_is_the_mean_over_windows(preservation: Preservation) -> None:
+    source, edit = noise(32, 31, seed=1), edited(noise(32, 31, seed=1), (0.5, 0, 1, 1))
+    weights = np.exp(-((np.arange(11) - 5) ** 2) / 4.5)
+    weights = np.outer(weights, weights) / weights.sum() ** 2
+    windows = []
+    for image in (source, edit):
+        grey = np.asarray(image) @ [0.299, 0.587, 0.114] / 255
+        padded = np.pad(grey, 5, mode="reflect")
+        windows.append(np.lib.stride_tricks.sliding_window_view(padded, (11, 11)))
+    x, y = windows
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return (values * weights).sum((2, 3))
+
+    mx, my = mean(x), mean(y)
+    sx, sy, sxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    ssim = (2 * mx * my + 1e-4) * (2 * sxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (sx + sy + 9e-4))
+    found = one(preservation, source, edit, NOTHING)["ssim"]
+    assert found == pytest.approx(ssim.mean(), abs=1e-4) and found < 0.99
+
+
+def test_rows_keep_their_order_whatever_the_sizes_and_the_sharing(
+    preservation: Preservation,
+) -> None:
+    wide, tall = noise(64, 40, seed=1), noise(40, 64, seed=2)
+    sources = [wide, tall, wide, wide.convert("RGBA"), tall]
+    edits = [noise(*source.size, seed=3 + i) for i, source in enumerate(sources)]
+    boxes: list[Box] = [HALF, HALF, (0.5, 0.5, 1, 1), HALF, HALF]
+    together = preservation.rows(sources, edits, boxes)
+    assert list(together.columns) == list(COLUMNS)
+    for index, pair in enumerate(zip(sources, edits, boxes, strict=True)):
+        assert one(preservation, *pair) == pytest.approx(together.iloc[index].to_dict(), rel=1e-4)
+
+
+def test_a_box_that_is_the_whole_image_leaves_nothing_to_measure(
+    preservation: Preservation,
+) -> None:
+    images = [noise(40, 40, seed=1), noise(40, 40, seed=2)]
+    rows = preservation.rows(images, images[::-1], [(0, 0, 1, 1), HALF])
+    assert rows.iloc[0].isna().all() and rows.iloc[1].notna().all()
+
+
+def test_building_it_draws_no_random_numbers_of_the_run(preservation: Preservation) -> None:
+    before = torch.get_rng_state()
+    again = Preservation()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.fingerprint == preservation.fingerprint
+    assert Preservation(side=64).fingerprint != preservation.fingerprint
+
+
+def test_without_its_weights_there_is_no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABP_ROOT", "/nowhere")
+    with pytest.raises(AbpError, match=r"alexnet_features.safetensors under LPIPS are missing"):
+        Preservation()
+
+
+def test_what_people_call_more_alike_is_nearer(preservation: Preservation) -> None:
+    """What the trained network is for: a small shift is less than a blur of like squared error."""
+    source = render(general_scene(3))
+    moved = ImageChops.offset(source, 1, 0)
+    blurred = source.filter(ImageFilter.GaussianBlur(2))
+    near, far = (one(preservation, source, edit, NOTHING) for edit in (moved, blurred))
+    assert near["lpips"] < 0.5 * far["lpips"]
+
+
+def test_at_the_images_own_size_nothing_is_resized(reference: package.LPIPS) -> None:
+    source, edit = noise(400, 300, seed=1), noise(400, 300, seed=2)
+    whole, small = Preservation(side=None), Preservation()
+    assert whole.name_of_lpips == "LPIPS at the images' own size"
+    assert whole.fingerprint != small.fingerprint
+    own = reference(tensor(np.asarray(source)), tensor(np.asarray(edit))).item()
+    assert one(whole, source, edit, NOTHING)["lpips"] == pytest.approx(own, rel=1e-4)
+    assert one(small, source, edit, NOTHING)["lpips"] != pytest.approx(own, rel=1e-2)
+
+
+def test_bad_input_is_named(preservation: Preservation) -> None:
+    image = noise(40, 40)
+    with pytest.raises(AbpError, match="2 sources, 1 edits and 1 boxes"):
+        preservation.rows([image, image], [image], [HALF])
+    with pytest.raises(AbpError, match="Pair 1: the edit has 50 x 40 pixels and its source 40 x"):
+        preservation.rows([image, image], [image, noise(50, 40)], [HALF, HALF])
+    with pytest.raises(AbpError, match="Pair 0: 600 x 60 pixels leave less"):
+        preservation.rows([noise(600, 60)], [noise(600, 60)], [HALF])
+    for box in [(0.5, 0, 0.4, 1), (0, 0, 1, 1.1), (0, 0, float("nan"), 1)]:
+        with pytest.raises(AbpError, match=r"Pair 0: .* is no box"):
+            preservation.rows([image], [image], [box])
+    with pytest.raises(AbpError, match="needs 31 pixels a side, not 30"):
+        Preservation(side=30)

@@ -1,0 +1,162 @@
+"""The figures of chapters 3 and 4: what is drawn is what was given."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from test_decomposition import ROUTED
+from test_plots import texts
+
+from abplib.core.stats import Interval
+from abplib.plots import decomposition as plots
+from abplib.plots import explorer, information_flow
+from abplib.plots.decomposition import CLASS_COLOURS
+from abplib.publish.pages import remote
+from abplib.samples.base import Sample
+from abplib.samples.words import CLASSES
+from abplib.sections import decomposition, pointing, routing
+from abplib.sections.information_flow import AttentionMaps
+from abplib.sections.pointing import Example
+
+
+@pytest.fixture
+def example() -> Example:
+    """Three layers, four words, one token of the template, a 2 x 3 grid."""
+    maps = AttentionMaps(
+        raw=torch.arange(3 * 5 * 2 * 3).float().view(3, 5, 2, 3),
+        baseline=torch.ones(3, 2, 3),
+        tokens=torch.arange(20, 25),
+        n_prompt=4,
+    )
+    words = ["Turn", " left", "most", " <cup>"]
+    tokens = pd.DataFrame(
+        {
+            "token": range(20, 24),
+            "text": words,
+            "share": [0.1, 0.2, 0.1, 0.6],
+            "word_class": [CLASSES[3], CLASSES[2], CLASSES[2], CLASSES[0]],
+        }
+    )
+    picture = Image.new("RGB", (90, 60), "gray")
+    sample = Sample("s", picture, "Turn leftmost <cup>", (0.1, 0.2, 0.5, 0.6))
+    return Example(sample, (0, 1, 2), maps, 1, tokens, [3], 0.625)
+
+
+def test_the_scheme_shows_the_steepest_head_and_the_vote() -> None:
+    shown = routing.example(decomposition.decompose(ROUTED, 0.5), 0)
+    figure = plots.scheme(shown, 0.5)
+    figure.draw_without_rendering()
+    bars, votes, grid = figure.axes[:3]
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([0.9, 0.1, 0.0])
+    assert "0.80, T = 0.5" in bars.get_xlabel()
+    assert votes.lines[0].get_xdata().tolist() == [0, 0, 2]
+    assert "$l^*$ = 5" in votes.get_title(loc="left")
+    assert [tick.get_text() for tick in grid.get_xticklabels()] == ["Turn", "left"]
+    np.testing.assert_allclose(grid.images[0].get_array(), shown.weights)
+
+
+@pytest.mark.parametrize("decisive", [[0, 1], [0, 1, 2, 3]])
+def test_sorted_curves_draw_each_group_and_each_decisive_query(decisive: list[int]) -> None:
+    curves = routing.sorted_curves(ROUTED.masses, np.array(decisive), 3)
+    lines = decomposition.ranked_masses(ROUTED).rename(columns={"mass": "value"})
+    figure = plots.sorted_curves(curves, lines[lines["h"].isin(decisive)], "rank")
+    (axes,) = figure.axes
+    thin = [line for line in axes.lines if line.get_linewidth() < 1]
+    thick = [line for line in axes.lines if line.get_linewidth() > 1]
+    assert len(thin) == 2 * len(decisive)
+    assert len(thick) == curves["group"].nunique()
+    assert thick[0].get_ydata() == pytest.approx(curves["mean"][:3])
+
+
+def test_sensitivity_marks_the_threshold_and_survives_none() -> None:
+    counts = pd.DataFrame({"threshold": [0.0, 0.5, 1.0], "n_heads": [0, 0, 0]})
+    figure = plots.sensitivity(counts, 0.25)
+    assert "T = 0.25" in texts(figure)
+    assert figure.axes[0].get_ylim()[1] >= 1
+
+
+def test_the_histogram_has_all_samples_first_and_sums_to_one() -> None:
+    counts = pd.DataFrame({5: [3, 1], 6: [1, 3]}, index=["left", "right"])
+    figure = plots.layer_histogram(counts)
+    (axes,) = figure.axes
+    widths = np.array([bar.get_width() for bar in axes.patches]).reshape(2, 3)
+    assert widths[0] == pytest.approx([0.5, 0.75, 0.25])
+    assert widths.sum(0) == pytest.approx(1)
+    assert texts(figure)[:3] == ["n = 8", "n = 4", "n = 4"]
+
+
+def test_word_classes_show_attention_and_tokens() -> None:
+    table = pd.DataFrame(
+        {"mass": 0.2, "low": 0.1, "high": 0.3, "tokens": [0.1, 0.2, 0.3, 0.2, 0.2]}, index=CLASSES
+    )
+    (axes,) = plots.word_classes(table).axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.2] * 5)
+    assert axes.lines[0].get_xdata() == pytest.approx(table["tokens"].to_numpy())
+    assert set(CLASS_COLOURS) == set(CLASSES)
+
+
+def test_maps_are_those_of_the_dominant_token(example: Example) -> None:
+    figure = information_flow.maps([example, example])
+    assert len(figure.axes) == 6
+    source, raw, relative = figure.axes[:3]
+    assert len(source.images) == 1
+    np.testing.assert_allclose(raw.images[1].get_array(), example.maps.raw[1, 3])
+    np.testing.assert_allclose(relative.images[1].get_array(), example.maps.relative[1, 3])
+    assert raw.get_title(loc="left") == "“<cup>”, layer 1"
+    assert raw.get_xlabel() == "AUROC 0.62"
+    for axes in (source, raw, relative):
+        assert axes.patches[0].get_bbox().bounds == pytest.approx((8.5, 11.5, 36, 24))
+
+
+def test_tokens_stand_in_reading_order(example: Example) -> None:
+    (axes,) = information_flow.token_bars([example]).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["Turn", "left", "most", "<cup>"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.1, 0.2, 0.1, 0.6])
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+
+
+def test_scores_have_a_row_a_source_and_chance_marked() -> None:
+    found = {
+        (source, score): Interval(0.4, 0.3, 0.5, 9)
+        for source in pointing.SOURCES
+        for score in pointing.SCORES
+    }
+    found["chance", "auroc"] = Interval(0.5, 0.5, 0.5, 9)
+    figure = information_flow.scores(found)
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == list(pointing.SOURCES.values())
+    assert figure.axes[2].lines[-1].get_xdata()[0] == 0.5
+
+
+def test_the_grid_writes_every_cell_and_how_often_a_layer_is_chosen() -> None:
+    grid = pd.DataFrame({"1": [0.4, 0.9], "last": [0.5, 0.6]}, index=pd.Index([5, 6], name="layer"))
+    figure = information_flow.layers_and_tokens(grid, pd.Series({6: 0.25}), "AUROC")
+    assert texts(figure)[:4] == ["0.40", "0.50", "0.90", "0.60"]
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == ["5", "6  (25%)"]
+
+
+def test_the_explorer_holds_every_map_and_loads_nothing(example: Example, tmp_path: Path) -> None:
+    page = explorer.page(example, "some-maps", "made by & with")
+    (told,) = re.findall(r"data = (\{.*\});", page)
+    data = json.loads(told)
+    cells = np.frombuffer(base64.b64decode(data["raw"]), np.uint8).reshape(3, 5, 2, 3)
+    assert (cells[..., 0, 0] == 0).all() and (cells[..., 1, 2] == 255).all()
+    assert len(base64.b64decode(data["relative"])) == cells.size
+    assert data["words"] == ["Turn", "left", "most", "<cup>", "template 1"]
+    assert (data["token"], data["best"], data["layers"]) == (3, 1, [0, 1, 2])
+    assert 'value="1"' in page and 'max="2"' in page
+    assert "made by &amp; with" in page and "Turn leftmost &lt;cup&gt;" in page
+    assert 'id="some-maps"' in page and 'getElementById("some-maps")' in page
+    before_script = page.split("<script>")[0]
+    assert 'src="data:image/jpeg' in before_script  # what stays without scripts
+    (tmp_path / "page.html").write_text(page)
+    assert remote(tmp_path) == []

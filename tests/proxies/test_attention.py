@@ -1,0 +1,101 @@
+"""The attention that is read is the proxy's own, and is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from abplib.core.errors import AbpError
+from abplib.proxies.attention import read_attention
+from abplib.proxies.configurations import Configuration
+from abplib.proxies.qformer import Proxy
+from abplib.proxies.settings import ProxyConfig
+from abplib.samples.base import Sample
+from abplib.vlm.encoder import ConditionEncoder
+
+
+@dataclass
+class Pictures:
+    """A `SampleSet` of given images and instructions."""
+
+    images: list[Image.Image]
+    instructions: list[str]
+    name: str = "pictures"
+    fingerprint: str = "0"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        box = (0.0, 0.0, 0.5, 0.5)
+        return Sample(f"p{index}", self.images[index], self.instructions[index], box)
+
+
+@pytest.fixture
+def samples(images: list[Image.Image], instructions: list[str]) -> Pictures:
+    return Pictures(images, instructions)
+
+
+@pytest.fixture
+def folder(encoder: ConditionEncoder, tmp_path: Path) -> Path:
+    """An untrained proxy of two layers."""
+    torch.manual_seed(0)
+    config = ProxyConfig(
+        state_width=encoder.width, n_layers=2, width=8, n_queries=3, n_heads=2, n_blocks=2
+    )
+    Proxy(config).save(tmp_path / "proxy", encoder.fingerprint)
+    return tmp_path / "proxy"
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "all"])
+def test_weights_are_the_proxys_own(
+    encoder: ConditionEncoder,
+    samples: Pictures,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: str,
+) -> None:
+    configuration = Configuration("two", (3, 1), tokens)
+    monkeypatch.setattr(encoder, "over", partial(encoder.over, batch=1))  # of different length
+    found = read_attention(encoder, samples, 2, configuration, folder, base=tmp_path)
+    assert found.layers == (3, 1) and found.n_heads == 2 and found.ids == ["p0", "p1"]
+    assert found.weights.shape[:4] == (2, 4, 3, 2)
+    np.testing.assert_allclose(found.masses.sum(-1), 1, rtol=1e-5)
+    proxy = Proxy.load(folder, encoder.fingerprint)
+    for row in range(2):
+        alone = encoder.encode([samples.images[row]], [samples.instructions[row]], layers=(1, 3))
+        expected = torch.cat(proxy.attention(*configuration.select(alone)), 1)[0]
+        length = expected.shape[-1]
+        np.testing.assert_allclose(found.weights[row, ..., :length], expected, atol=1e-6)
+        assert not found.weights[row, ..., length:].any()
+        told = found.tokens[found.tokens["sample_id"] == f"p{row}"]
+        assert told["slot"].tolist() == list(range(length))
+        prompt = told[told["span"] == "prompt"]
+        assert "".join(prompt["text"]) == samples.instructions[row]
+        assert prompt["token"].tolist() == alone.prompt_tokens[0].nonzero()[:, 0].tolist()
+        assert (told["span"] == "image").sum() == (
+            0 if tokens == "prompt" else math.prod(alone.grids[0])
+        )
+    monkeypatch.setattr(encoder, "encode", None)  # read from disk
+    again = read_attention(encoder, samples, 2, configuration, folder, base=tmp_path)
+    np.testing.assert_array_equal(again.weights, found.weights)
+
+
+def test_bad_input_is_refused(
+    encoder: ConditionEncoder, samples: Pictures, folder: Path, tmp_path: Path
+) -> None:
+    two = Configuration("two", (1, 3), "prompt")
+    for n in (0, 3):
+        with pytest.raises(AbpError, match=f"{n} samples are asked for, but pictures holds 2"):
+            read_attention(encoder, samples, n, two, folder, base=tmp_path)
+    final = Configuration("last", (3, "final"))
+    with pytest.raises(AbpError, match="last reads the final states, which are no layer"):
+        read_attention(encoder, samples, 2, final, folder, base=tmp_path)

@@ -1,0 +1,331 @@
+"""The bank and the sweep: independence, schedule, tidy results, resuming after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SMOKE_AREA, noise
+from toysweep import CHOSEN, SETTINGS
+
+from abplib.core.errors import AbpError
+from abplib.proxies.bank import Bank
+from abplib.proxies.configurations import Configuration, configurations, controls
+from abplib.proxies.labels import Labels
+from abplib.proxies.qformer import Proxy, box_loss
+from abplib.proxies.settings import SweepSettings
+from abplib.proxies.sweep import Sweep, sweep
+from abplib.samples.base import Sample
+from abplib.vlm.encoder import ConditionEncoder, Encoding
+from abplib.vlm.twins import smoke_vlm
+
+
+class Noise:
+    """Sixteen noise images; reading one more than `fatal_after` samples calls `die`."""
+
+    name = "noise"
+    fingerprint = "noise-1"
+
+    def __init__(self, fatal_after: int | None = None) -> None:
+        self.left = fatal_after
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.die()
+        x1, y1, w, h = np.random.default_rng(index).uniform(0.1, 0.5, 4).tolist()
+        words = "remove the second apple from the left"[: 12 + 2 * index]
+        return Sample(f"n{index}", noise(64, 64, index), words, (x1, y1, x1 + w, y1 + h))
+
+    def die(self) -> None:
+        raise KeyboardInterrupt
+
+
+class Deadly(Noise):
+    """Ends the process as `kill -9` does."""
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def made_labels() -> Labels:
+    """Exact boxes of the noise set; sample 0 has none."""
+    boxes = np.array([sample.box for sample in map(Noise().__getitem__, range(16))])
+    frame = pd.DataFrame(boxes, columns=["x1", "y1", "x2", "y2"])
+    frame.insert(0, "index", range(16))
+    return Labels(frame.assign(reason=["no_box"] + [""] * 15), {}, "made up")
+
+
+def run(encoder: ConditionEncoder, base: Path, train_set: Noise, **changes: Any) -> Sweep:
+    given: dict[str, Any] = {
+        "labels": made_labels(),
+        "eval_set": Noise(),
+        "chosen": CHOSEN,
+        "settings": SETTINGS,
+        "seed": 0,
+        "n": 5,
+    }
+    return sweep(encoder, train_set, **{**given, **changes}, base=base, progress=False)
+
+
+def killed_run(base: str) -> None:
+    """What the subprocess of the SIGKILL test does."""
+    torch.set_num_threads(1)
+    encoder = ConditionEncoder.from_pretrained(smoke_vlm(), image_area=SMOKE_AREA)
+    run(encoder, Path(base), Deadly(fatal_after=16))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def unbroken(encoder: ConditionEncoder, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return run(encoder, tmp_path_factory.mktemp("unbroken"), Noise())
+
+
+@pytest.fixture(scope="module")
+def encoding(encoder: ConditionEncoder) -> Encoding:
+    samples = [Noise()[index] for index in (0, 5, 11)]
+    return encoder.encode(
+        [sample.image for sample in samples],
+        [sample.instruction for sample in samples],
+        layers=range(4),
+        final=True,
+    )
+
+
+BOXES = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.2, 0.3, 0.6, 0.9], [0.0, 0.5, 0.5, 1.0]])
+
+
+def assert_same(a: Sweep, b: Sweep) -> None:
+    pd.testing.assert_frame_equal(a.curves, b.curves, check_exact=True)
+    pd.testing.assert_frame_equal(a.samples, b.samples, check_exact=True)
+
+
+def test_figure_4_has_every_layer_final_and_middle_prompt(encoder: ConditionEncoder) -> None:
+    assert [c.name for c in configurations(encoder)] == [
+        *(f"layer_{l}" for l in range(4)),
+        "final",
+        "middle_prompt",
+    ]
+    assert configurations(encoder)[-1].layers == encoder.middle_layers
+
+
+def test_controls_are_the_input_and_the_prompt_tokens_of_each_layer(
+    encoder: ConditionEncoder, tmp_path: Path
+) -> None:
+    chosen = controls(encoder)
+    swept = run(encoder, tmp_path, Noise(), chosen=chosen)
+    names = ["input", *(f"prompt_{l}" for l in range(4)), "prompt_final"]
+    assert list(swept.curves["configuration"].unique()) == names
+
+
+def test_prompt_tokens_are_selected_in_order(encoding: Encoding) -> None:
+    states, mask = CHOSEN[2].select(encoding)
+    assert states.shape[:2] == (3, 2)
+    assert mask.sum(1).tolist() == encoding.prompt_tokens.sum(1).tolist()
+    for row, tokens in enumerate(encoding.prompt_tokens):
+        n = int(tokens.sum())
+        assert torch.equal(states[row, 1, :n], encoding.states[3][row, tokens])
+    states, mask = CHOSEN[1].select(encoding)
+    assert torch.equal(states[:, 0], encoding.states["final"])
+    assert torch.equal(mask, encoding.mask)
+
+
+def test_a_bank_equals_its_proxies_trained_alone(encoding: Encoding) -> None:
+    """To rounding, in stacks of two and of one; every gradient is clipped."""
+    settings = SETTINGS.model_copy(update={"l1_steps": 1, "clip": 0.05})
+    chosen = (*CHOSEN, Configuration("layer_3", (3,)))
+    bank = Bank(chosen, 64, settings)
+    alone = [Bank([configuration], 64, settings) for configuration in chosen]
+    for _ in range(4):
+        bank.learn(encoding, BOXES)
+        for single, loss in zip(alone, bank.step(), strict=True):
+            single.learn(encoding, BOXES)
+            assert single.step() == [pytest.approx(loss, rel=1e-5, abs=1e-5)]
+    found = bank.predict(encoding)
+    assert list(found) == list(bank.proxies) == [c.name for c in chosen]
+    for single in alone:
+        for name, boxes in single.predict(encoding).items():
+            torch.testing.assert_close(boxes, found[name], rtol=0, atol=1e-4)
+    others = torch.stack(list(found.values()))
+    assert (others[:, None] - others).abs().amax((2, 3))[~torch.eye(4, dtype=bool)].min() > 1e-2
+
+
+def test_parts_of_a_batch_add_up(encoder: ConditionEncoder) -> None:
+    """Two micro-batches, padded to other lengths, give the whole batch's losses and gradients."""
+    whole, parts = (Bank(CHOSEN, 64, SETTINGS.model_copy(update={"l1_steps": 0})) for _ in range(2))
+    samples = [Noise()[index] for index in (0, 5, 11)]
+
+    def learn(bank: Bank, start: int, stop: int) -> None:
+        some = samples[start:stop]
+        asked = [s.image for s in some], [s.instruction for s in some]
+        encoding = encoder.encode(*asked, layers=bank.layers, final=True)
+        bank.learn(encoding, torch.tensor([s.box for s in some]))
+
+    assert not any(gradient.any() for gradient in parts.gradients)
+    learn(whole, 0, 3)
+    learn(parts, 0, 2)
+    learn(parts, 2, 3)
+    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-5, atol=1e-6)
+    for part, expected in zip(parts.gradients, whole.gradients, strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_is_adam_on_the_papers_loss(encoding: Encoding) -> None:
+    """Written out with torch's defaults for one proxy: warm-up on L1, then with GIoU."""
+    settings = SETTINGS.model_copy(update={"l1_steps": 2})
+    bank = Bank([CHOSEN[0]], 64, settings)
+    proxy = Bank([CHOSEN[0]], 64, settings).proxies["layer_1"]
+    optimizer = torch.optim.Adam(proxy.parameters(), lr=1.0)
+    for step in range(4):
+        bank.learn(encoding, BOXES)
+        bank.step()
+        weight = 0.0 if step < 2 else 0.4
+        loss = box_loss(proxy(encoding.states[1][:, None], encoding.mask), BOXES, weight)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(proxy.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = settings.rate(step)
+        optimizer.step()
+    for trained, expected in zip(
+        bank.proxies["layer_1"].parameters(), proxy.parameters(), strict=True
+    ):
+        torch.testing.assert_close(trained, expected, rtol=0, atol=1e-4)
+
+
+def test_learning_rate_falls_to_30_percent_after_the_warm_up() -> None:
+    settings = SETTINGS.model_copy(update={"n_batches": 2000, "l1_steps": 100, "lr": 1e-4})
+    assert settings.rate(0) == settings.rate(100) == 1e-4
+    assert settings.rate(1050) == pytest.approx(0.65e-4)
+    assert settings.rate(2000) == pytest.approx(0.3e-4)
+    assert settings.model_copy(update={"n_batches": 40}).rate(39) == 1e-4
+
+
+def test_a_loss_that_is_not_finite_names_its_proxy(encoding: Encoding) -> None:
+    states = {**encoding.states, "final": torch.full_like(encoding.states["final"], torch.nan)}
+    bank = Bank(CHOSEN, 64, SETTINGS)
+    bank.learn(replace(encoding, states=states), BOXES)
+    with pytest.raises(AbpError, match="loss of proxy final is nan at batch 0"):
+        bank.step()
+
+
+def test_results_are_tidy_rows(unbroken: Sweep, encoder: ConditionEncoder) -> None:
+    names = [c.name for c in CHOSEN]
+    curves = unbroken.curves
+    assert list(curves["step"]) == [2] * 3 + [4] * 3 + [6] * 3 + [7] * 3
+    assert list(curves["configuration"]) == names * 4
+    assert (curves["samples_seen"] == 3 * curves["step"]).all()
+    assert curves[["center_error", "iou", "train_loss"]].notna().all(axis=None)
+
+    samples = unbroken.samples
+    assert samples["configuration"].unique().tolist() == [*names, "chance", "centre_prior"]
+    assert (samples.groupby("configuration").size() == 5).all()
+    assert samples["sample_id"].tolist() == [f"n{i}" for i in range(5)] * 5
+    first = samples[samples["configuration"] == "layer_1"].head(2)
+    assert curves["center_error"].iloc[-3] == pytest.approx(first["center_error"].mean())
+    proxy = Proxy.load(unbroken.folder / "proxies" / "final", encoder.fingerprint)
+    sample = Noise()[1]
+    encoding = encoder.encode([sample.image], [sample.instruction], final=True)
+    row = samples[(samples["configuration"] == "final") & (samples["sample_id"] == "n1")]
+    box = proxy(encoding.states["final"][:, None], encoding.mask)[0].tolist()
+    assert row[["x1", "y1", "x2", "y2"]].to_numpy()[0] == pytest.approx(box, abs=1e-5)
+    assert unbroken.summary["usable"] == 15
+    assert unbroken.summary["unusable"] == {"no_box": 1}
+    assert unbroken.summary["epochs"] == pytest.approx(21 / 15)
+
+
+def test_a_finished_sweep_is_read(
+    unbroken: Sweep, encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = unbroken.folder.parent.parent
+    with monkeypatch.context() as patch:
+        patch.setattr(ConditionEncoder, "prepare", None)
+        assert_same(run(encoder, base, Noise()), unbroken)
+    assert not (unbroken.folder / "checkpoint.safetensors").exists()
+    with pytest.raises(KeyboardInterrupt):  # other inputs are another sweep
+        run(encoder, base, Noise(fatal_after=0), seed=1)
+
+
+def test_interrupted_and_resumed_equals_unbroken(
+    unbroken: Sweep, encoder: ConditionEncoder, tmp_path: Path
+) -> None:
+    for fatal_after in (2, 15, 9):  # before the first checkpoint, after it, after the second
+        with pytest.raises(KeyboardInterrupt):
+            run(encoder, tmp_path, Noise(fatal_after))
+    assert_same(run(encoder, tmp_path, Noise()), unbroken)
+
+
+def test_killed_and_resumed_equals_unbroken(
+    unbroken: Sweep, encoder: ConditionEncoder, tmp_path: Path
+) -> None:
+    code = f"import test_sweep; test_sweep.killed_run({str(tmp_path)!r})"
+    paths = [str(Path(__file__).parent), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert list(tmp_path.rglob("checkpoint.safetensors"))
+    assert_same(run(encoder, tmp_path, Noise()), unbroken)
+
+
+def test_a_damaged_checkpoint_is_named(encoder: ConditionEncoder, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(encoder, tmp_path, Noise(fatal_after=15))
+    (checkpoint,) = tmp_path.rglob("checkpoint.safetensors")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(AbpError, match="is damaged: delete it"):
+        run(encoder, tmp_path, Noise())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_batches": 0}, "n_batches\n  .*greater than or equal to 1"),
+        ({"lr": -1.0}, "lr\n  .*greater than 0"),
+        ({"l1_steps": -1}, "l1_steps\n  .*greater than or equal to 0"),
+        ({"lambda_giou": 1.5}, "lambda_giou\n  .*less than or equal to 1"),
+        ({"n_heads": 3}, "width 8 cannot have 3 heads"),
+    ],
+)
+def test_settings_refuse_by_name(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SweepSettings(**{**SETTINGS.model_dump(), **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"chosen": (Configuration("layer_9", (9,)),)}, "layer_9 reads layer 9.*layers 0 to 3"),
+        ({"chosen": ()}, "at least one configuration"),
+        ({"chosen": (CHOSEN[0], CHOSEN[0])}, "each with its own name"),
+        ({"n": 17}, "17 samples are asked for, but noise holds 16"),
+        ({"labels": Labels(made_labels().frame.head(1), {}, "")}, "No training label is usable"),
+    ],
+)
+def test_sweep_refuses_before_work(
+    encoder: ConditionEncoder, tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AbpError, match=message):
+        run(encoder, tmp_path, Noise(fatal_after=0), **wrong)

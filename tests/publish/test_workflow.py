@@ -1,0 +1,142 @@
+"""The graph of steps: a toy book through it, and the jobs of the paper's on a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toybook
+
+from abplib.editing.methods import CONTROLS, METHODS
+
+WORKFLOW = toybook.REPOSITORY / "workflow"
+SOURCE = "book/chapters/02_proxies.md"
+
+
+def started(where: Path, profile: str, *arguments: str) -> subprocess.Popen[str]:
+    """Snakemake under way, in a group of its own with all that it starts."""
+    common = ["--snakefile", str(WORKFLOW / "Snakefile"), "--config", f"profile={profile}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "snakemake", *common, *arguments],
+        cwd=where,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(where: Path) -> tuple[int, str]:
+    """Exit code and output of building the toy book on this machine."""
+    profile = str(WORKFLOW / "profiles" / "local")
+    process = started(where, str(where / "toy.yaml"), "--profile", profile)
+    said, _ = process.communicate()
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The checkout of a toy book built by the workflow, and what was said meanwhile."""
+    folder = tmp_path_factory.mktemp("toybook")
+    with pytest.MonkeyPatch.context() as patch:
+        toybook.make(folder, patch)
+        (folder / "results" / "sweep").mkdir(parents=True)
+        (folder / "results" / "sweep" / "toy.done").touch()  # its model has no weights
+        code, said = run(folder)
+        assert code == 0, said
+        yield folder, said
+
+
+def test_a_person_reads_what_is_done_and_where_the_book_is(built: tuple[Path, str]) -> None:
+    folder, said = built
+    lines = [line for line in said.splitlines() if line.startswith(("chapter ", "pages: "))]
+    assert lines[0] == "chapter 02_proxies: running"
+    assert lines[1].startswith("chapter 02_proxies: ready after ")
+    assert lines[2] == "pages: running"
+    assert str(folder / "book" / "_build" / "html" / "index.html") in said
+
+
+def test_nothing_is_run_again_but_the_page_of_an_edited_chapter(built: tuple[Path, str]) -> None:
+    folder, _ = built
+    page = folder / "book" / "_build" / "html" / "chapters" / "02_proxies.html"
+    before = page.stat().st_mtime_ns
+    code, said = run(folder)
+    assert (code, page.stat().st_mtime_ns) == (0, before)
+    assert "running" not in said
+    source = folder / SOURCE
+    source.write_text(source.read_text().replace("The number is", "Here, then, the number is"))
+    code, said = run(folder)
+    assert code == 0
+    assert "Here, then, the number is" in page.read_text()
+    assert ">0.50<" in page.read_text()
+    assert "chapter 02_proxies" not in said
+    assert (folder / "ran.txt").read_text() == "x"
+
+
+def test_a_killed_run_starts_again_and_a_failed_step_says_why(built: tuple[Path, str]) -> None:
+    folder, _ = built
+    source, page = folder / SOURCE, folder / "book" / "_build" / "html" / "intro.html"
+    good, before = source.read_text(), page.read_text()
+    stuck = (
+        'import time\nPath("stuck.txt").touch()\n'
+        'while not Path("go.txt").exists():\n    time.sleep(0.1)\n'
+        'raise ValueError("the toy broke")\n'
+    )
+    source.write_text(good.replace("\n\n\ndef draw", f"\n{stuck}\n\ndef draw"))
+    local = str(WORKFLOW / "profiles" / "local")
+    process = started(folder, str(folder / "toy.yaml"), "--profile", local)
+    try:
+        while not (folder / "stuck.txt").exists():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        (folder / "go.txt").touch()
+    code, said = run(folder)
+    assert code == 1
+    (line,) = (line for line in said.splitlines() if "the toy broke" in line)
+    assert line.startswith("chapter 02_proxies: abp: Chapter 02_proxies failed in cell ")
+    assert "Traceback" not in said
+    assert page.read_text() == before
+    ran = (folder / "ran.txt").read_text()
+    source.write_text(good)
+    assert run(folder)[0] == 0
+    assert (folder / "ran.txt").read_text() == ran
+
+
+def test_the_papers_jobs_have_their_resources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of the README, on a machine without Slurm, models or data."""
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path))
+    monkeypatch.delenv("ABP_ROOT", raising=False)  # the toy book's
+    shipped = (WORKFLOW / "profiles" / "slurm" / "config.yaml").read_text()
+    four = shipped.replace("sweep: {gpu: 1", "sweep: {gpu: 4")  # as a site with such nodes has it
+    (tmp_path / "config.yaml").write_text(four)
+    asked = ["--dry-run", "--printshellcmds", "--profile", str(tmp_path)]
+    process = started(toybook.REPOSITORY, "paper", *asked)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    jobs = [block for block in said.split("\n[") if "\nrule " in block]
+    by_rule: dict[str, list[str]] = {}
+    for job in jobs:
+        by_rule.setdefault(job.split("\nrule ")[1].split(":")[0], []).append(job)
+    n_methods = len(METHODS) - len(CONTROLS) + 4  # and four other systems
+    assert len(by_rule["edit"]) == 4 * n_methods
+    assert len(by_rule["chapter"]) == 7
+    for rule in ("labels", "sweep", "answers", "edit", "chapter"):
+        gpus = 4 if rule == "sweep" else 1
+        for job in by_rule[rule]:
+            assert f"gpu={gpus}" in job and "threads: 8" in job
+            assert "runtime=" in job and "mem_mb=" in job
+    (sweep,) = by_rule["sweep"]
+    assert "accelerate.commands.launch --num_processes 4 --module abplib sweep" in sweep
+    assert not any("accelerate" in job for job in by_rule["edit"])
+    assert not any("gpu=" in job for rule in ("rows", "pages") for job in by_rule[rule])

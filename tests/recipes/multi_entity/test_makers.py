@@ -1,0 +1,129 @@
+"""The models of appendix A.2 behind their interfaces, on tiny twins and a server's wire format."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+import torch
+from conftest import noise
+from huggingface_hub import constants
+
+from abplib.core.errors import AbpError
+from abplib.judging.clients import KEYS
+from abplib.vlm.twins import mistral3
+from recipes.multi_entity.models import (
+    FiboPainter,
+    GeminiWriter,
+    MistralDescriber,
+)
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Answers as Gemini does: with the system prompt and the request, put together."""
+
+    status = 200
+    text: str | None = None
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        system = asked["systemInstruction"]["parts"][0]["text"]
+        request = asked["contents"][0]["parts"][0]["text"]
+        said = f"{system} / {request}" if self.text is None else self.text
+        answer = {"candidates": [{"content": {"parts": [{"text": said}]}, "finishReason": "STOP"}]}
+        error = {"error": {"code": self.status, "status": "INVALID", "message": "no"}}
+        body = json.dumps(answer if self.status == 200 else error).encode()
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server on this machine, and a key to go with it."""
+    monkeypatch.setenv(KEYS[0], "not-a-key")
+    monkeypatch.setattr(_Server, "status", 200)
+    monkeypatch.setattr(_Server, "text", None)
+    server = HTTPServer(("127.0.0.1", 0), _Server)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_gemini_is_given_the_system_prompt(address: str) -> None:
+    assert GeminiWriter(address=address).write("be brief", "who") == "be brief / who"
+
+
+def test_gemini_without_text_or_key_is_one_sentence(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = GeminiWriter(address=address)
+    monkeypatch.setattr(_Server, "text", "")
+    with pytest.raises(AbpError, match="answered without text"):
+        writer.write("s", "r")
+    monkeypatch.setattr(_Server, "status", 400)
+    with pytest.raises(AbpError, match=r"refuses the question \(HTTP 400: no\)"):
+        writer.write("s", "r")
+    for key in KEYS:
+        monkeypatch.delenv(key, raising=False)
+    with pytest.raises(AbpError, match=f"there is no key: set {KEYS[0]}"):
+        GeminiWriter(address=address).write("s", "r")
+
+
+def test_fibo_is_given_the_structured_prompt_and_a_seed() -> None:
+    class Pipeline:
+        def __call__(self, prompt: str, generator: torch.Generator) -> object:
+            self.asked = prompt, generator.initial_seed()
+            return type("Output", (), {"images": [noise(8, 8)]})()
+
+    pipeline = Pipeline()
+    assert FiboPainter(pipeline).paint('{"objects": []}', 5).size == (8, 8)
+    assert pipeline.asked == ('{"objects": []}', 5)
+
+
+def test_mistral_describes_with_the_papers_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = mistral3()
+    generate = model.generate
+    used: dict[str, Any] = {}
+
+    def spy(**given: object) -> object:
+        used.update(given)
+        return generate(**{**given, "max_new_tokens": 12})
+
+    monkeypatch.setattr(model, "generate", spy)
+    describer = MistralDescriber(model, processor, seed=3)
+    state = torch.random.get_rng_state()
+    answer = describer.describe("You see two images.", noise(64, 32))
+    assert describer.describe("You see two images.", noise(64, 32)) == answer
+    assert torch.equal(torch.random.get_rng_state(), state)
+    asked = {"temperature": 0.1, "repetition_penalty": 1.1, "max_new_tokens": 256}
+    assert asked.items() <= used.items()
+    text = processor.tokenizer.decode(used["input_ids"][0])
+    assert "[SYSTEM_PROMPT]You see two images.[/SYSTEM_PROMPT][INST]" in text
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda source: MistralDescriber.from_pretrained(source=source),
+        lambda source: FiboPainter.from_pretrained(source=source),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_named(
+    load: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(AbpError, match=r"^nobody/never .*hf download nobody/never"):
+        load("nobody/never")

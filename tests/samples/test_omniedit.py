@@ -1,0 +1,234 @@
+"""OmniEdit on parquet shards of its schema: the choice, the fetch, the samples, the labels."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from conftest import noise
+from PIL import Image
+
+from abplib.__main__ import main
+from abplib.core import store
+from abplib.core.errors import AbpError
+from abplib.proxies import labels as labelling
+from abplib.proxies.labels import predict_labels
+from abplib.samples import omniedit, omniedit_rows
+from abplib.samples.base import SampleSet
+from abplib.samples.omniedit import Manifest, choose
+from abplib.samples.omniedit_rows import OmniEdit, fetch, write_labels
+from abplib.vlm.encoder import ConditionEncoder
+from abplib.vlm.grounding import Grounder, Grounding
+
+TASKS = ("swap", "swap", "swap", "removal", "style")
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+SCHEMA = pa.schema(
+    [("omni_edit_id", pa.string()), ("task", pa.string()), ("src_img", PICTURE),
+     ("edited_img", PICTURE), ("edited_prompt_list", pa.list_(pa.string())),
+     ("sc_reasoning", pa.string()), ("pq_reasoning", pa.string()), ("height", pa.int64()),
+     ("width", pa.int64()), ("sc_score_1", pa.int64()), ("sc_score_2", pa.int64()),
+     ("pq_score", pa.int64()), ("o_score", pa.float64())]
+)  # fmt: skip
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    noise(16, 12, seed).save(file, format="png")
+    return file.getvalue()
+
+
+def record(number: int) -> dict[str, object]:
+    """Rows 3, 13, ... have no picture that can be read; 7, 17, ... no instruction."""
+    picture = b"no picture" if number % 10 == 3 else png(number)
+    return {
+        "omni_edit_id": f"task_{number:03d}",
+        "task": TASKS[number % 5],
+        "src_img": {"bytes": picture, "path": f"{number}.png"},
+        "edited_img": {"bytes": b"not read", "path": "x.png"},
+        "edited_prompt_list": ["", " "] if number % 10 == 7 else ["", f"swap {number}", "other"],
+    }
+
+
+def write_shards(folder: Path, n_shards: int = 4, per_shard: int = 15) -> str:
+    folder.mkdir(parents=True)
+    for shard in range(n_shards):
+        rows = [record(shard * per_shard + row) for row in range(per_shard)]
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        pq.write_table(table, folder / f"train-{shard:05d}-of-00004.parquet", row_group_size=4)
+    return str(folder)
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> str:
+    return write_shards(tmp_path / "hub")
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def test_the_choice_depends_on_seed_and_ids_alone(location: str, tmp_path: Path) -> None:
+    chosen = choose(location, n=30, seed=1)
+    assert choose(location, n=30, seed=1).fingerprint == chosen.fingerprint
+    assert choose(location, n=30, seed=2).fingerprint != chosen.fingerprint
+    regrouped = write_shards(tmp_path / "regrouped", n_shards=2, per_shard=30)
+    assert choose(regrouped, n=30, seed=1).fingerprint == chosen.fingerprint
+    assert chosen.rows["task"].value_counts().to_dict() == {"swap": 18, "removal": 6, "style": 6}
+
+
+def test_a_larger_choice_holds_the_smaller(location: str) -> None:
+    small, large = choose(location, n=20), choose(location, n=40)
+    assert set(small.rows["id"]) < set(large.rows["id"])
+
+
+def test_whole_shards_are_read_alone(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    index = omniedit._index
+
+    def spy(place: str, name: str) -> object:
+        opened.append(name)
+        return index(place, name)
+
+    monkeypatch.setattr(omniedit, "_index", spy)
+    chosen = choose(location, n=20, n_shards=2)
+    assert len(opened) == 2
+    assert set(chosen.rows["shard"]) == set(opened)
+
+
+def test_rows_without_an_id_of_their_own_are_counted(tmp_path: Path) -> None:
+    rows = [record(0), record(0), {**record(1), "omni_edit_id": None}, {**record(2), "task": ""}]
+    (tmp_path / "bad").mkdir()
+    table = pa.Table.from_pylist([*rows, record(5)], SCHEMA)
+    pq.write_table(table, tmp_path / "bad" / "train-0.parquet")
+    chosen = choose(str(tmp_path / "bad"), n=2)
+    assert chosen.recipe["unusable"] == {"no_id": 1, "no_task": 1, "repeated_id": 1}
+    assert set(chosen.rows["id"]) == {"task_000", "task_005"}
+    with pytest.raises(AbpError, match="3 rows are asked for and the shards hold 2 usable"):
+        choose(str(tmp_path / "bad"), n=3)
+
+
+def test_a_manifest_is_kept_with_its_hash(location: str, tmp_path: Path) -> None:
+    chosen = choose(location, n=10)
+    chosen.save(tmp_path / "m.parquet")
+    assert Manifest.load(tmp_path / "m.parquet").rows.equals(chosen.rows)
+    rows, recipe = store.read_parquet(tmp_path / "m.parquet")
+    store.write_parquet(tmp_path / "m.parquet", rows.iloc[::-1], recipe)
+    with pytest.raises(AbpError, match="choose them anew"):
+        Manifest.load(tmp_path / "m.parquet")
+
+
+def test_fetched_rows_are_samples_in_the_order_of_the_manifest(
+    location: str, tmp_path: Path
+) -> None:
+    chosen = choose(location, n=40)
+    fetch(chosen, tmp_path / "rows", quiet)
+    samples = OmniEdit(tmp_path / "rows")
+    assert isinstance(samples, SampleSet)
+    numbers = [int(name[-3:]) for name in chosen.rows["id"]]
+    good = [number for number in numbers if number % 10 not in (3, 7)]
+    assert [samples[i].id for i in range(len(samples))] == [f"task_{n:03d}" for n in good]
+    assert samples[4].instruction == f"swap {good[4]}"
+    assert samples[4].facts["task"] == TASKS[good[4] % 5]
+    assert samples[4].image.tobytes() == noise(16, 12, good[4]).tobytes()
+    assert samples.unusable == {
+        "unreadable_image": sum(n % 10 == 3 for n in numbers),
+        "no_instruction": sum(n % 10 == 7 for n in numbers),
+    }
+    with pytest.raises(IndexError):
+        samples[len(samples)]
+
+
+def test_a_stopped_fetch_goes_on(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, read, rows = choose(location, n=40), [], omniedit_rows._rows
+
+    def killed(place: str, name: str, wanted: set[int]) -> object:
+        read.append(name)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return rows(place, name, wanted)
+
+    monkeypatch.setattr(omniedit_rows, "_rows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(chosen, tmp_path / "rows", quiet)
+    with pytest.raises(AbpError, match="run `abp omniedit`"):
+        len(OmniEdit(tmp_path / "rows"))
+    fetch(chosen, tmp_path / "rows", quiet)
+    assert len(read) == 5  # four shards, the third twice
+    fetch(chosen, tmp_path / "whole", quiet)
+    stopped, whole = OmniEdit(tmp_path / "rows"), OmniEdit(tmp_path / "whole")
+    assert stopped.fingerprint == whole.fingerprint
+    with pytest.raises(AbpError, match="holds another choice"):
+        fetch(choose(location, n=40, seed=5), tmp_path / "rows", quiet)
+
+
+def test_the_vlm_labels_them(
+    location: str, tmp_path: Path, encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [(0.1, 0.1, 0.5, 0.5), None, (0.0, 0.0, 1.0, 1.0), (0.2, 0.2, 0.21, 0.21)]
+    asked: list[str] = []
+
+    def locate(
+        _self: Grounder,
+        images: Sequence[Image.Image],
+        words: Sequence[str],
+        *,
+        batch_size: int = 64,
+    ) -> list[Grounding]:
+        if len(asked) == 16:
+            asked.append("killed")
+            raise KeyboardInterrupt
+        asked.extend(words)
+        return [Grounding("said", said[int(word.split()[1]) % 4], 1) for word in words]
+
+    monkeypatch.setattr(Grounder, "locate", locate)
+    monkeypatch.setattr(labelling, "_CHUNK", 8)
+    fetch(choose(location, n=40), tmp_path / "rows", quiet)
+    samples = OmniEdit(tmp_path / "rows")
+    with pytest.raises(KeyboardInterrupt):
+        predict_labels(encoder, samples, len(samples), base=tmp_path)
+    found = predict_labels(encoder, samples, len(samples), base=tmp_path)
+    assert len(asked) == len(samples) + 1  # nothing asked twice
+    write_labels(found, tmp_path / "labels.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert [row["sample_id"] for row in rows] == [samples[i].id for i in range(len(samples))]
+    counts = {reason: sum(r["reason"] == reason for r in rows) for reason in found.unusable}
+    assert counts == found.unusable
+    assert set(counts) == {"no_box", "too_large", "too_small"}
+    assert all((row["box"] is None) == (row["reason"] == "no_box") for row in rows)
+
+
+def test_the_command(location: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "rows")
+    arguments = ["omniedit", "--out", out, "--location", location, "-n", "12", "--shards", "2"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    again = CliRunner().invoke(main, ["omniedit", "--out", out])
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    other = CliRunner().invoke(main, [*arguments, "--seed", "3"])
+    assert other.exit_code == 2 and "holds a choice with seed = 0" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda folder: [file.unlink() for file in folder.iterdir()], "holds 0 shards"),
+        (lambda folder: (folder / "train-0.parquet").write_text("x"), "missing or damaged"),
+        (
+            lambda folder: pq.write_table(pa.table({"a": [1]}), folder / "train-0.parquet"),
+            "lacks the column omni_edit_id",
+        ),
+    ],
+)
+def test_bad_shards_are_one_sentence(tmp_path: Path, break_it: object, said: str) -> None:
+    folder = Path(write_shards(tmp_path / "hub", n_shards=1))
+    break_it(folder)  # type: ignore[operator]
+    with pytest.raises(AbpError, match=said):
+        choose(str(folder), n=5)

@@ -1,0 +1,199 @@
+"""A profile made real: what is put together, found again, shipped, and told when it is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import toybook
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from abplib.__main__ import main
+from abplib.core.errors import AbpError
+from abplib.experiment import Experiment
+from abplib.profiles import Profile
+from abplib.proxies.qformer import Proxy
+from abplib.proxies.selection import GuidingProxy
+from abplib.proxies.settings import ProxyConfig
+from abplib.samples.base import Sample
+from abplib.vlm.encoder import ConditionEncoder
+
+SMOKE = Profile.load("smoke")
+SCENES = Experiment(SMOKE).tuning
+
+
+class Few:
+    """The first samples of a set, all with the same box."""
+
+    name = "few"
+    fingerprint = "few"
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Sample:
+        source = SCENES[index]
+        return Sample(source.id, source.image, source.instruction, (0.2, 0.2, 0.4, 0.4))
+
+
+def of(profile: Profile, **parts: Any) -> Experiment:
+    """An experiment some of whose parts are there already."""
+    made = Experiment(profile)
+    vars(made).update(parts)
+    return made
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return toybook.make(tmp_path, monkeypatch)
+
+
+def test_ones_own_profile_brings_its_samples_and_its_model(toy: Path) -> None:
+    made = Experiment(Profile.load(str(toy)))
+    assert len(made.evaluation) == 3
+    assert made.evaluation is made.training  # one set, made once
+    assert made.vlm_source == str(toy.parent / "model")
+
+
+def test_fingerprints_follow_contents(toy: Path) -> None:
+    profile = Profile.load(str(toy), editor="model")
+
+    def told(**changes: object) -> str:
+        return Experiment(profile.model_copy(update=changes)).model_fingerprint
+
+    before = told()
+    assert told() == before
+    (toy.parent / "model" / "config.json").write_text("{ }")
+    assert told() != before
+    hub = "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert told(vlm=hub) != told(vlm=hub, revision="a")
+
+
+@pytest.mark.parametrize("field", ["proxy", "lora"])
+def test_a_retrained_part_makes_the_models_others(toy: Path, field: str) -> None:
+    made = Experiment(Profile.load(str(toy), editor="model", **{field: "part"}))
+    before = made.model_fingerprint
+    assert before == Experiment(Profile.load(str(toy), editor="model")).model_fingerprint
+    place = made.lora_place if field == "lora" else toy.parent / "part"
+    place.mkdir()
+    (place / "weights").write_text("a")
+    trained = made.model_fingerprint
+    (place / "weights").write_text("b")
+    assert len({before, trained, made.model_fingerprint}) == 3
+
+
+@pytest.mark.parametrize("field", ["eval_set", "train_set", "tuning_set"])
+def test_the_fingerprint_of_the_data_follows_every_set(toy: Path, field: str) -> None:
+    (toy.parent / "otherworld.py").write_text(
+        "from toyworld import Toys\n\n\nclass Others(Toys):\n    fingerprint = 'other'\n\n\n"
+        "def others():\n    return Others()\n"
+    )
+    other = Profile.load(str(toy), **{field: "otherworld:others"})
+    assert Experiment(other).data_fingerprint != Experiment(Profile.load(str(toy))).data_fingerprint
+
+
+@pytest.mark.parametrize("vlm", ["data/mini/absent", "./absent", "/absent", "a/b/c", "absent"])
+def test_a_missing_model_folder_is_named(toy: Path, vlm: str) -> None:
+    with pytest.raises(AbpError, match=r"VLM folder .* is missing: restore it"):
+        _ = Experiment(Profile.load(str(toy), vlm=vlm)).vlm_source
+
+
+def test_a_hub_id_is_left_to_from_pretrained(toy: Path) -> None:
+    profile = Profile.load(str(toy), vlm="Qwen/Qwen2.5-VL-7B-Instruct")
+    assert Experiment(profile).vlm_source.startswith("Qwen/")
+
+
+@pytest.mark.parametrize("reference", ["absent_module:toys", "toyworld:absent", "toyworld:Path"])
+def test_a_sample_set_must_be_one(toy: Path, reference: str) -> None:
+    fields = {**yaml.safe_load(toy.read_text()), "eval_set": reference}
+    with pytest.raises(AbpError, match=reference):
+        _ = Experiment(Profile(**fields)).evaluation
+
+
+def test_the_proxy_of_other_layers_is_trained_once_and_read(
+    encoder: ConditionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path))
+    profile = Profile.load("smoke", n_eval=3, sweep={"n_batches": 2, "batch_size": 2})
+    found = of(profile, encoder=encoder).attention([1, 3])
+    assert found.layers == (1, 3)
+    assert found.weights.shape[:4] == (3, 12, 2, 2)
+    assert found.weights.sum((-2, -1)) == pytest.approx(1, abs=1e-5)
+    assert set(found.tokens["span"]) == {"prompt"}
+    monkeypatch.setattr("abplib.proxies.sweep._Run", None)  # of any number of samples, from disk
+    more = of(profile.model_copy(update={"n_eval": 4}), encoder=encoder).attention([1, 3])
+    assert more.weights[:3, ..., : found.weights.shape[-1]] == pytest.approx(
+        found.weights, abs=1e-5
+    )
+
+
+@pytest.fixture
+def shipping(encoder: ConditionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """A profile that ships a proxy, on the first middle layer; another one is a sweep away."""
+    config = ProxyConfig(state_width=encoder.width, width=8, n_queries=2, n_heads=2, n_blocks=1)
+    for layer in range(encoder.n_layers):
+        torch.manual_seed(layer)
+        proxy = Proxy(config).half().float()
+        proxy.save(tmp_path / "proxies" / f"layer_{layer}", encoder.fingerprint)
+        if layer == encoder.middle_layers[0]:
+            GuidingProxy(proxy, layer, 0.25).save(tmp_path / "shipped", encoder)
+    monkeypatch.setattr(Experiment, "sweep", lambda _: SimpleNamespace(folder=tmp_path))
+    return SMOKE.model_copy(update={"proxy": str(tmp_path / "shipped")})
+
+
+def test_the_shipped_proxy_is_taken_as_it_was_saved(
+    encoder: ConditionEncoder, shipping: Profile, tmp_path: Path
+) -> None:
+    found = of(shipping, encoder=encoder).guide()
+    assert (found.layer, found.iou) == (encoder.middle_layers[0], 0.25)
+    assert "is the shipped one" in found.note
+    saved = Proxy.load(tmp_path / "proxies" / f"layer_{found.layer}", encoder.fingerprint)
+    wanted = GuidingProxy(saved, found.layer, 0.0).boxes(encoder, Few(), 2, base=tmp_path)
+    assert found.boxes(encoder, Few(), 2, base=tmp_path / "again") == wanted
+
+
+def test_a_shipped_proxy_of_another_vlm_or_none_is_said_and_not_taken(
+    encoder: ConditionEncoder, shipping: Profile, tmp_path: Path
+) -> None:
+    def guide(**changes: object) -> GuidingProxy:
+        return of(shipping.model_copy(update=changes), encoder=encoder, tuning=Few()).guide()
+
+    config = tmp_path / "shipped" / "config.json"
+    config.write_text(config.read_text().replace(encoder.fingerprint, "another"))
+    swept = "The proxy was trained in this run's sweep"
+    assert guide().note.startswith(swept) and "another VLM" in guide().note
+    assert guide().iou != 0.25
+    assert guide(proxy="absent").note == f"{swept} (absent is not there)."
+    assert guide(proxy=None).note == f"{swept}."
+
+
+def test_the_command_ships_the_guide_that_the_sweep_gives(
+    encoder: ConditionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
+    path, folder = tmp_path / "own.yaml", tmp_path / "proxy"
+    path.write_text(yaml.safe_dump({**SMOKE.model_dump(), "proxy": str(folder)}))
+    profile = Profile.load(str(path))
+    monkeypatch.setattr(Experiment, "tuning", Few())
+    trained = of(profile, encoder=encoder).guide()
+    done = CliRunner().invoke(main, ["guide", "--profile", str(path)])
+    assert done.exit_code == 0, done.output
+    assert f"layer {trained.layer}, IoU {trained.iou:.3f}" in done.stdout
+    monkeypatch.setattr(Experiment, "sweep", None)  # no more of it
+    shipped = of(profile, encoder=encoder).guide()
+    assert (shipped.layer, shipped.iou) == (trained.layer, trained.iou)
+    assert "is the shipped one" in shipped.note
+    assert shipped.boxes(encoder, SCENES, 2) == trained.boxes(encoder, SCENES, 2)
+    assert {w.dtype for w in load_file(folder / "model.safetensors").values()} == {torch.float16}
+
+
+def test_without_a_folder_to_ship_in_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Experiment, "sweep", None)
+    done = CliRunner().invoke(main, ["guide", "--profile", "smoke"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Profile 'smoke' ships no proxy: set proxy to a folder" in done.stderr

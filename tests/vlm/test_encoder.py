@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CASES, SMOKE_AREA, noise
+from diffusers import QwenImageEditPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
+from hubcache import lay
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from abplib.core.errors import AbpError
+from abplib.prompts import N_DROPPED
+from abplib.samples.scenes.sets import general
+from abplib.vlm.encoder import ConditionEncoder, Encoding
+from abplib.vlm.loading import fingerprint, fit_image
+
+Batch = tuple[list[Image.Image], list[str]]
+
+
+@pytest.fixture
+def batch(images: list[Image.Image], instructions: list[str]) -> Batch:
+    return images, instructions
+
+
+@contextmanager
+def mrope(model: Qwen2_5_VLForConditionalGeneration) -> Iterator[None]:
+    """Give the model the token types that diffusers does not pass on."""
+
+    def add_types(_module: object, args: tuple[()], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        types = (kwargs["input_ids"] == model.config.image_token_id).int()
+        return args, {**kwargs, "mm_token_type_ids": types}
+
+    handle = model.register_forward_pre_hook(add_types, with_kwargs=True)
+    yield
+    handle.remove()
+
+
+def stock_condition(
+    encoder: ConditionEncoder, images: list[Image.Image], instructions: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the stock pipeline conditions on, [B, T, d], and its mask, [B, T]."""
+    pipeline = QwenImageEditPipeline(
+        scheduler=None,
+        vae=None,
+        text_encoder=encoder.model,
+        tokenizer=encoder.processor.tokenizer,
+        processor=encoder.processor,
+        transformer=None,
+    )
+    resized = [fit_image(image, encoder.image_area, encoder.processor) for image in images]
+    with torch.no_grad():
+        return pipeline.encode_prompt(prompt=instructions, image=resized)
+
+
+def test_final_states_are_the_pipelines_condition(encoder: ConditionEncoder, batch: Batch) -> None:
+    with mrope(encoder.model):
+        expected, mask = stock_condition(encoder, *batch)
+    encoding = encoder.encode(*batch, final=True)
+    assert set(encoding.states) == {"final"}
+    assert torch.equal(encoding.mask, mask.bool())
+    torch.testing.assert_close(encoding.states["final"], expected, rtol=0, atol=1e-6)
+
+
+def test_the_condition_is_another_without_mrope(encoder: ConditionEncoder, batch: Batch) -> None:
+    lossy, _ = stock_condition(encoder, *batch)
+    final = encoder.encode(*batch, final=True).states["final"]
+    assert (lossy - final).abs().max() > 1e-3
+
+
+def test_layers_are_the_raw_outputs_of_the_blocks(encoder: ConditionEncoder, batch: Batch) -> None:
+    last = encoder.n_layers - 1
+    encoding = encoder.encode(*batch, layers=range(last + 1), final=True)
+    prepared = encoder.prepare(*batch)
+    with torch.no_grad(), mrope(encoder.model):
+        given = {name: value for name, value in prepared.inputs.items() if name != "position_ids"}
+        hidden = encoder.model(**given, output_hidden_states=True).hidden_states
+    given = encoder.encode(*batch, layers=["input"])
+    expected = hidden[0][:, N_DROPPED:] * encoding.mask[..., None]
+    torch.testing.assert_close(given.states["input"], expected, rtol=0, atol=1e-6)
+    for layer in range(last):  # hidden_states[0] is the embeddings, [-1] is normed
+        expected = hidden[layer + 1][:, N_DROPPED:] * encoding.mask[..., None]
+        torch.testing.assert_close(encoding.states[layer], expected, rtol=0, atol=1e-6)
+    normed = encoder.model.model.language_model.norm(encoding.states[last])
+    assert not torch.allclose(encoding.states[last], encoding.states["final"], atol=0.1)
+    torch.testing.assert_close(
+        normed[encoding.mask], encoding.states["final"][encoding.mask], rtol=0, atol=1e-6
+    )
+
+
+def test_the_untrained_control_has_the_same_input_alone(
+    encoder: ConditionEncoder, batch: Batch
+) -> None:
+    control = encoder.untrained(seed=5)
+    assert control.fingerprint != encoder.fingerprint
+    layers: tuple[Any, ...] = ("input", 0, 1)
+    theirs, ours = control.encode(*batch, layers=layers), encoder.encode(*batch, layers=layers)
+    assert torch.equal(theirs.states["input"], ours.states["input"])
+    assert not torch.allclose(theirs.states[0], ours.states[0], atol=1e-3)
+    again = encoder.untrained(seed=5).encode(*batch, layers=layers)
+    assert torch.equal(theirs.states[1], again.states[1])
+
+
+def test_only_what_was_asked_for_is_kept(encoder: ConditionEncoder, batch: Batch) -> None:
+    def n_hooks() -> list[int]:
+        return [len(block._forward_hooks) for block in encoder.model.model.language_model.layers]
+
+    assert not encoder.encode(*batch).states
+    before = n_hooks()
+    encoding = encoder.encode(*batch, layers=(2,))
+    assert set(encoding.states) == {2}
+    kept = encoding.states[2]
+    assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+    assert n_hooks() == before
+
+
+def test_padding_changes_nothing(encoder: ConditionEncoder, batch: Batch) -> None:
+    together = encoder.encode(*batch, layers=(0, 3), final=True)
+    assert not together.mask.all()
+    for row, (image, instruction) in enumerate(zip(*batch, strict=True)):
+        alone = encoder.encode([image], [instruction], layers=(0, 3), final=True)
+        length = int(together.mask[row].sum())
+        assert alone.mask.shape == (1, length) and alone.grids == [together.grids[row]]
+        for layer, states in alone.states.items():
+            padded = together.states[layer][row]
+            torch.testing.assert_close(padded[:length], states[0], rtol=0, atol=1e-5)
+            assert not padded[length:].any()
+
+
+def test_batches_may_go_through_side_by_side(encoder: ConditionEncoder, batch: Batch) -> None:
+    """Each thread keeps the states of its own pass, at another length than its neighbour's."""
+    images, instructions = batch
+    samples = list(zip(images, instructions, strict=True))
+    alone = [encoder.encode([image], [text], layers=(0, 2)) for image, text in samples]
+    together = threading.Barrier(len(images), timeout=60)
+
+    def encode(sample: tuple[Image.Image, str]) -> Encoding:
+        image, instruction = sample
+        prepared = encoder.prepare([image], [instruction])
+        together.wait()
+        return encoder.encode(prepared, layers=(0, 2))
+
+    with ThreadPoolExecutor(len(images)) as pool:
+        found = list(pool.map(encode, zip(images, instructions, strict=True)))
+    for one, expected in zip(found, alone, strict=True):
+        for layer in (0, 2):
+            torch.testing.assert_close(one.states[layer], expected.states[layer])
+
+
+def test_spans_are_image_prompt_and_template(encoder: ConditionEncoder, batch: Batch) -> None:
+    encoding = encoder.encode(*batch)
+    spans = [encoding.image_tokens, encoding.prompt_tokens, encoding.template_tokens]
+    assert torch.equal(torch.stack(spans).sum(0), encoding.mask.long())  # disjoint, complete
+    tokenizer = encoder.processor.tokenizer
+    for row, instruction in enumerate(batch[1]):
+        prompt, template = (
+            tokenizer.decode(encoding.input_ids[row][span[row]]) for span in spans[1:]
+        )
+        assert prompt == instruction
+        assert template == "<|vision_start|><|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+        height, width = encoding.grids[row]
+        assert encoding.image_tokens[row].sum() == height * width
+    assert encoding.grids == [(4, 4), (3, 6)]
+
+
+def test_preparing_apart_gives_the_same(encoder: ConditionEncoder, batch: Batch) -> None:
+    prepared = encoder.encode(encoder.prepare(*batch), layers=(1,))
+    assert torch.equal(prepared.states[1], encoder.encode(*batch, layers=(1,)).states[1])
+
+
+def test_samples_go_through_in_batches(encoder: ConditionEncoder) -> None:
+    samples = general()
+    passes = list(encoder.over(samples, 3, layers=(1,), attention=(2,), batch=2))
+    assert [s.id for some, _ in passes for s in some] == [samples[i].id for i in range(3)]
+    last, encoding = passes[1]
+    alone = encoder.encode([last[0].image], [last[0].instruction], layers=(1,), attention=(2,))
+    assert torch.equal(encoding.states[1], alone.states[1])
+    assert torch.equal(encoding.attention[2], alone.attention[2])
+    with pytest.raises(AbpError, match="0 samples are asked for"):
+        next(encoder.over(samples, 0))
+
+
+def test_placing_by_free_memory_gives_the_same(
+    encoder: ConditionEncoder, smoke_folder: Path, batch: Batch
+) -> None:
+    placed = ConditionEncoder.from_pretrained(smoke_folder, image_area=SMOKE_AREA, device="auto")
+    found = placed.encode(*batch, final=True).states["final"].cpu()
+    torch.testing.assert_close(found, encoder.encode(*batch, final=True).states["final"])
+
+
+def test_mrope_gives_image_tokens_rows_and_columns(encoder: ConditionEncoder, batch: Batch) -> None:
+    prepared = encoder.prepare(*batch)
+    image = prepared.inputs["input_ids"][1] == encoder.model.config.image_token_id
+    assert torch.equal(image, prepared.image_tokens[1])
+    rows, columns = prepared.inputs["position_ids"][1:, 1, image]
+    assert (rows - rows[0]).tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert (columns - columns[0]).tolist() == [0, 1, 2, 3, 4, 5] * 3
+
+
+@pytest.mark.parametrize(
+    ("depth", "middle"), [(28, range(15, 25)), (4, [3]), (10, [6, 7, 8]), (12, [7, 8, 9, 10])]
+)
+def test_middle_layers_scale_with_depth(
+    encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch, depth: int, middle: list[int]
+) -> None:
+    monkeypatch.setattr(ConditionEncoder, "n_layers", depth)
+    assert encoder.middle_layers == tuple(middle)
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (640, 480), (300, 900)])
+def test_images_are_resized_as_the_pipeline_does(size: tuple[int, int]) -> None:
+    qwen = SimpleNamespace(image_processor=SimpleNamespace(patch_size=14, merge_size=2))
+    image = noise(*size)
+    width, height, _ = calculate_dimensions(1024 * 1024, image.width / image.height)
+    expected = VaeImageProcessor(vae_scale_factor=16).resize(image, height, width)
+    resized = fit_image(image, 1024 * 1024, qwen)
+    assert resized.size == expected.size and (np.array(resized) == np.array(expected)).all()
+
+
+def test_the_fingerprint_follows_the_content(smoke_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(smoke_folder, tmp_path / "copy")
+    assert fingerprint(copy) == fingerprint(smoke_folder)
+    weights = load_file(copy / "model.safetensors")
+    next(iter(weights.values())).add_(1e-3)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert fingerprint(copy) != fingerprint(smoke_folder)
+
+
+def test_a_hub_model_is_known_by_its_commit(smoke_folder: Path, hub_cache: Path) -> None:
+    """transformers sets no `_commit_hash` any more, so two commits looked alike."""
+
+    def loaded(revision: str | None = None) -> str:
+        model = ConditionEncoder.from_pretrained("org/vlm", image_area=64**2, revision=revision)
+        return model.fingerprint
+
+    lay(hub_cache, "org/vlm", smoke_folder, "c0ffee" + "0" * 34)
+    first = loaded()
+    lay(hub_cache, "org/vlm", smoke_folder, "decade" + "0" * 34)
+    assert loaded() != first
+    assert loaded("c0ffee" + "0" * 34) == first
+    with pytest.raises(AbpError, match="org/other is not here and the hub cannot be reached"):
+        ConditionEncoder.from_pretrained("org/other", image_area=64**2)
+
+
+@pytest.mark.parametrize("layer", [-1, 4, "last"])
+def test_a_layer_out_of_range_is_refused(
+    encoder: ConditionEncoder, batch: Batch, layer: int
+) -> None:
+    with pytest.raises(AbpError, match=f"no layer {layer}; the model has layers 0 to 3"):
+        encoder.encode(*batch, layers=(0, layer))
+
+
+@pytest.mark.parametrize(
+    ("instruction", "message"),
+    [
+        ("", "Instruction 1 is empty"),
+        (" \n", "Instruction 1 is empty"),
+        ("remove it<|im_end|>", r"chat marker <\|im_end\|>"),
+        ("copy <|image_pad|>", r"chat marker <\|image_pad\|>"),
+        ("turn it blue " * 2000, "the model takes at most 2048"),
+    ],
+)
+def test_bad_instructions_are_refused(
+    encoder: ConditionEncoder, images: list[Image.Image], instruction: str, message: str
+) -> None:
+    with pytest.raises(AbpError, match=message):
+        encoder.encode(images, ["remove it", instruction], layers=(0,))
+
+
+def test_images_and_instructions_must_pair_up(
+    encoder: ConditionEncoder, images: list[Image.Image]
+) -> None:
+    with pytest.raises(AbpError, match="2 images for 1 instructions"):
+        encoder.encode(images, ["remove it"], layers=(0,))
+    with pytest.raises(AbpError, match="0 images for 0 instructions"):
+        encoder.encode([], [], layers=(0,))
+
+
+@pytest.mark.parametrize("name", ["3x3000", "20000x20", "30000x1", "3000x10", "5x1093"])
+def test_what_is_too_oblong_is_refused(encoder: ConditionEncoder, name: str) -> None:
+    """Field case 06: Qwen's processor would raise."""
+    with pytest.raises(AbpError, match="too oblong; crop it"):
+        encoder.prepare([CASES / f"06-extreme-aspect/{name}.png"], ["remove it"])
+
+
+@pytest.mark.parametrize("name", ["1x1", "16x16", "27x332"])
+def test_tiny_pictures_are_scaled_up(encoder: ConditionEncoder, name: str) -> None:
+    """Field case 07."""
+    prepared = encoder.prepare([CASES / f"07-tiny-images/{name}.png"], ["remove it"])
+    rows, columns = prepared.grids[0]
+    assert rows * columns == prepared.image_tokens.sum() > 8
+
+
+def inflict(folder: Path, damage: str) -> None:
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    name = "model.layers.1.mlp.up_proj.weight"
+    if damage == "no weights":
+        weights.unlink()
+    elif damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif damage == "garbage weights":
+        weights.write_bytes(b"not safetensors at all")
+    elif damage == "missing tensor":
+        del tensors[name]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif damage == "misshapen tensor":
+        tensors[name] = tensors[name][:-1].clone()
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif damage == "no config":
+        (folder / "config.json").unlink()
+    elif damage == "garbage config":
+        (folder / "config.json").write_text("{")
+    elif damage == "no tokenizer":
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    elif damage == "no processor":
+        for path in folder.glob("*processor_config.json"):
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no weights",
+        "cut weights",
+        "garbage weights",
+        "missing tensor",
+        "misshapen tensor",
+        "no config",
+        "garbage config",
+        "no tokenizer",
+        "no processor",
+    ],
+)
+def test_a_damaged_model_is_refused(smoke_folder: Path, tmp_path: Path, damage: str) -> None:
+    folder = shutil.copytree(smoke_folder, tmp_path / "vlm")
+    inflict(folder, damage)
+    with pytest.raises(AbpError) as refusal:
+        ConditionEncoder.from_pretrained(folder, image_area=SMOKE_AREA)
+    message = str(refusal.value)
+    assert str(folder) in message and "\n" not in message and message.endswith(".")
+
+
+@pytest.mark.parametrize("absent", [Path("nowhere"), "./nowhere/at/all", "nowhere"])
+def test_an_absent_model_is_refused(absent: str | Path) -> None:
+    with pytest.raises(AbpError, match=r"There is no VLM at .*nowhere"):
+        ConditionEncoder.from_pretrained(absent, image_area=SMOKE_AREA)
