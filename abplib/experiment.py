@@ -151,7 +151,7 @@ class Experiment:
         """What measures distances outside the box."""
         from abplib.judging.preservation import Preservation
 
-        return Preservation(self.profile.lpips_backbone, side=self.profile.lpips_side)
+        return Preservation(side=self.profile.lpips_side)
 
     @property
     def n_labels(self) -> int:

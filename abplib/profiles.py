@@ -96,7 +96,6 @@ class Profile(Settings):
     human_labels: Name | None = None
     """What people said (`abplib.judging.human.labels`), as a file: it then decides which of the
     VLM's boxes are accurate and which edits succeed."""
-    lpips_backbone: Literal["untrained", "imagenet"] = "untrained"
     lpips_side: Count | None = 256
     """Pixels of an image's longer side under LPIPS; None for the images' own size."""
 
@@ -242,7 +241,7 @@ CHAPTERS: dict[str, type[ChapterParameters]] = {
     "02_proxies": _with(*_TRAINING),
     "03_decomposition": _with(*_TRAINING, base=_Attention),
     "04_information_flow": _with(*_TRAINING, base=_Attention),
-    "05_editing_validation": _with(*_EDITING, "lpips_backbone"),
+    "05_editing_validation": _with(*_EDITING),
     "06_adapting": _Adapting,
     "07_cost": ChapterParameters,
 }

@@ -124,9 +124,7 @@ def evaluating(test: Connection, base: Path) -> None:
         name: runs.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
         for name in METHODS
     }
-    verdicts.judged(
-        files, samples, AskingOracle(ask), Preservation("untrained", side=32), base=base
-    )
+    verdicts.judged(files, samples, AskingOracle(ask), Preservation(side=32), base=base)
 
 
 def _asking(test: Connection) -> Ask:

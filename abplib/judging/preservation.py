@@ -15,25 +15,25 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import Literal
 
 import lpips
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from abplib.core import paths
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 
-Backbone = Literal["untrained", "imagenet"]
-
 COLUMNS = ("lpips", "lpips_zero_fill", "lpips_spatial", "l2", "ssim")
 
-_NAMES = {"untrained": "LPIPS, untrained AlexNet", "imagenet": "LPIPS, ImageNet AlexNet"}
-_SEED = 0
+WEIGHTS = "data/lpips/alexnet_features.safetensors"
+"""The ImageNet AlexNet under LPIPS; its source and licence stand beside it."""
+
 _SMALLEST = 31  # pixels a side that AlexNet needs
 _BATCH = 16  # pairs at a time
 
@@ -46,28 +46,21 @@ class Preservation:
     the box can reach what is measured outside, except in `lpips_spatial`.
     """
 
-    def __init__(self, backbone: Backbone, *, side: int | None = 256) -> None:
+    def __init__(self, *, side: int | None = 256) -> None:
         """`side`: pixels of the longer side at LPIPS and SSIM; smaller images stay as they are.
 
         None leaves all as they are, as the literature does.
 
-        `untrained` is an AlexNet with random weights under LPIPS's own trained heads: the same in
-        every run, needs no download, and is no LPIPS as the literature knows it. `imagenet` is.
-
         Raises:
-            AbpError: there is no such backbone, or its weights cannot be fetched.
+            AbpError: AlexNet's weights are missing.
         """
-        if backbone not in _NAMES:
-            raise AbpError(
-                f"There is no LPIPS backbone {backbone!r}: choose {' or '.join(_NAMES)}."
-            )
         if side is not None and side < _SMALLEST:
             raise AbpError(f"LPIPS needs {_SMALLEST} pixels a side, not {side}: give more.")
         size = "the images' own size" if side is None else f"{side} px"
-        self.name_of_lpips = f"{_NAMES[backbone]} at {size}"
-        """What figures and tables call the LPIPS columns: network and size decide the numbers."""
+        self.name_of_lpips = f"LPIPS at {size}"
+        """What figures and tables call the LPIPS columns: the size decides the numbers."""
         self._side = side
-        self._net = _load(backbone)
+        self._net = _load()
 
     @property
     def fingerprint(self) -> str:
@@ -191,19 +184,18 @@ class Preservation:
         return [head((x - y).square()) for head, x, y in zip(self._net.lins, a, b, strict=True)]
 
 
-def _load(backbone: Backbone) -> lpips.LPIPS:
+def _load() -> lpips.LPIPS:
     """The network, frozen; building it leaves the global random numbers as they were."""
+    path = paths.root() / WEIGHTS
+    if not path.is_file():
+        raise AbpError(f"The weights {path} under LPIPS are missing: restore them.")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torchvision")  # lpips uses its old arguments
-        torch.manual_seed(_SEED)
-        try:
-            net = lpips.LPIPS(net="alex", pnet_rand=backbone == "untrained", verbose=False)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise AbpError(
-                f"The ImageNet weights of LPIPS's AlexNet cannot be fetched ({reason[:200]}); go "
-                "online once, or take the untrained backbone."
-            ) from error
+        net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    features = {name.removeprefix("features."): w for name, w in load_file(path).items()}
+    for name, weight in net.net.named_parameters():  # "slice2.3.weight" is "features.3.weight"
+        weight.data.copy_(features.pop(name.partition(".")[2]))
+    assert not features
     return net.requires_grad_(False)
 
 

@@ -63,13 +63,13 @@ def read_attention(
 
     Raises:
         AbpError: `n` is not in 1..len(samples), the proxy is of another encoder or shape, or the
-            configuration reads the final states, which are no layer's.
+            configuration reads what is no block's output.
     """
-    layers = tuple(layer for layer in configuration.layers if layer != "final")
+    layers = tuple(layer for layer in configuration.layers if isinstance(layer, int))
     if len(layers) < len(configuration.layers):
         raise AbpError(
-            f"Configuration {configuration.name} reads the final states, which are no layer of the "
-            "VLM: decompose a proxy of decoder blocks."
+            f"Configuration {configuration.name} reads what is no layer of the VLM, its input or "
+            "its final states: decompose a proxy of decoder blocks."
         )
     n_heads = Proxy.load(folder, encoder.fingerprint).config.n_heads
     place = _read(encoder, samples, n, configuration, folder, base=base)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -69,10 +70,10 @@ class Bank:
         """Each proxy's loss over the parts of a batch learned from so far, [proxies]."""
 
     @property
-    def layers(self) -> list[int]:
-        """Decoder blocks that some proxy reads: what to ask the encoder for."""
-        read = {layer for c in self.configurations.values() for layer in c.layers}
-        return sorted(layer for layer in read if layer != "final")
+    def layers(self) -> list[int | Literal["input"]]:
+        """Decoder blocks, or their input, that some proxy reads: what to ask the encoder for."""
+        read = (layer for c in self.configurations.values() for layer in c.layers)
+        return [layer for layer in dict.fromkeys(read) if layer != "final"]
 
     @property
     def final(self) -> bool:

@@ -23,7 +23,7 @@ class Configuration:
     name: str
     """How figures and tables call it."""
     layers: tuple[Layer, ...]
-    """Decoder blocks, or "final"; read together."""
+    """Decoder blocks, "input" or "final"; read together."""
     tokens: Tokens = "all"
     """The whole kept sequence, or only the tokens of the user's instruction."""
 
@@ -52,6 +52,15 @@ def configurations(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
     )
 
 
+def controls(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
+    """What Figure 4 is held against: the decoder's input, and the prompt tokens of each layer."""
+    return (
+        Configuration("input", ("input",)),
+        *(Configuration(f"prompt_{l}", (l,), "prompt") for l in range(encoder.n_layers)),
+        Configuration("prompt_final", ("final",), "prompt"),
+    )
+
+
 @torch.inference_mode()
 def predict(
     encoder: ConditionEncoder,
@@ -61,7 +70,7 @@ def predict(
     batch: int = 50,
 ) -> dict[str, Tensor]:
     """The proxies' boxes of the first `n` samples from one pass of each, {name: [n, 4]}."""
-    layers = sorted({l for c in proxies for l in c.layers if l != "final"})
+    layers = [l for l in dict.fromkeys(l for c in proxies for l in c.layers) if l != "final"]
     final = any("final" in c.layers for c in proxies)
     found: dict[str, list[Tensor]] = {configuration.name: [] for configuration in proxies}
     for _, encoding in encoder.over(samples, n, layers=layers, final=final, batch=batch):

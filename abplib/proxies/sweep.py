@@ -83,7 +83,7 @@ def sweep(
     check_number(n, eval_set)
     for configuration in chosen:
         for layer in configuration.layers:
-            if layer != "final" and layer not in range(encoder.n_layers):
+            if layer not in ("input", "final") and layer not in range(encoder.n_layers):
                 raise AbpError(
                     f"Configuration {configuration.name} reads layer {layer}, but the VLM has "
                     f"layers 0 to {encoder.n_layers - 1}."

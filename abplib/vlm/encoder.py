@@ -3,7 +3,8 @@
 The pass is Qwen-Image-Edit's (section 3): its template, its resizing, its dropped system prompt;
 what another family of VLMs does otherwise is in its adapter (`abplib.vlm.adapters`).
 H^(l) is the un-normed output of decoder block l, 0 <= l < L; `"final"` is the last block with the
-final norm, which the pipeline conditions on.
+final norm, which the pipeline conditions on; `"input"` is what the first block is given, image
+tokens and token embeddings.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from abplib.vlm import loading as vlms
 from abplib.vlm.adapters import Adapter, adapter_of
 from abplib.vlm.attention import reading_rows
 
-Layer = int | Literal["final"]
+Layer = int | Literal["input", "final"]
 
 
 class _Nothing(str):
@@ -146,11 +147,16 @@ class ConditionEncoder:
         )
 
     def untrained(self, seed: int) -> ConditionEncoder:
-        """The same architecture, tokens and image sizes with random weights, for a control."""
+        """A control: the same eyes and token embeddings before a decoder of random weights."""
         model, name = self.model, digest(["untrained", self.fingerprint, seed])
         with torch.random.fork_rng(), torch.device(model.device):
             torch.manual_seed(int(name, 16) % 2**63)  # of its own, or it could be the model itself
             twin = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype).eval()
+        decoder = twin.get_decoder()
+        random = {id(w) for part in (decoder.layers, decoder.norm) for w in part.parameters()}
+        for fresh, trained in zip(twin.parameters(), model.parameters(), strict=True):
+            if id(fresh) not in random:
+                fresh.data.copy_(trained)
         return ConditionEncoder(
             twin,
             self.processor,
@@ -225,7 +231,7 @@ class ConditionEncoder:
         batch: Prepared | Sequence[ImageLike],
         instructions: Sequence[str] | None = None,
         *,
-        layers: Sequence[int] = (),
+        layers: Sequence[int | Literal["input"]] = (),
         final: bool = False,
         attention: Sequence[int] = (),
     ) -> Encoding:
@@ -271,7 +277,7 @@ class ConditionEncoder:
         samples: SampleSet,
         n: int,
         *,
-        layers: Sequence[int] = (),
+        layers: Sequence[int | Literal["input"]] = (),
         final: bool = False,
         attention: Sequence[int] = (),
         batch: int = 50,
@@ -289,29 +295,32 @@ class ConditionEncoder:
                 self.encode(images, instructions, layers=layers, final=final, attention=attention),
             )
 
-    def _check_layers(self, layers: Sequence[int]) -> None:
+    def _check_layers(self, layers: Sequence[int | str]) -> None:
         for layer in layers:
-            if layer not in range(self.n_layers):
+            if layer != "input" and layer not in range(self.n_layers):
                 raise AbpError(
                     f"There is no layer {layer}; the model has layers 0 to {self.n_layers - 1}."
                 )
 
     @contextmanager
-    def _captured(self, layers: Sequence[int], mask: Tensor) -> Iterator[dict[Layer, Tensor]]:
+    def _captured(
+        self, layers: Sequence[int | Literal["input"]], mask: Tensor
+    ) -> Iterator[dict[Layer, Tensor]]:
         """Collect the kept tokens' outputs of the asked decoder blocks while the body runs."""
         states: dict[Layer, Tensor] = {}
         here = get_ident()
 
-        def storing(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
-            def hook(_block: nn.Module, _args: object, output: Tensor) -> None:
+        def storing(layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(_block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
                 if get_ident() == here:  # another thread may be passing its own batch
-                    states[layer] = self._keep(output, mask)
+                    states[layer] = self._keep(given[0] if layer == "input" else output, mask)
 
             return hook
 
         with ExitStack() as hooks:
             for layer in layers:
-                handle = self._blocks[layer].register_forward_hook(storing(layer))
+                block = self._blocks[0 if layer == "input" else layer]
+                handle = block.register_forward_hook(storing(layer))
                 hooks.callback(handle.remove)
             yield states
 

@@ -50,7 +50,7 @@ CHAT_TEMPLATE = (
 class VLMShape:
     """Size of a miniature Qwen2.5-VL. A merged token covers `2 * patch` pixels of the picture."""
 
-    layers: int = 8
+    layers: int = 10
     width: int = 128
     heads: int = 4
     kv_heads: int = 4

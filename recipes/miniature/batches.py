@@ -17,17 +17,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen2VLProcessor
 
-from abplib.samples.scenes.edits import object_boxes
+from abplib.samples.scenes.edits import object_boxes, pixels
 from abplib.samples.scenes.objects import COLOURS, KINDS
-from abplib.samples.scenes.references import MARGIN
 from abplib.samples.scenes.render import SIDE, masks, render
 from abplib.samples.scenes.scene import Scene
 from abplib.vlm.twins import VLMShape, number_tokens
-from recipes.miniature.answers import Lesson, lesson, training_scene
+from recipes.miniature.answers import Lesson, Turn, lesson, marked, training_scene
 
-MAX_RANK = 9
 _COVER = 0.06
-MAX_BOXES = 16
+MAX_PHRASES = 12
 _ASKED = 0.1
 """Weight of the loss on a question's tokens; an answer's have 1."""
 _CORNERS = (4.0, 2.0, 2.0, 2.0)
@@ -40,13 +38,12 @@ class Sight:
     """What each merged token of a picture should know: int64 [cells], -1 where undefined.
 
     `box` is float32 [cells, 4]: the sides' distances from the cell's centre, in cells.
-    `ranks` is int64 [cells, 4]: how many objects of the kind lie further left, right, up, down.
+    Nothing here takes a comparison of objects: that is left to the decoder.
     """
 
     kind: np.ndarray
     colour: np.ndarray
     box: np.ndarray
-    ranks: np.ndarray
 
 
 def sight(scene: Scene, shape: VLMShape) -> Sight:
@@ -57,7 +54,6 @@ def sight(scene: Scene, shape: VLMShape) -> Sight:
     owner = np.where(cover.max(0) >= _COVER, cover.argmax(0), -1)
     kinds = np.array([list(KINDS).index(t.kind) for t in scene.things])
     colours = np.array([list(COLOURS).index(t.colour) for t in scene.things])
-    ranks = np.stack([_ranks(scene, kinds, axis, sign) for axis in "xy" for sign in (1, -1)], 1)
     row, column = np.divmod(np.arange(grid * grid), grid)
     centre = np.stack([column, row, column, row], 1) + 0.5
     boxes = np.array(object_boxes(scene))[owner] * grid - centre
@@ -66,17 +62,7 @@ def sight(scene: Scene, shape: VLMShape) -> Sight:
         np.where(empty, len(KINDS), kinds[owner]),
         np.where(empty, -1, colours[owner]),
         boxes.astype(np.float32),
-        np.where(empty[:, None], -1, ranks[owner]),
     )
-
-
-def _ranks(scene: Scene, kinds: np.ndarray, axis: str, sign: int) -> np.ndarray:
-    place = np.array([sign * getattr(t, axis) for t in scene.things])
-    apart = place[:, None] - place[None]
-    same = kinds[:, None] == kinds[None]
-    near_tie = (same & (np.abs(apart) > 0.004) & (np.abs(apart) < MARGIN)).any(1)
-    rank = (same & (apart > 0.004)).sum(1)
-    return np.where(near_tie, -1, np.minimum(rank, MAX_RANK - 1))
 
 
 @dataclass(frozen=True)
@@ -86,11 +72,13 @@ class Packed:
     ids: np.ndarray
     segments: np.ndarray
     weights: np.ndarray
+    blind: np.ndarray
+    """Bool: tokens that do not attend to the picture."""
     positions: np.ndarray
     rows: np.ndarray
-    """int64 [MAX_BOXES]: tokens after which a box begins; 0 where there are fewer boxes."""
+    """int64 [MAX_PHRASES]: last tokens of phrases that name an object; 0 where there are fewer."""
     cells: np.ndarray
-    """Bool [MAX_BOXES, cells]: the image tokens that the box is about; none where unused."""
+    """Bool [MAX_PHRASES, cells]: the image tokens that a phrase is about; none where unused."""
 
 
 class Packer:
@@ -107,53 +95,72 @@ class Packer:
         self.grid = shape.side // (2 * shape.patch)
         self._prefixes: dict[str, list[int]] = {}
         self.side = shape.side
-        self._number = {token: i for i, token in enumerate(number_tokens(self.tokenizer, shape))}
+        self._numbers = set(number_tokens(self.tokenizer, shape))
         self._image = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self._end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
     def __call__(self, taught: Lesson) -> Packed:
         prefix = self._prefix(taught.system)
         ids, segments, weights = list(prefix), [0] * len(prefix), [0.0] * len(prefix)
+        blind = [False] * len(prefix)
         base = self._prefix_positions(prefix)
         start = int(base.max()) + 1
         positions = [base]
         rows, cells = [], []
         for number, turn in enumerate(taught.turns, 1):
-            asked = self._encode(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
-            said = self._encode(f"{turn.answer}<|im_end|>")
-            n = len(asked) + len(said)
+            head, *rest = map(self._encode, self._parts(turn))
+            turn_ids = sum(rest, head)
+            n = len(turn_ids)
             if len(ids) + n > self.length:
                 break
-            first = len(ids) + len(asked)
-            said_weights = [1.0] * len(said)
-            for at, box in self._boxes(said):
-                said_weights[at : at + 7 : 2] = _CORNERS
-                if box[2] - box[0] < self.side:
-                    rows.append(first + at - 1)
-                    cells.append(self._covered(box))
-            ids += asked + said
+            if turn.phrase:
+                rows.append(len(ids) + len(head) - 1)
+                cells.append(self._covered(pixels(turn.box, self.side)))
+            sighted = len(head) if not turn.answer else turn_ids.index(self._end)
+            ids += turn_ids
             segments += [number] * n
-            weights += [0.0] + [_ASKED] * (len(asked) - 1) + said_weights
+            weights += self._weights(turn, head, *rest)
+            blind += [turn.blind and i >= sighted for i in range(n)]
             positions.append(np.tile(np.arange(start, start + n), (3, 1)))
         room = self.length - len(ids)
-        kept = np.zeros((MAX_BOXES, self.grid**2), bool)
-        kept[: len(cells)] = np.array(cells).reshape(-1, self.grid**2)[:MAX_BOXES]
+        kept = np.zeros((MAX_PHRASES, self.grid**2), bool)
+        kept[: len(cells)] = np.array(cells).reshape(-1, self.grid**2)
         return Packed(
             np.pad(np.array(ids), (0, room)),
             np.pad(np.array(segments), (0, room), constant_values=-1),
             np.pad(np.array(weights, np.float32), (0, room)),
+            np.pad(np.array(blind), (0, room)),
             np.pad(np.concatenate(positions, 1), ((0, 0), (0, room))),
-            np.pad(np.array(rows[:MAX_BOXES], int), (0, max(0, MAX_BOXES - len(rows)))),
+            np.pad(np.array(rows, int), (0, MAX_PHRASES - len(rows))),
             kept,
         )
 
-    def _boxes(self, said: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        """Where in an answer's tokens a box's four numbers begin, and the numbers in pixels."""
-        number = [self._number.get(token, -1) for token in said]
+    def _parts(self, turn: Turn) -> tuple[str, str, str]:
+        """A turn cut behind its phrase, and once more where its answer (or its box) begins, or,
+        in grounded text, ends."""
+        named = turn.phrase or turn.question
+        cut = turn.question.index(named) + len(named)
+        head, tail = turn.question[:cut], turn.question[cut:]
+        if not turn.answer:
+            return head, marked(turn.box, self.side), f"{tail}<|im_end|>"
+        return head, f"{tail}<|im_end|>\n<|im_start|>assistant\n", f"{turn.answer}<|im_end|>"
+
+    def _weights(self, turn: Turn, *parts: list[int]) -> list[float]:
+        """Loss weights of a turn's tokens."""
+        said = 2 if turn.answer else 1
+        weights = [[1.0 if i == said else _ASKED] * len(part) for i, part in enumerate(parts)]
+        for at in self._boxes(parts[said]):
+            weights[said][at : at + 7 : 2] = _CORNERS
+        weights[0][0] = 0.0
+        return list(itertools.chain(*weights))
+
+    def _boxes(self, said: Sequence[int]) -> Iterator[int]:
+        """Where in an answer's tokens a box's four numbers begin."""
+        number = [token in self._numbers for token in said]
         at = 0
         while at + 6 < len(said):
-            corners = number[at : at + 7 : 2]
-            if min(corners) >= 0:
-                yield at, corners
+            if all(number[at : at + 7 : 2]):
+                yield at
                 at += 6
             at += 1
 
@@ -215,6 +222,7 @@ class Classroom(torch.utils.data.IterableDataset[dict[str, np.ndarray]]):
         skip: items that an earlier run has used.
         pool: how many different scenes there are; a small pool is kept in memory.
         length: tokens of a packed lesson, or None for pictures alone.
+        blind: share of blind turns in a lesson.
     """
 
     def __init__(
@@ -226,8 +234,9 @@ class Classroom(torch.utils.data.IterableDataset[dict[str, np.ndarray]]):
         skip: int,
         pool: int,
         length: int | None,
+        blind: float = 0.0,
     ) -> None:
-        self.shape, self.seed, self.skip, self.pool, self.length = shape, seed, skip, pool, length
+        self.shape, self.seed, self.skip, self.pool, self.blind = shape, seed, skip, pool, blind
         self.packer = Packer(processor, shape, length) if length else None
         self._kept: dict[int, dict[str, np.ndarray]] = {}
 
@@ -244,5 +253,5 @@ class Classroom(torch.utils.data.IterableDataset[dict[str, np.ndarray]]):
         item = {"picture": picture(scene, self.shape)}
         item |= vars(sight(scene, self.shape))
         if self.packer:
-            item |= vars(self.packer(lesson(scene, self.shape.side, 7)))
+            item |= vars(self.packer(lesson(scene, self.shape.side, 8, self.blind)))
         return item

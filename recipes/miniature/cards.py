@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from abplib.core import store
+from recipes.miniature.answers import FAMILIES
 
 _TEXT = """---
 license: mit
@@ -25,19 +26,30 @@ colours and the spatial terms of the paper's appendix A.2; outside that world it
 
 ## Training
 1. *Seeing*: {see_steps} batches of {see_batch} pictures ({see_scenes} scenes). The vision tower
-   alone, on dense targets of its merged tokens: kind, colour, box, cell, and how many of its like
-   lie further left, right, up and down. The linear heads are thrown away.
-2. *Speaking*: {speak_steps} batches of {speak_batch} fresh scenes with about five questions each,
-   packed behind their shared prefix of {length} tokens at most. Language-model loss on the answers,
-   a tenth of it on the questions. Where a box begins in an answer, a second loss (weight {look})
-   asks that in each layer the head that looks most at what the box is about looks there more.
-   The dense targets stay, at a fifth of their weight.
-3. *Keeping*: {keep_steps} more batches, with a loss (weight {echo}) that asks each token of a
-   question to be told from its final state by a linear map, which is thrown away. An editor reads
-   final states alone; without it they held little of what was asked for.
+   alone, on dense targets of its merged tokens: kind, colour, box and cell. Nothing that takes a
+   comparison of objects. The linear heads are thrown away.
+2. *Speaking*: {speak_steps} batches of {speak_batch} fresh scenes with up to eight turns each,
+   packed behind their shared prefix into {length} tokens at most. A quarter of the lessons asks
+   for the box of an edit (appendix A.1), a quarter is Qwen-Image-Edit's template, answered by the
+   picture's features, what changes, and last the place; {look_share:.0%} describe and locate;
+   {text_share:.0%} are grounded text, the user's sentence with the box behind the phrase, under
+   any of the three system prompts. Language-model loss on answers and boxes, a tenth of it on
+   questions.
+
+In {blind:.0%} of the turns about one object nothing behind the instruction (in grounded text,
+behind the phrase) attends to the picture: the instruction's own tokens must carry what it takes.
+
+Auxiliary losses, and what they do to what is found here:
+- *Dense targets* (a fifth of their weight while speaking) make the image tokens tell kind, colour,
+  box and cell linearly. A proxy on the decoder's input therefore starts from exact boxes.
+- *Look* (weight {look}): at the last token of a phrase that names an object, some head of some
+  layer is asked to look at it, which layer is left open. That phrases point at their objects is
+  thus taught, not found; where and whether the place is then kept is not.
+- *Echo* (weight {echo}): a question's tokens are told from their final states by a linear map that
+  is thrown away. An editor reads final states alone; that these hold the words is thus taught.
 
 Muon for the matrices inside blocks, AdamW for the rest, linear decay over the second half of each
-stage.
+stage; the weights are a running average (decay {average} a batch).
 {minutes} minutes on {device} (torch {torch}). Settings: `training.json`; losses: `curves.jsonl`.
 
 ![Losses](curves.png)
@@ -74,5 +86,6 @@ def write_card(folder: Path, facts: dict[str, Any], curves: list[dict[str, float
     plt.close(figure)
     last = frame.iloc[-1].drop(["stage", "step"]).dropna()
     told = ", ".join(f"{name} {value:.3f}" for name, value in last.items())
-    flat = facts | facts["plan"] | facts["shape"]
+    shares = {f"{family}_share": share for family, share in FAMILIES.items()}
+    flat = facts | facts["plan"] | facts["shape"] | shares
     store.write_text(folder / "README.md", _TEXT.format(**flat, last=told))

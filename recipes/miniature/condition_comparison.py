@@ -102,12 +102,14 @@ def compare(
     encoder = ConditionEncoder.from_pretrained(vlm, image_area=plan.shape.side**2, device=device)
     pipeline = _pipeline(encoder, vae, device)
     n_scenes = plan.dit.scenes + plan.held_out
-    pairs = encode_pairs(pairs_folder(work, vae, encoder), n_scenes, pipeline.vae, encoder)
+    wording = plan.dit.wording
+    folder = pairs_folder(work, vae, encoder, wording)
+    pairs = encode_pairs(folder, n_scenes, wording, pipeline.vae, encoder)
     pairs = _scenes(pairs, 0, n_scenes)
     code = store.digest_files(Path(__file__).with_name("condition_states.py"))
-    made_by = store.digest([pairs_folder(work, vae, encoder).name, code, plan.seed])
+    made_by = store.digest([folder.name, code, plan.seed])
     place = work / f"conditions-{made_by}"
-    encode_conditions(place, n_scenes, encoder)
+    encode_conditions(place, n_scenes, wording, encoder)
     trained, about = {}, {}
     for name, condition in RUNS.items():
         own = conditioned(pairs, place, condition)

@@ -28,7 +28,7 @@ from abplib.core import store
 from abplib.editing.conditions import Condition
 from abplib.samples.scenes.render import render
 from abplib.vlm.encoder import NOTHING, ConditionEncoder, Layer
-from recipes.miniature.editor_data import EDITS, Pairs, scene_edits
+from recipes.miniature.editor_data import EDITS, Pairs, Wording, scene_edits
 
 CONDITIONS = ("final", "middle", "pooled", "stacked")
 
@@ -64,17 +64,20 @@ def read_conditions(
     }
 
 
-def encode_conditions(folder: Path, n_scenes: int, encoder: ConditionEncoder) -> None:
+def encode_conditions(
+    folder: Path, n_scenes: int, wording: Wording, encoder: ConditionEncoder
+) -> None:
     """Encode the first scenes of `editor_data` and their edits, but for what is there already.
 
     Args:
         folder: of the files; those that are there are trusted, so name it after the VLM.
         n_scenes: how many scenes; rounded up to whole files of 16.
+        wording: of the instructions.
         encoder: of the frozen VLM.
     """
     missing = [start for start in range(0, n_scenes, _PART) if not _file(folder, start).exists()]
     for start in tqdm(missing, desc="conditions", mininterval=10):
-        arrays: dict[str, Any] = _encode(range(start, start + _PART), encoder)
+        arrays: dict[str, Any] = _encode(range(start, start + _PART), wording, encoder)
         with store.replacing(_file(folder, start)) as scratch, scratch.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -95,11 +98,11 @@ def _joined(name: str, layers: list[Tensor]) -> Tensor:
     return torch.stack(layers).mean(0) if name == "pooled" else torch.cat(layers, -1)
 
 
-def _encode(indices: range, encoder: ConditionEncoder) -> dict[str, np.ndarray]:
+def _encode(indices: range, wording: Wording, encoder: ConditionEncoder) -> dict[str, np.ndarray]:
     side = round(encoder.image_area**0.5)
     shown, asked = [], []
     for index in indices:
-        scene, edits = scene_edits(index)
+        scene, edits = scene_edits(index, wording, side)
         shown.append(render(scene).resize((side, side), Image.Resampling.LANCZOS))
         asked += [edit.instruction for edit in edits]
     owners = [picture for picture in shown for _ in range(EDITS)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,8 +19,9 @@ from abplib.editing.twins import EditorShape, assemble, build_dit, save_editor
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import multi_entity
 from abplib.vlm.encoder import ConditionEncoder
+from recipes.miniature import editor_data
 from recipes.miniature.editor_card import write_card
-from recipes.miniature.editor_data import encode_pairs
+from recipes.miniature.editor_data import Wording, encode_pairs
 from recipes.miniature.editor_training import EditorTraining, train_dit
 from recipes.miniature.vae_training import VAETraining, train_vae
 
@@ -59,8 +60,8 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     encoder = ConditionEncoder.from_pretrained(vlm, image_area=area, device=device)
     if plan.dit.compile:
         vae.encoder.compile()
-    place = pairs_folder(work, work / "vae", encoder)
-    pairs = encode_pairs(place, plan.dit.scenes, vae, encoder)
+    place = pairs_folder(work, work / "vae", encoder, plan.dit.wording)
+    pairs = encode_pairs(place, plan.dit.scenes, plan.dit.wording, vae, encoder)
     dit = build_dit(plan.shape, encoder.width, plan.seed)
     dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
@@ -74,10 +75,10 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     return folder
 
 
-def pairs_folder(work: Path, vae: Path, encoder: ConditionEncoder) -> Path:
+def pairs_folder(work: Path, vae: Path, encoder: ConditionEncoder, wording: Wording) -> Path:
     """Where pairs encoded by the VAE saved in a folder and by this VLM lie."""
-    made_by = store.digest([encoder.fingerprint, store.digest_files(vae / VAE_FILE)])
-    return work / f"pairs-{made_by}"
+    files = store.digest_files(vae / VAE_FILE, editor_data.__file__)
+    return work / f"pairs-{store.digest([encoder.fingerprint, files, asdict(wording)])}"
 
 
 def _trained_vae(

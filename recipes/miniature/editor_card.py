@@ -38,9 +38,11 @@ B.2).
    {things_weight:g} times the ground), differences of neighbouring pixels, a light KL term. Single
    frames see one time tap of each kernel; those taps, as matrices, are trained by Muon, the rest by
    AdamW; the other taps are zero.
-2. *Diffusion transformer*: flow matching on {scenes} scenes with four edits each (tasks as in the
-   general set; the training half of the multi-entity set is among them), {dit_steps} batches of
-   {dit_batch}. Conditioned on the final-layer states of the edit template; {nothing:.0%} of the
+2. *Diffusion transformer*: flow matching on {scenes} mixed scenes with four edits each (tasks as
+   in the general set), {dit_steps} batches of {dit_batch}. Instructions name an object by its look;
+   {by_place:.0%} name it by its place. No scene has objects all alike, and none is of the
+   multi-entity set. {described:.0%} of the instructions go on with the answer that the VLM is
+   taught to give. Conditioned on the final-layer states of the edit template; {nothing:.0%} of the
    samples have the blank negative prompt instead. Cells that an edit changes weigh {changed:g}
    times the others; noise levels are drawn with a shift of {shift:g} towards high noise. After the
    middle block, linear heads tell from the target's tokens which cells change, and which kind of
@@ -110,6 +112,7 @@ def write_card(
             pictures=plan.vae.pictures,
             things_weight=1 + plan.vae.things,
             scenes=plan.dit.scenes,
+            **asdict(plan.dit.wording),
             dit_steps=plan.dit.schedule.steps,
             dit_batch=plan.dit.batch,
             nothing=plan.dit.nothing,

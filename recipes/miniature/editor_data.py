@@ -1,13 +1,14 @@
 """What the miniature editor learns from, encoded once: latents of pictures, states of instructions.
 
-Training pairs are drawn as the general set draws its own, from seeds of their own, a few edits to
-a scene; the training half of the multi-entity set comes first. The VAE and the VLM are frozen, so
+Training pairs have the kinds of task of the general set, on mixed scenes alone and with seeds of
+their own, a few edits to a scene; nothing of the multi-entity set is among them. Instructions name
+objects as `Wording` says. The VAE and the VLM are frozen, so
 a pair is encoded once and read from memory-mapped files ever after.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from abplib.core import store
-from abplib.samples.scenes.edits import Edit, general_edits
+from abplib.samples.scenes.edits import LOOK, Edit, all_references, general_edits
 from abplib.samples.scenes.objects import COLOURS, KINDS
 from abplib.samples.scenes.render import render
-from abplib.samples.scenes.scene import Scene, general_scene, generator, multi_entity_scene
-from abplib.samples.scenes.sets import multi_entity
+from abplib.samples.scenes.scene import Scene, general_scene, generator
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
+from recipes.miniature.answers import explain
 
 SEED_SPACE = 5_000_000_000
 """Scenes of the editor's training pairs have seeds from here on."""
@@ -32,8 +33,24 @@ SEED_SPACE = 5_000_000_000
 EDITS = 4
 """Edits of one scene."""
 
+_STRIDE = 100
+"""Seeds of one scene, of which the first that gives a mixed one is taken."""
+
 _PART = 64
 """Scenes of one file: what a killed run loses at most."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How training instructions say which object is meant."""
+
+    by_place: float = 0.05
+    """Share of the instructions about an object that name it by its place, as the multi-entity set
+    always does; the others name its look."""
+    described: float = 0.2
+    """Share that goes on with what the VLM is taught to answer (the condition of
+    `conditions.full_description`)."""
+
 
 _Scene = tuple[np.ndarray, list[np.ndarray], list[str], list[tuple[int, int]]]
 """A source, its edited versions (uint8 [side, side, 3]), the instructions, and `Pairs.new`."""
@@ -61,14 +78,16 @@ class Pairs:
 def encode_pairs(
     folder: Path,
     n_scenes: int,
+    wording: Wording,
     vae: AutoencoderKLQwenImage,
     encoder: ConditionEncoder,
 ) -> Pairs:
     """Encode the first `n_scenes` scenes and their edits, or read what was encoded before.
 
     Args:
-        folder: of the files; those that are there are trusted, so name it after the weights.
+        folder: of the files; those that are there are trusted, so name it after what made them.
         n_scenes: how many scenes; rounded up to whole files of 64.
+        wording: of the instructions.
         vae: on single pictures.
         encoder: of the frozen VLM.
     """
@@ -76,7 +95,7 @@ def encode_pairs(
     missing = [start for start in starts if not _file(folder, start).exists()]
     wanted = [start + i for start in missing for i in range(_PART)]
     drawn = torch.utils.data.DataLoader(
-        _Drawn(wanted, round(encoder.image_area**0.5)),
+        _Drawn(wanted, wording, round(encoder.image_area**0.5)),
         batch_size=_PART,
         num_workers=min(2, len(missing)),
         collate_fn=list,
@@ -97,15 +116,24 @@ def encode_pairs(
     return Pairs(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def scene_edits(index: int) -> tuple[Scene, list[Edit]]:
-    """Training scene `index` with its `EDITS` edits."""
-    taught = multi_entity("training")
-    if index < len(taught):
-        scene, edit = taught.scene_edit(index)
-        return scene, [edit, *general_edits(scene, generator(SEED_SPACE + index), EDITS - 1)]
-    seed = SEED_SPACE + 2 * index
-    scene = (general_scene, multi_entity_scene)[index % 2](seed)
-    return scene, general_edits(scene, generator(seed + 1), EDITS)
+def scene_edits(index: int, wording: Wording, side: int) -> tuple[Scene, list[Edit]]:
+    """Training scene `index`, seen `side` pixels wide, with its `EDITS` edits as they are asked."""
+    first = SEED_SPACE + _STRIDE * index
+    *seeds, last = range(first, first + _STRIDE)
+    scene, random = next(filter(_mixed, map(general_scene, seeds))), generator(last)
+    edits = general_edits(scene, random, EDITS, wording.by_place)
+    told = random.random(EDITS) < wording.described
+    return scene, [
+        replace(edit, instruction=f"{edit.instruction} {explain(scene, edit, side)}")
+        if more
+        else edit
+        for edit, more in zip(edits, told, strict=True)
+    ]
+
+
+def _mixed(scene: Scene) -> bool:
+    """Whether some look singles out an object; never where objects are all alike."""
+    return any(reference.term == LOOK for reference in all_references(scene))
 
 
 @torch.inference_mode()
@@ -123,14 +151,14 @@ def to_latents(vae: AutoencoderKLQwenImage, pictures: Tensor) -> Tensor:
 class _Drawn(torch.utils.data.Dataset["_Scene"]):
     """Scenes and their edited versions as small pictures, with the instructions."""
 
-    def __init__(self, indices: list[int], side: int) -> None:
-        self.indices, self.side = indices, side
+    def __init__(self, indices: list[int], wording: Wording, side: int) -> None:
+        self.indices, self.wording, self.side = indices, wording, side
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, at: int) -> _Scene:
-        scene, edits = scene_edits(self.indices[at])
+        scene, edits = scene_edits(self.indices[at], self.wording, self.side)
         pictures = [scene, *(edit.after for edit in edits)]
         shown = [np.asarray(_small(picture, self.side)) for picture in pictures]
         new = [_new_thing(scene, edit.after) for edit in edits]

@@ -26,7 +26,7 @@ from abplib.core.trainer import Batch, Fitted, Schedule, fit
 from abplib.editing.flow_matching import cell_weights, changed_cells, shifted, velocity_errors
 from abplib.editing.twins import EditorShape
 from abplib.samples.scenes.objects import COLOURS, KINDS
-from recipes.miniature.editor_data import EDITS, Pairs
+from recipes.miniature.editor_data import EDITS, Pairs, Wording
 
 SHIFT = 3.0
 """Of the noise levels; see `flow_matching.shifted`."""
@@ -47,6 +47,8 @@ class EditorTraining:
     batch: int = 32
     scenes: int = 5120
     """Scenes with four edits each."""
+    wording: Wording = field(default_factory=Wording)
+    """Of their instructions."""
     changed: float = 8.0
     """Additional weight of the cells that the edit changes."""
     told: float = 0.1

@@ -12,7 +12,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_positi
 
 from abplib.samples.scenes.objects import COLOURS, KINDS
 from abplib.vlm.twins import VLMShape
-from recipes.miniature.batches import MAX_RANK
 
 
 class Sighted(nn.Module):
@@ -20,12 +19,12 @@ class Sighted(nn.Module):
 
     def __init__(self, width: int, cells: int) -> None:
         super().__init__()
-        self.sizes = (len(KINDS) + 1, len(COLOURS), 4, cells, 4 * MAX_RANK)
+        self.sizes = (len(KINDS) + 1, len(COLOURS), 4, cells)
         self.out = nn.Linear(width, sum(self.sizes))
 
     def forward(self, tokens: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named losses for merged tokens [B, cells, width]."""
-        kind, colour, box, cell, ranks = self.out(tokens.float()).split(self.sizes, -1)
+        kind, colour, box, cell = self.out(tokens.float()).split(self.sizes, -1)
         held = batch["colour"] >= 0
         here = torch.arange(cell.shape[1], device=cell.device).expand(cell.shape[:2])
         return {
@@ -33,9 +32,6 @@ class Sighted(nn.Module):
             "colour": F.cross_entropy(colour[held], batch["colour"][held]),
             "box": F.smooth_l1_loss(box[held], batch["box"][held], beta=0.1),
             "cell": F.cross_entropy(cell.flatten(0, 1), here.flatten()),
-            "rank": F.cross_entropy(
-                ranks.reshape(-1, MAX_RANK), batch["ranks"].flatten(), ignore_index=-1
-            ),
         }
 
 

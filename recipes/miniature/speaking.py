@@ -33,14 +33,16 @@ class Speaker(nn.Module):
     def losses(self, batch: dict[str, Tensor], seen: Tensor) -> dict[str, Tensor]:
         """Named losses; `seen` are the tower's merged tokens [B, cells, width].
 
-        `lm` is the weighted cross-entropy. `look` is low where, at the tokens after which a box
-        begins, some head of some layer looks at what the box is about; it says nothing of which.
+        `lm` is the weighted cross-entropy. `look` is low where, at the last token of a phrase that
+        names an object, some head of some layer looks at that object; it says nothing of which.
         `echo` is the cross-entropy of the question's own tokens, told from their final states.
         `number` and `word` are parts of `lm`, for the curves alone.
         """
         decoder = self.model.model.language_model
-        ids, mask = batch["ids"], packed_mask(batch["segments"])
-        where = ids == self.model.config.image_token_id
+        ids, config = batch["ids"], self.model.config
+        where = ids == config.image_token_id
+        picture = where | (ids == config.vision_end_token_id)
+        mask = packed_mask(batch["segments"], batch["blind"], picture)
         states = decoder.embed_tokens(ids)
         states = states.masked_scatter(where[..., None], seen.to(states.dtype))
         rotary = decoder.rotary_emb(states, batch["positions"].permute(1, 0, 2))
@@ -50,9 +52,9 @@ class Speaker(nn.Module):
             states = block(states, attention_mask=mask, position_embeddings=rotary)
         held = [
             (looks_at * batch["cells"][:, None]).sum(-1).amax(1) for looks_at in looks
-        ]  # [B, boxes]
-        begun = batch["cells"].any(-1)
-        found = torch.stack(held).mean(0)[begun]
+        ]  # [B, phrases]
+        named_one = batch["cells"].any(-1)
+        found = torch.stack(held).mean(0)[named_one]
         final = decoder.norm(states)
         named = self._words(batch, final)
         return named | {"look": -(found + 1e-3).log().mean(), "echo": self._echo(batch, final)}
@@ -118,9 +120,16 @@ def look(
     return weights[cells].view(*weights.shape[:3], -1)
 
 
-def packed_mask(segments: Tensor) -> Tensor:
-    """Who sees whom in packed sequences: bool [B, 1, S, S] from segments int64 [B, S]."""
+def packed_mask(segments: Tensor, blind: Tensor, picture: Tensor) -> Tensor:
+    """Who sees whom in packed sequences: bool [B, 1, S, S].
+
+    Args:
+        segments: int64 [B, S]; a turn sees the prefix and itself.
+        blind: bool [B, S], tokens that do not see the picture.
+        picture: bool [B, S], the picture's tokens, and the one that ends it, having seen it.
+    """
     n = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(n, n, dtype=torch.bool, device=segments.device).tril()
-    return (((key == 0) | (key == query)) & causal)[:, None]
+    hidden = blind[:, :, None] & picture[:, None, :]
+    return (((key == 0) | (key == query)) & causal & ~hidden)[:, None]

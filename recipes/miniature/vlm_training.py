@@ -1,12 +1,17 @@
-"""Training of the miniature Qwen2.5-VL: first to see, then to speak, then to keep the words.
+"""Training of the miniature Qwen2.5-VL: first to see, then to speak.
 
 1. *Seeing*: the vision tower alone, on dense targets of its merged tokens (kind, colour, box,
-   cell, rank among its like); the heads are thrown away.
+   cell); the heads are thrown away.
 2. *Speaking*: the whole model, on packed lessons (`batches`), with the language-model loss on
-   answers and, lightly, on questions; and a hint to look, where an answer's box begins, at what
-   the box is about. Without the hint, boxes stay guesses from habits of the layouts for long.
+   answers and grounded boxes and, lightly, on questions. In most turns what follows the question
+   does not attend to the picture: the question's tokens must carry what it takes, as they largely
+   do in trained VLMs. Two hints: a phrase's last token is to look at what the phrase is about
+   (without it boxes stay guesses from habits of the layouts for long), and a question's final
+   states are to tell its words (an editor reads final states alone).
 
-Seeded, resumable, CPU or CUDA. `train` writes weights, curves and a model card.
+What is saved is the running average of the weights, so that a checkpoint can be judged long
+before the rates have decayed. Seeded, resumable, CPU or CUDA. `train` writes weights, curves and
+a model card.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
 
@@ -41,29 +47,32 @@ from recipes.miniature.speaking import Speaker
 SEED_SPACE = 1_000_000_000
 """Training scenes have seeds from here on; evaluation and probing sets stay below."""
 
-_STAGES = ("see", "speak", "keep")
+_STAGES = ("see", "speak")
 
 
 @dataclass(frozen=True)
 class VLMTraining:
-    """Budget and rates; the card of the shipped weights says where their run differed."""
+    """Budget and rates."""
 
-    see_steps: int = 1000
+    see_steps: int = 320
     see_batch: int = 64
     see_scenes: int = 16_000
-    speak_steps: int = 850
-    keep_steps: int = 640
+    speak_steps: int = 3000
     speak_batch: int = 24
     length: int = 384
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     tower_lr: float = 0.2
     """Share of the rates that the vision tower gets in the speaking stage."""
+    blind: float = 0.75
+    """Share of the turns about one object in which what follows the question is blind."""
     look: float = 0.3
-    """Weight of the loss on looking at what a box is about."""
-    echo: float = 0.2
-    """Weight of the loss on telling a question's tokens from their final states, when keeping."""
-    checkpoint_every: int = 100
+    """Weight of the loss on looking at what a phrase is about."""
+    echo: float = 0.1
+    """Weight of the loss on telling a question's tokens from their final states."""
+    average: float = 0.98
+    """Decay of the running average of the weights, a batch."""
+    checkpoint_every: int = 50
     compile: bool = True
     """Compile the blocks (needs a C++ compiler): about a fifth faster on CPU."""
     seed: int = 0
@@ -91,8 +100,7 @@ def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: 
     run = _Run(model, processor, shape, plan, work, device)
     run.see()
     run.speak()
-    run.keep()
-    save(model.to(torch.bfloat16), processor, folder)
+    save(run.average.module.to(torch.bfloat16), processor, folder)
     facts = {
         "plan": asdict(plan),
         "shape": asdict(shape),
@@ -103,6 +111,24 @@ def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: 
     }
     write_card(folder, facts, run.curves)
     return folder
+
+
+def snapshot(work: Path, folder: Path, shape: VLMShape) -> str:
+    """Save the model of the newest checkpoint in `work`, as `train` would; returns how far it is.
+
+    Raises:
+        AbpError: there is no checkpoint.
+    """
+    path = work / "checkpoint.pt"
+    if not path.exists():
+        raise AbpError(f"There is no checkpoint in {work}: train the VLM there first.")
+    state = torch.load(path, map_location="cpu")
+    tokenizer = build_tokenizer(corpus(side=shape.side), shape)
+    model = build_vlm(tokenizer, shape, seed=0)
+    average = AveragedModel(model)
+    average.load_state_dict(state["average"])
+    save(average.module.to(torch.bfloat16), build_processor(tokenizer, shape), folder)
+    return f"{state['stage']}, {state['step']} batches"
 
 
 def _smooth_numbers(model: Qwen2_5_VLForConditionalGeneration, numbers: list[int]) -> None:
@@ -128,6 +154,7 @@ class _Run:
     ) -> None:
         self.model, self.processor, self.shape, self.plan = model, processor, shape, plan
         self.work, self.device = work, device
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.average))
         cells = (shape.side // (2 * shape.patch)) ** 2
         torch.manual_seed(plan.seed)
         self.heads = Sighted(shape.width, cells).to(device)
@@ -149,29 +176,22 @@ class _Run:
 
     def speak(self) -> None:
         """Stage 2."""
-        self._speak("speak", self.plan.speak_steps, 0.0)
-
-    def keep(self) -> None:
-        """Stage 3."""
-        self._speak("keep", self.plan.keep_steps, self.plan.echo)
-
-    def _speak(self, stage: str, steps: int, echo: float) -> None:
-        tower, plan = self.model.model.visual, self.plan
-        parts = [(self.model.model.language_model, 1.0), (tower, plan.tower_lr), (self.heads, 1.0)]
-        self._optimisers([*parts, (self.speaker.recall, 1.0)] if echo else parts)
+        model, plan = self.model.model, self.plan
+        heads = nn.ModuleList([self.heads, self.speaker.recall])
+        self._optimisers([(model.language_model, 1.0), (model.visual, plan.tower_lr), (heads, 1.0)])
         if plan.compile:
-            for block in self.model.model.language_model.layers:
+            for block in model.language_model.layers:
                 block.compile(dynamic=False)
 
         def losses(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             seen = self._tower(batch)
-            dense = self.heads(seen, batch)
+            dense = {name: 0.2 * loss for name, loss in self.heads(seen, batch).items()}
             spoken = self.speaker.losses(batch, seen)
             spoken["look"] = plan.look * spoken["look"]
-            spoken["echo"] = echo * spoken["echo"] if echo else spoken["echo"].detach()
-            return spoken | {name: 0.2 * loss for name, loss in dense.items()}
+            spoken["echo"] = plan.echo * spoken["echo"]
+            return spoken | dense
 
-        self._loop(stage, steps, plan.speak_batch, plan.length, losses)
+        self._loop("speak", plan.speak_steps, plan.speak_batch, plan.length, losses)
 
     def _tower(self, batch: dict[str, Tensor]) -> Tensor:
         """Merged tokens [B, cells, width] of a batch of pictures."""
@@ -220,6 +240,7 @@ class _Run:
                 )
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
+            self.average.update_parameters(self.model)
             self.seconds = time.perf_counter() - began
             if step % 20 == 0 or step + 1 == steps:
                 row = {k: round(v.item(), 5) for k, v in named.items()}
@@ -239,6 +260,7 @@ class _Run:
             skip=skip,
             pool=self.plan.see_scenes if seeing else 10**8,
             length=length,
+            blind=self.plan.blind,
         )
         return iter(torch.utils.data.DataLoader(room, batch_size=size, num_workers=1))
 
@@ -248,6 +270,7 @@ class _Run:
             "step": step,
             "plan": asdict(self.plan),
             "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
             "heads": self.heads.state_dict(),
             "recall": self.speaker.recall.state_dict(),
             "optimisers": [o.state_dict() for o in self.optimisers],
@@ -272,6 +295,7 @@ class _Run:
         if _STAGES.index(stage) < _STAGES.index(state["stage"]):
             return sys.maxsize
         self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
         self.heads.load_state_dict(state["heads"])
         self.speaker.recall.load_state_dict(state["recall"])
         self.curves, self.seconds = state["curves"], state["seconds"]

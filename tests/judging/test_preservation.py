@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from urllib.error import URLError
 
 import lpips as package
 import numpy as np
@@ -11,12 +10,16 @@ import pytest
 import torch
 import torchvision
 from conftest import noise
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
+from safetensors.torch import load_file
 from torch import Tensor
 
+from abplib.core import paths
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
-from abplib.judging.preservation import COLUMNS, Preservation
+from abplib.judging.preservation import COLUMNS, WEIGHTS, Preservation
+from abplib.samples.scenes.render import render
+from abplib.samples.scenes.scene import general_scene
 
 HALF: Box = (0.0, 0.0, 0.5, 1.0)
 NOTHING: Box = (0.0, 0.0, 0.0, 0.0)
@@ -24,20 +27,20 @@ NOTHING: Box = (0.0, 0.0, 0.0, 0.0)
 
 @pytest.fixture(scope="module")
 def preservation() -> Preservation:
-    return Preservation("untrained")
+    return Preservation()
 
 
 @pytest.fixture(scope="module")
 def reference() -> package.LPIPS:
-    """The package's own LPIPS, on the same weights."""
-    return untrained_by_the_package(seed=0)
-
-
-def untrained_by_the_package(seed: int) -> package.LPIPS:
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    """The package's own LPIPS around torchvision's AlexNet, which takes the shipped weights."""
+    alexnet = torchvision.models.alexnet()
+    shipped = load_file(paths.root() / WEIGHTS)
+    missing, unknown = alexnet.load_state_dict(shipped, strict=False)
+    assert not unknown and all(name.startswith("classifier") for name in missing)
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patched:
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        return package.LPIPS(net="alex", pnet_rand=True, verbose=False).requires_grad_(False)
+        patched.setattr(torchvision.models, "alexnet", lambda **_: alexnet)
+        return package.LPIPS(net="alex", verbose=False).requires_grad_(False)
 
 
 def tensor(pixels: np.ndarray) -> Tensor:
@@ -70,7 +73,7 @@ def test_an_edit_of_the_box_alone_preserves_everything(preservation: Preservatio
 
 def test_nothing_of_the_box_leaks_into_the_working_resolution() -> None:
     source, box = noise(120, 120), (0.33, 0.33, 0.66, 0.66)
-    row = one(Preservation("untrained", side=40), source, edited(source, box), box)
+    row = one(Preservation(side=40), source, edited(source, box), box)
     assert row["lpips"] == row["lpips_zero_fill"] == 0
     assert row["ssim"] == pytest.approx(1, abs=1e-6)
 
@@ -157,38 +160,33 @@ def test_a_box_that_is_the_whole_image_leaves_nothing_to_measure(
     assert rows.iloc[0].isna().all() and rows.iloc[1].notna().all()
 
 
-def test_the_untrained_backbone_is_always_the_same(preservation: Preservation) -> None:
-    torch.manual_seed(123)
+def test_building_it_draws_no_random_numbers_of_the_run(preservation: Preservation) -> None:
     before = torch.get_rng_state()
-    again = Preservation("untrained")
+    again = Preservation()
     assert torch.equal(torch.get_rng_state(), before)
     assert again.fingerprint == preservation.fingerprint
-    assert Preservation("untrained", side=64).fingerprint != preservation.fingerprint
-    assert "untrained" in preservation.name_of_lpips
+    assert Preservation(side=64).fingerprint != preservation.fingerprint
 
 
-def test_the_imagenet_backbone_takes_the_fetched_weights(
-    preservation: Preservation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = torchvision.models.alexnet().state_dict()
-    fetch = "torchvision.models._api.load_state_dict_from_url"
-    monkeypatch.setattr(fetch, lambda *args, **kwargs: weights)
-    trained = Preservation("imagenet")
-    assert trained.name_of_lpips == "LPIPS, ImageNet AlexNet at 256 px"
-    assert trained.fingerprint != preservation.fingerprint
+def test_without_its_weights_there_is_no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABP_ROOT", "/nowhere")
+    with pytest.raises(AbpError, match=r"alexnet_features.safetensors under LPIPS are missing"):
+        Preservation()
 
-    def offline(*args: object, **kwargs: object) -> None:
-        raise URLError("no route to host")
 
-    monkeypatch.setattr(fetch, offline)
-    with pytest.raises(AbpError, match=r"cannot be fetched .*no route.*take the untrained"):
-        Preservation("imagenet")
+def test_what_people_call_more_alike_is_nearer(preservation: Preservation) -> None:
+    """What the trained network is for: a small shift is less than a blur of like squared error."""
+    source = render(general_scene(3))
+    moved = ImageChops.offset(source, 1, 0)
+    blurred = source.filter(ImageFilter.GaussianBlur(2))
+    near, far = (one(preservation, source, edit, NOTHING) for edit in (moved, blurred))
+    assert near["lpips"] < 0.5 * far["lpips"]
 
 
 def test_at_the_images_own_size_nothing_is_resized(reference: package.LPIPS) -> None:
     source, edit = noise(400, 300, seed=1), noise(400, 300, seed=2)
-    whole, small = Preservation("untrained", side=None), Preservation("untrained")
-    assert whole.name_of_lpips == "LPIPS, untrained AlexNet at the images' own size"
+    whole, small = Preservation(side=None), Preservation()
+    assert whole.name_of_lpips == "LPIPS at the images' own size"
     assert whole.fingerprint != small.fingerprint
     own = reference(tensor(np.asarray(source)), tensor(np.asarray(edit))).item()
     assert one(whole, source, edit, NOTHING)["lpips"] == pytest.approx(own, rel=1e-4)
@@ -206,7 +204,5 @@ def test_bad_input_is_named(preservation: Preservation) -> None:
     for box in [(0.5, 0, 0.4, 1), (0, 0, 1, 1.1), (0, 0, float("nan"), 1)]:
         with pytest.raises(AbpError, match=r"Pair 0: .* is no box"):
             preservation.rows([image], [image], [box])
-    with pytest.raises(AbpError, match="no LPIPS backbone 'vgg': choose untrained or imagenet"):
-        Preservation("vgg")  # type: ignore[arg-type]
     with pytest.raises(AbpError, match="needs 31 pixels a side, not 30"):
-        Preservation("untrained", side=30)
+        Preservation(side=30)

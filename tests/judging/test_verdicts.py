@@ -42,7 +42,7 @@ def test_verdicts_are_asked_for_once_and_stand_beside_the_distances(tmp_path: Pa
         for name in ("identity", "paste")
     }
     assert (np.asarray(Image.open(files["identity"][1])) == np.asarray(SAMPLES[1].image)).all()
-    judge, preservation = CountingJudge(), Preservation("untrained")
+    judge, preservation = CountingJudge(), Preservation()
     found = verdicts.judged(files, SAMPLES, judge, preservation, base=tmp_path)
     assert judge.asked == [0, 1]  # both methods together
     assert list(found["method"]) == ["identity"] * 2 + ["paste"] * 2

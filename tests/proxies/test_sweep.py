@@ -20,7 +20,7 @@ from toysweep import CHOSEN, SETTINGS
 
 from abplib.core.errors import AbpError
 from abplib.proxies.bank import Bank
-from abplib.proxies.configurations import Configuration, configurations
+from abplib.proxies.configurations import Configuration, configurations, controls
 from abplib.proxies.labels import Labels
 from abplib.proxies.qformer import Proxy, box_loss
 from abplib.proxies.settings import SweepSettings
@@ -128,6 +128,15 @@ def test_figure_4_has_every_layer_final_and_middle_prompt(encoder: ConditionEnco
         "middle_prompt",
     ]
     assert configurations(encoder)[-1].layers == encoder.middle_layers
+
+
+def test_controls_are_the_input_and_the_prompt_tokens_of_each_layer(
+    encoder: ConditionEncoder, tmp_path: Path
+) -> None:
+    chosen = controls(encoder)
+    swept = run(encoder, tmp_path, Noise(), chosen=chosen)
+    names = ["input", *(f"prompt_{l}" for l in range(4)), "prompt_final"]
+    assert list(swept.curves["configuration"].unique()) == names
 
 
 def test_prompt_tokens_are_selected_in_order(encoding: Encoding) -> None:

@@ -88,6 +88,9 @@ def test_layers_are_the_raw_outputs_of_the_blocks(encoder: ConditionEncoder, bat
     with torch.no_grad(), mrope(encoder.model):
         given = {name: value for name, value in prepared.inputs.items() if name != "position_ids"}
         hidden = encoder.model(**given, output_hidden_states=True).hidden_states
+    given = encoder.encode(*batch, layers=["input"])
+    expected = hidden[0][:, N_DROPPED:] * encoding.mask[..., None]
+    torch.testing.assert_close(given.states["input"], expected, rtol=0, atol=1e-6)
     for layer in range(last):  # hidden_states[0] is the embeddings, [-1] is normed
         expected = hidden[layer + 1][:, N_DROPPED:] * encoding.mask[..., None]
         torch.testing.assert_close(encoding.states[layer], expected, rtol=0, atol=1e-6)
@@ -96,6 +99,19 @@ def test_layers_are_the_raw_outputs_of_the_blocks(encoder: ConditionEncoder, bat
     torch.testing.assert_close(
         normed[encoding.mask], encoding.states["final"][encoding.mask], rtol=0, atol=1e-6
     )
+
+
+def test_the_untrained_control_has_the_same_input_alone(
+    encoder: ConditionEncoder, batch: Batch
+) -> None:
+    control = encoder.untrained(seed=5)
+    assert control.fingerprint != encoder.fingerprint
+    layers: tuple[Any, ...] = ("input", 0, 1)
+    theirs, ours = control.encode(*batch, layers=layers), encoder.encode(*batch, layers=layers)
+    assert torch.equal(theirs.states["input"], ours.states["input"])
+    assert not torch.allclose(theirs.states[0], ours.states[0], atol=1e-3)
+    again = encoder.untrained(seed=5).encode(*batch, layers=layers)
+    assert torch.equal(theirs.states[1], again.states[1])
 
 
 def test_only_what_was_asked_for_is_kept(encoder: ConditionEncoder, batch: Batch) -> None:

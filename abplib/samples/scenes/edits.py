@@ -19,6 +19,8 @@ from abplib.samples.scenes.render import SIDE, STYLES, box_of, masks
 from abplib.samples.scenes.scene import BACKGROUNDS, Random, Scene, Thing
 
 TASKS = ("swap", "attribute", "removal", "addition", "background", "style")
+LOOK = "attribute"
+"""Term of a reference that names an object by its kind, with or without its colour."""
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 Box = tuple[float, float, float, float]
 T = TypeVar("T")
@@ -31,7 +33,7 @@ class Edit:
     task: str
     instruction: str
     answer: str
-    """Where and what changes, with `{box}` for the place."""
+    """What changes, as a sentence."""
     phrase: str
     """What a box of the edit would be labelled."""
     term: str
@@ -47,10 +49,21 @@ def multi_entity_edits(scene: Scene, random: Random) -> list[Edit]:
     return [_turn(scene, found[i], boxes, random) for i in random.permutation(len(found))]
 
 
-def general_edits(scene: Scene, random: Random, n: int) -> list[Edit]:
-    """`n` edits of the general set; local ones name objects by attribute or by place."""
+def general_edits(
+    scene: Scene, random: Random, n: int, by_place: float | None = None
+) -> list[Edit]:
+    """`n` edits of the general set; local ones name objects by look or by place.
+
+    `by_place` is the share that does so by place, where the scene has objects that a look singles
+    out; None takes all references as they come, which are mostly by place.
+    """
     boxes = object_boxes(scene)
     named = all_references(scene)
+    kinds = [[r for r in named if (r.term == LOOK) != placed] for placed in (False, True)]
+
+    def pick() -> list[Reference]:
+        return named if by_place is None else kinds[random.random() < by_place] or named
+
     edits: list[Edit] = []
     while len(edits) < n:
         task = TASKS[int(random.choice(len(TASKS), p=(0.3, 0.36, 0.2, 0.08, 0.03, 0.03)))]
@@ -59,28 +72,28 @@ def general_edits(scene: Scene, random: Random, n: int) -> list[Edit]:
         elif task == "style":
             edits.append(_style(scene, random))
         elif task == "addition":
-            edits += _addition(scene, named, boxes, random)
+            edits += _addition(scene, pick(), boxes, random)
         elif not named:
             continue
         elif task == "removal":
-            edits.append(_removal(scene, choose(random, named), boxes, random))
+            edits.append(_removal(scene, choose(random, pick()), boxes, random))
         elif task == "swap":
-            edits.append(_turn(scene, choose(random, named), boxes, random))
+            edits.append(_turn(scene, choose(random, pick()), boxes, random))
         else:
-            edits.append(_recolour(scene, choose(random, named), boxes, random))
+            edits.append(_recolour(scene, choose(random, pick()), boxes, random))
     return edits
 
 
 def all_references(scene: Scene) -> list[Reference]:
-    """Unambiguous references by attribute ("red cup", "cup") and by place, for every object."""
+    """Unambiguous references by look ("red cup", "cup") and by place, for every object."""
     kinds = Counter(t.kind for t in scene.things)
     looks = Counter((t.kind, t.colour) for t in scene.things)
     found = []
     for i, thing in enumerate(scene.things):
         if looks[thing.kind, thing.colour] == 1:
-            found.append(Reference(f"{thing.colour} {thing.kind}", "attribute", i))
+            found.append(Reference(f"{thing.colour} {thing.kind}", LOOK, i))
         if kinds[thing.kind] == 1:
-            found.append(Reference(thing.kind, "attribute", i))
+            found.append(Reference(thing.kind, LOOK, i))
     for kind, count in kinds.items():
         if count > 1:
             group = [i for i, t in enumerate(scene.things) if t.kind == kind]
@@ -108,7 +121,7 @@ def _turn(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) 
     return Edit(
         "swap" if kind != old.kind else "attribute",
         f"Turn the {ref.phrase} into {new}.",
-        f"{{box}}: the {ref.phrase} becomes {new}.",
+        f"The {ref.phrase} becomes {new}.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -126,7 +139,7 @@ def _recolour(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Rand
     return Edit(
         "attribute",
         form.format(ref.phrase, colour),
-        f"{{box}}: the {ref.phrase} becomes {colour}.",
+        f"The {ref.phrase} becomes {colour}.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -141,7 +154,7 @@ def _removal(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Rando
     return Edit(
         "removal",
         form.format(ref.phrase),
-        f"{{box}}: the {ref.phrase} is removed.",
+        f"The {ref.phrase} is removed.",
         ref.phrase,
         ref.term,
         ref.index,
@@ -178,7 +191,7 @@ def _addition(
             Edit(
                 "addition",
                 f"Add {words} {where}.",
-                f"{{box}}: {words} appears.",
+                f"{words.capitalize()} appears {where}.",
                 f"{new.colour} {new.kind}",
                 side,
                 None,
@@ -195,7 +208,7 @@ def _background(scene: Scene, random: Random) -> Edit:
     return Edit(
         "background",
         form.format(ground),
-        f"{{box}}: the background becomes {ground}.",
+        f"The background becomes {ground}.",
         "background",
         "whole",
         None,
@@ -210,7 +223,7 @@ def _style(scene: Scene, random: Random) -> Edit:
     return Edit(
         "style",
         form.format(with_article(style)),
-        f"{{box}}: the picture becomes {with_article(style)}.",
+        f"The picture becomes {with_article(style)}.",
         "picture",
         "whole",
         None,

@@ -31,7 +31,7 @@ from recipes.miniature.condition_states import (
     layers_read,
     read_conditions,
 )
-from recipes.miniature.editor_data import Pairs, encode_pairs
+from recipes.miniature.editor_data import Pairs, Wording, encode_pairs
 from recipes.miniature.editor_training import EditorTraining
 
 PLAN = ComparisonPlan(
@@ -106,8 +106,8 @@ def test_pairs_get_the_states_of_their_own_scenes(
     encoder: ConditionEncoder, vae: Path, tmp_path: Path
 ) -> None:
     pipeline = condition_comparison._pipeline(encoder, vae, "cpu")
-    pairs = encode_pairs(tmp_path / "pairs", 3, pipeline.vae, encoder)
-    encode_conditions(tmp_path / "conditions", 3, encoder)
+    pairs = encode_pairs(tmp_path / "pairs", 3, Wording(), pipeline.vae, encoder)
+    encode_conditions(tmp_path / "conditions", 3, Wording(), encoder)
     final = conditioned(pairs, tmp_path / "conditions", "final")
     np.testing.assert_allclose(final.conditions, pairs.conditions, atol=4e-3)
     np.testing.assert_allclose(final.nothing, pairs.nothing, atol=4e-3)
