@@ -17,7 +17,6 @@ determines them.
 
 from __future__ import annotations
 
-import ast
 import base64
 import difflib
 import html
@@ -28,11 +27,9 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import jupytext
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
@@ -40,32 +37,13 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from myst_nb import glue
 
-from abplib.core import code, paths, store
+from abplib.core import cells, code, paths, store
 from abplib.core.errors import AbpError
-from abplib.core.stats import Interval
 from abplib.experiment import Experiment
 from abplib.profiles import ChapterParameters, Profile, parse
 
 VALUES = "values.json"
 _VALUE_NAME = re.compile(r"ch\d+(\.\w+)+")
-
-
-def code_cells(name: str) -> list[str]:
-    """The code cells of the chapter called `name`, in order; prose and tags are no part of them.
-
-    Raises:
-        AbpError: the chapter has no source.
-    """
-    return [source for source, _ in _cells(name)]
-
-
-def _cells(name: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Source and metadata of the code cells of a chapter."""
-    path = paths.root() / "book" / "chapters" / f"{name}.md"
-    if not path.is_file():
-        raise AbpError(f"Chapter {name} has no source: {path} is missing.")
-    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
-    return [(c.source, c.metadata) for c in notebook.cells if c.cell_type == "code"]
 
 
 def of_chapter(name: str, parameters: ChapterParameters) -> dict[str, Any]:
@@ -77,12 +55,12 @@ def of_chapter(name: str, parameters: ChapterParameters) -> dict[str, Any]:
     Raises:
         AbpError: the chapter has no source, or as `inputs` does.
     """
-    cells = code_cells(name)
+    pieces = cells.code_cells(name)
     return {
-        "files": store.digest_files(*code.named_files(*cells)),
+        "files": store.digest_files(*code.named_files(*pieces)),
         "parameters": parameters.model_dump(exclude={"profile"}),
         "reported": store.digest_files(*sorted((paths.root() / "data" / "paper").glob("*.json"))),
-        **inputs(parameters.resolve(), *cells),
+        **inputs(parameters.resolve(), *pieces),
     }
 
 
@@ -116,8 +94,6 @@ class Chapter:
         name: str,
         parameters: ChapterParameters,
         *,
-        figures: Sequence[str] = (),
-        tables: Sequence[str] = (),
         values: Sequence[str] = (),
     ) -> None:
         self.name = name
@@ -125,7 +101,7 @@ class Chapter:
         self.profile = parameters.resolve()
         self.experiment = Experiment(self.profile, parameters.seed)
         self.folder = folder(name, parameters)
-        self._declared = {"figures": figures, "tables": tables, "values": values}
+        self._declared = values
         self._files: dict[str, dict[str, list[Path]]] = {"figures": {}, "tables": {}}
         self._values: dict[str, dict[str, Any]] = {}
         self._began = time.monotonic()
@@ -136,8 +112,6 @@ class Chapter:
         name: str,
         namespace: Mapping[str, Any],
         *,
-        figures: Sequence[str] = (),
-        tables: Sequence[str] = (),
         values: Sequence[str] = (),
     ) -> Chapter:
         """Check the parameters found in the notebook's `namespace` and resolve the profile.
@@ -145,9 +119,7 @@ class Chapter:
         Args:
             name: the chapter's file name without its ending, for instance `02_proxies`.
             namespace: the notebook's `globals()`.
-            figures: names that the chapter must make before `finish`; `*` stands for anything.
-            tables: likewise.
-            values: likewise.
+            values: names that the chapter must record before `finish`; `*` stands for anything.
 
         Raises:
             AbpError: a name that is no parameter, or a value of the wrong type or out of range.
@@ -156,7 +128,7 @@ class Chapter:
         if isinstance(namespace.get("chapter"), cls):  # the cell is run again, by hand
             known = namespace["chapter"].params.model_fields_set
             given = {key: value for key, value in given.items() if key in known}
-        chapter = cls(name, parse(name, given), figures=figures, tables=tables, values=values)
+        chapter = cls(name, parse(name, given), values=values)
         if chapter.profile.note:
             text = f"Profile <b>{chapter.profile.name}</b>: {html.escape(chapter.profile.note)}."
             display(HTML(f'<div class="abp-note" role="note">{text}</div>'))
@@ -164,9 +136,8 @@ class Chapter:
 
     def figure(
         self,
-        figure: Figure | str,
-        *old: Any,
-        made_by: Callable[..., object] | None = None,
+        figure: Figure,
+        *,
         reported: bool = False,
         source: str | None = None,
     ) -> None:
@@ -180,16 +151,12 @@ class Chapter:
             reported: whether all its numbers are the paper's own, none of this run.
             source: where they come from, if from neither.
         """
-        if isinstance(figure, str):
-            name, (figure, caption) = figure, old
-        else:
-            name, caption = self._about("figure")
-        assert isinstance(figure, Figure)
+        name, caption = self._about("figure")
         place = self.folder / "figures"
         png = _save(figure, place / f"{name}.png", dpi=2 * figure.dpi)
         svg = _save(figure, place / f"{name}.svg", metadata={"Date": None})
         self._files["figures"][name] = [png, svg]
-        maker = made_by or _plotter()
+        maker = cells.called("abplib.plots")
         drawn = f"made by `{maker.__module__}.{maker.__qualname__}` · " if maker else ""
         made = drawn + (source or (_REPORTED if reported else self._provenance()))
         width = round(figure.get_figwidth() * figure.dpi)
@@ -201,7 +168,7 @@ class Chapter:
         else:
             mime = "image/svg+xml"
             bundle[mime] = svg.read_text(encoding="utf-8")
-        shown = {"name": name, "caption": caption, "made": made}
+        shown = {"name": name, "made": made}
         display(bundle, raw=True, metadata={mime: {"width": f"{width}px"}, "abp_figure": shown})
         below = f"<p>{html.escape(caption)}<br><small>{html.escape(made)}</small></p>"
         display(  # for the notebook alone: the book sets the caption itself
@@ -210,8 +177,8 @@ class Chapter:
 
     def table(
         self,
-        frame: pd.DataFrame | str,
-        *old: Any,
+        frame: pd.DataFrame,
+        *,
         fmt: str = ".3f",
         formatters: Mapping[str, Callable[[Any], str]] | None = None,
         reported: bool = False,
@@ -226,11 +193,7 @@ class Chapter:
             reported: whether all its numbers are the paper's own, none of this run.
             source: where they come from, if from neither.
         """
-        if isinstance(frame, str):
-            name, (frame, caption) = frame, old
-        else:
-            name, caption = self._about("table")
-        assert isinstance(frame, pd.DataFrame)
+        name, caption = self._about("table")
         if any(level is not None for level in frame.index.names):
             frame = frame.reset_index()
         path = self.folder / "tables" / f"{name}.csv"
@@ -248,7 +211,7 @@ class Chapter:
         made = source or (_REPORTED if reported else self._provenance().replace("`", ""))
         display(
             HTML(
-                f'<div class="abp-table">{table_caption(caption)}'
+                f'<div class="abp-table">{cells.table_caption(caption)}'
                 f'<div style="overflow-x: auto">{body}</div>'
                 f'<p class="abp-made">{html.escape(made)}</p></div>'
             )
@@ -330,11 +293,15 @@ class Chapter:
             AbpError: naming what is missing or empty.
         """
         made: dict[str, Collection[str]] = {**self._files, "values": self._values}
-        told = {"figures": self._named("figure"), "tables": self._named("table")}
+        told = {
+            "figures": self._named("figure"),
+            "tables": self._named("table"),
+            "values": self._declared,
+        }
         missing = [
             f"{kind[:-1]} {pattern}"
-            for kind, patterns in self._declared.items()
-            for pattern in (*patterns, *told.get(kind, ()))
+            for kind, patterns in told.items()
+            for pattern in patterns
             if not any(fnmatchcase(name, pattern) for name in made[kind])
         ]
         if missing:
@@ -356,8 +323,8 @@ class Chapter:
     def _named(self, kind: str) -> dict[str, str]:
         """Names and captions of the figures or tables that the chapter's cells must show."""
         told = (
-            about(metadata, kind)
-            for _, metadata in _cells(self.name)
+            cells.about(metadata, kind)
+            for _, metadata in cells.told_cells(self.name)
             if "optional" not in metadata.get("tags", ())
         )
         return {fact["name"]: fact["caption"] for fact in told if fact}
@@ -367,9 +334,11 @@ class Chapter:
 
         A cell that somebody changed is still the one that it is nearest to.
         """
-        told = {source: about(metadata, kind) for source, metadata in _cells(self.name)}
+        told = {
+            source: cells.about(metadata, kind) for source, metadata in cells.told_cells(self.name)
+        }
         known = {source: fact for source, fact in told.items() if fact}
-        if near := difflib.get_close_matches(_running(), known, n=1, cutoff=0.3):
+        if near := difflib.get_close_matches(cells.running(), known, n=1, cutoff=0.3):
             return known[near[0]]["name"], known[near[0]]["caption"]
         return f"{kind}-{len(self._files[f'{kind}s']) + 1}", ""
 
@@ -378,13 +347,6 @@ class Chapter:
         title = self.profile.title + (f", {self.profile.note}" if self.profile.note else "")
         data = self.experiment.data_fingerprint[:8]
         return f"profile {title} · model `{self.profile.vlm}` · data `{data}`"
-
-
-def record(chapter: Chapter, name: str, found: Interval, unit: str, **shown: Any) -> None:
-    """Give the chapter a value with its interval, where there is one (one sample has none)."""
-    if math.isfinite(found.low):
-        shown |= {"low": found.low, "high": found.high}
-    chapter.value(name, found.value, n=found.n, unit=unit, **shown)
 
 
 _REPORTED = "numbers reported by the paper, none measured here"
@@ -399,39 +361,6 @@ def verify(name: str, place: Path, artefacts: Sequence[str]) -> None:
     empty = [a for a in artefacts if not (place / a).is_file() or not (place / a).stat().st_size]
     if empty:
         raise AbpError(f"Chapter {name} left {', '.join(empty)} missing or empty in {place}.")
-
-
-def about(metadata: Mapping[str, Any], kind: str) -> Mapping[str, str] | None:
-    """Name and caption of a "figure" or "table" in the metadata of the cell that shows it."""
-    place = metadata.get("mystnb", {}) if kind == "figure" else metadata
-    told: Mapping[str, str] | None = place.get(kind)
-    return told
-
-
-def table_caption(text: str) -> str:
-    """The caption of a table as HTML; `code` and *emphasis* as in markdown."""
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip()))
-    marked = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked)
-    return f'<p class="abp-caption">{marked}</p>'
-
-
-def _running() -> str:
-    """The source of the cell that is running."""
-    shell = get_ipython()
-    return "" if shell is None else str(shell.history_manager.input_hist_raw[-1])
-
-
-def _plotter() -> Callable[..., object] | None:
-    """The function of `abplib.plots` that the running cell calls, if it calls one."""
-    shell = get_ipython()
-    known = {} if shell is None else shell.user_ns
-    for node in ast.walk(ast.parse(_running() if known else "")):
-        if isinstance(node, ast.Call):
-            root, *rest = ast.unparse(node.func).split(".")
-            called = reduce(lambda thing, name: getattr(thing, name, None), rest, known.get(root))
-            if inspect.isfunction(called) and called.__module__.startswith("abplib.plots."):
-                return called
-    return None
 
 
 _NEVER_PARAMETERS = (Chapter, type(annotations))

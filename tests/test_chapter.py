@@ -13,10 +13,9 @@ import toybook
 from matplotlib.figure import Figure
 
 from abplib import chapter as module
-from abplib.chapter import Chapter, record
-from abplib.core import store
+from abplib.chapter import Chapter
+from abplib.core import cells, store
 from abplib.core.errors import AbpError
-from abplib.core.stats import Interval
 from abplib.plots import scheme
 
 
@@ -37,7 +36,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Say which cell of the toy chapter is running."""
 
     def say(cell: str) -> None:
-        monkeypatch.setattr(module, "_running", lambda: cell)
+        monkeypatch.setattr(cells, "running", lambda: cell)
 
     say("chapter.figure(draw(True))")
     return say
@@ -96,7 +95,7 @@ def test_the_key_follows_code_parameters_and_model_and_not_prose(
 def test_a_whole_chapter_leaves_files_values_and_a_manifest(
     start: Any, glued: dict[str, str], running: Any
 ) -> None:
-    line, image, table = module.code_cells("02_proxies")[2:]
+    line, image, table = cells.code_cells("02_proxies")[2:]
     chapter = start(values=["ch2.a.*"])
     for cell in (line, image + "\n# changed by hand"):
         running(cell)
@@ -172,15 +171,15 @@ def test_a_cell_of_ones_own_shows_a_figure_too(start: Any, running: Any) -> None
 
 
 def test_a_figure_names_the_function_that_drew_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = ["shown = plots.architecture(1)\nchapter.figure(shown)", "chapter.figure(draw())"]
+    sources = ["shown = plots.architecture(1)\nchapter.figure(shown)", "chapter.figure(draw())"]
     shell = SimpleNamespace(
         user_ns={"plots": scheme, "draw": draw, "chapter": None},
-        history_manager=SimpleNamespace(input_hist_raw=cells),
+        history_manager=SimpleNamespace(input_hist_raw=sources),
     )
-    monkeypatch.setattr(module, "get_ipython", lambda: shell)
-    assert module._plotter() is None
-    cells.pop()
-    assert module._plotter() is scheme.architecture
+    monkeypatch.setattr(cells, "get_ipython", lambda: shell)
+    assert cells.called("abplib.plots") is None
+    sources.pop()
+    assert cells.called("abplib.plots") is scheme.architecture
 
 
 def test_verify_refuses_an_empty_artefact(tmp_path: Path) -> None:
@@ -232,24 +231,3 @@ def test_values_that_are_none_are_refused(
     with pytest.raises(AbpError, match=said):
         start().value(name, **arguments)
     assert not glued
-
-
-class Recorder:
-    """Stands for a chapter: keeps what `value` was given."""
-
-    def __init__(self) -> None:
-        self.given: dict[str, object] = {}
-
-    def value(self, name: str, value: float, **rest: object) -> None:
-        self.given = {"name": name, "value": value, **rest}
-
-
-def test_record_leaves_out_an_interval_that_is_not_known() -> None:
-    chapter = Recorder()
-    record(chapter, "ch1.a", Interval(0.5, 0.4, 0.6, 9), "fraction", paper=0.7)  # type: ignore[arg-type]
-    assert chapter.given == {
-        "name": "ch1.a", "value": 0.5, "n": 9, "unit": "fraction", "low": 0.4, "high": 0.6,
-        "paper": 0.7,
-    }  # fmt: skip
-    record(chapter, "ch1.a", Interval(0.5, math.nan, math.nan, 1), "fraction")  # type: ignore[arg-type]
-    assert chapter.given == {"name": "ch1.a", "value": 0.5, "n": 1, "unit": "fraction"}

@@ -22,8 +22,9 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 
-from abplib.chapter import VALUES, about, table_caption
+from abplib.chapter import VALUES
 from abplib.core import code, paths, store
+from abplib.core.cells import about, table_caption
 from abplib.core.errors import AbpError
 from abplib.publish.notebooks import as_written, folder_of
 
@@ -157,7 +158,7 @@ def typesettable(notebook: NotebookNode) -> NotebookNode:
             names = ", ".join(figure["name"] for figure in figures)
             raise AbpError(f"One cell shows the figures {names}: give each a cell of its own.")
         for figure in figures:
-            caption = (about(cell.metadata, "figure") or figure)["caption"].strip()
+            caption = (about(cell.metadata, "figure") or {"caption": ""})["caption"].strip()
             cell.metadata["mystnb"] = {
                 "figure": {"name": figure["name"], "caption": f"{caption}\n\n{figure['made']}"},
                 "image": {"alt": re.sub(r"[*_`$\\{}]", "", caption)},

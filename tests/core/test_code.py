@@ -9,8 +9,8 @@ import click
 import pytest
 import toybook
 
-from abplib.chapter import code_cells
 from abplib.core import code as sources
+from abplib.core.cells import code_cells
 from abplib.core.errors import AbpError
 from abplib.profiles import Profile
 from abplib.publish import steps

@@ -179,9 +179,7 @@ def test_the_book_loads_nothing_from_the_network(built: Path) -> None:
 def test_two_figures_in_one_cell_are_refused() -> None:
     cell = nbformat.v4.new_code_cell("")
     cell.outputs = [
-        nbformat.v4.new_output(
-            "display_data", metadata={"abp_figure": {"name": n, "caption": "c", "made": "m"}}
-        )
+        nbformat.v4.new_output("display_data", metadata={"abp_figure": {"name": n, "made": "m"}})
         for n in ("one", "two")
     ]
     with pytest.raises(AbpError, match="figures one, two"):
