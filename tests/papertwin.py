@@ -115,7 +115,7 @@ def quiet(_line: str) -> None:
 
 def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
     """The checkout in `root`, with its data sets; its profile, for which `patch` sets the rest."""
-    for name in ("benchmarks/results", "book/chapters", "data/paper", "data/mini"):
+    for name in ("benchmarks/results", "book/chapters", "data/lpips", "data/paper", "data/mini"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).symlink_to(REPOSITORY / name)
     (root / "runs/paper").mkdir(parents=True)
