@@ -205,17 +205,13 @@ def breakdown(found: Result) -> pd.DataFrame:
     rate in operations a second, of_machine (that over the rate of large matrix products); NaN where
     a stage multiplies no matrices.
     """
-    seconds = pd.Series({name: float(found["stages"][name]["median"]) for name in STAGES})
-    operations = pd.Series(found["operations"], dtype=float).reindex(seconds.index)
-    rate = operations.div(seconds)
-    stages = {
-        "seconds": seconds,
-        "share": seconds / seconds.sum(),
-        "operations": operations,
-        "rate": rate,
-        "of_machine": rate / float(found["matmul_rate"]["median"]),
-    }
-    return pd.DataFrame(stages).rename(index=STAGES).rename_axis("stage")
+    medians = {name: float(found["stages"][name]["median"]) for name in STAGES}
+    stages = pd.DataFrame({"seconds": medians})
+    stages["share"] = stages["seconds"] / stages["seconds"].sum()
+    stages["operations"] = [found["operations"].get(name, math.nan) for name in STAGES]
+    stages["rate"] = stages["operations"] / stages["seconds"]
+    stages["of_machine"] = stages["rate"] / float(found["matmul_rate"]["median"])
+    return stages.rename(index=STAGES).rename_axis("stage")
 
 
 def ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
