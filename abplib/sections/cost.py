@@ -205,20 +205,13 @@ def breakdown(found: Result) -> pd.DataFrame:
     rate in operations a second, of_machine (that over the rate of large matrix products); NaN where
     a stage multiplies no matrices.
     """
-    seconds = {name: float(found["stages"][name]["median"]) for name in STAGES}
-    whole, machine = sum(seconds.values()), float(found["matmul_rate"]["median"])
-    rows = {}
-    for name, taken in seconds.items():
-        operations = float(found["operations"].get(name, math.nan))
-        rate = operations / taken
-        rows[STAGES[name]] = {
-            "seconds": taken,
-            "share": taken / whole,
-            "operations": operations,
-            "rate": rate,
-            "of_machine": rate / machine,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
+    medians = {name: float(found["stages"][name]["median"]) for name in STAGES}
+    stages = pd.DataFrame({"seconds": medians})
+    stages["share"] = stages["seconds"] / stages["seconds"].sum()
+    stages["operations"] = [found["operations"].get(name, math.nan) for name in STAGES]
+    stages["rate"] = stages["operations"] / stages["seconds"]
+    stages["of_machine"] = stages["rate"] / float(found["matmul_rate"]["median"])
+    return stages.rename(index=STAGES).rename_axis("stage")
 
 
 def ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
@@ -228,17 +221,10 @@ def ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
     return shown[["of", "ratio", "low", "high", "n", "target", "met"]]
 
 
-def breakdown_table(found: pd.DataFrame) -> pd.DataFrame:
+def breakdown_table(stages: pd.DataFrame) -> pd.DataFrame:
     """`breakdown` for the page, in billions of operations."""
-    return pd.DataFrame(
-        {
-            "seconds": found["seconds"],
-            "part": found["share"],
-            "GFLOP": found["operations"] / 1e9,
-            "GFLOP/s": found["rate"] / 1e9,
-            "of matrix products": found["of_machine"],
-        }
-    )
+    billions = stages.assign(operations=stages["operations"] / 1e9, rate=stages["rate"] / 1e9)
+    return billions.set_axis(["seconds", "part", "GFLOP", "GFLOP/s", "of matrix products"], axis=1)
 
 
 def scale_table(found: pd.DataFrame, paper: Mapping[str, float]) -> pd.DataFrame:
@@ -256,10 +242,8 @@ def scale_table(found: pd.DataFrame, paper: Mapping[str, float]) -> pd.DataFrame
 def sweep_hours(found: Result, n_samples: float) -> float:
     """Hours of a sweep over `n_samples` at the pace of a result of `benchmarks.sweep_cost`."""
     settings = found["settings"]
-    per_sample = found["ways"]["sweep"]["seconds"]["median"] / (
-        settings["n_batches"] * settings["batch_size"]
-    )
-    return n_samples * per_sample / 3600
+    n_measured = settings["n_batches"] * settings["batch_size"]
+    return n_samples / n_measured * found["ways"]["sweep"]["seconds"]["median"] / 3600
 
 
 @dataclass(frozen=True)
