@@ -6,21 +6,20 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import jupytext
 import papertwin
 import pytest
 from labelling import label
 from loopback import KEY, hurry, serving
 
 from abplib import chapter
-from abplib.core import store
+from abplib.core import cells, store
 from abplib.editing import conditions
 from abplib.editing.runs import make_edits
 from abplib.experiment import Experiment
 from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge
 from abplib.profiles import CHAPTERS, Profile
-from abplib.publish.notebooks import source_of
 from abplib.sections import vlm_boxes
 
 
@@ -38,12 +37,12 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def run(name: str, **given: Any) -> dict[str, Any]:
     """A chapter's cells in this process, where the libraries are loaded anyway; its values."""
     space: dict[str, Any] = {}
-    for cell in jupytext.read(source_of(name)).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, f"{name}.md", "exec"), space)
-            if "parameters" in cell.metadata.get("tags", []):
-                assert given.keys() <= space.keys()
-                space |= given
+    for source, metadata in cells.told_cells(name):
+        with mock.patch.object(cells, "running", return_value=source):
+            exec(compile(source, f"{name}.md", "exec"), space)
+        if "parameters" in metadata.get("tags", []):
+            assert given.keys() <= space.keys()
+            space |= given
     found: Any = space["chapter"]
     assert store.summary_of(found.folder) is not None  # it finished, with all that it declares
     values: dict[str, Any] = json.loads((found.folder / chapter.VALUES).read_text())

@@ -27,6 +27,7 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
+    ModelMixin,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
@@ -123,7 +124,15 @@ def save_editor(pipeline: QwenImageEditPipeline, folder: Path) -> Path:
             "The pipeline has a LoRA loaded, with which it cannot be saved: call its "
             "unload_lora_weights() first, and save the LoRA on its own."
         )
-    return _whole(folder, pipeline.save_pretrained)
+    return _whole(folder, lambda partial: _save(pipeline, partial))
+
+
+def _save(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline; its parts' configurations do not name the folders that they came from."""
+    for part in pipeline.components.values():
+        if isinstance(part, ModelMixin):
+            part.register_to_config(_name_or_path="")
+    pipeline.save_pretrained(folder)
 
 
 def _whole(folder: Path, write: Callable[[Path], object]) -> Path:
@@ -222,7 +231,7 @@ def _made(
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.eval()
-        pipeline.save_pretrained(partial)
+        _save(pipeline, partial)
         more(partial, pipeline)
 
     with store.alone(folder):

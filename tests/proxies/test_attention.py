@@ -97,5 +97,7 @@ def test_bad_input_is_refused(
         with pytest.raises(AbpError, match=f"{n} samples are asked for, but pictures holds 2"):
             read_attention(encoder, samples, n, two, folder, base=tmp_path)
     final = Configuration("last", (3, "final"))
-    with pytest.raises(AbpError, match="last reads the final states, which are no layer"):
+    with pytest.raises(
+        AbpError, match="last reads what is no layer of the VLM, its input or its final states"
+    ):
         read_attention(encoder, samples, 2, final, folder, base=tmp_path)

@@ -16,7 +16,8 @@ from abplib.core import store, trainer
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Schedule
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.editing.twins import SMOKE, build_vae
+from abplib.editing.twins import SMOKE, build_vae, save_editor
+from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.samples.scenes.render import render
 from abplib.samples.scenes.sets import evaluation
@@ -126,12 +127,18 @@ def test_only_what_reads_the_condition_depends_on_it() -> None:
     assert differ == {"txt_norm.weight", "txt_in.weight"}
 
 
-def test_edits_are_the_editors_own(encoder: ConditionEncoder, vae: Path) -> None:
+def test_edits_are_the_editors_own(encoder: ConditionEncoder, vae: Path, tmp_path: Path) -> None:
     pipeline, samples = condition_comparison._pipeline(encoder, vae, "cpu"), evaluation()
     dit = build(PLAN, encoder.width, encoder.width)
     plan = replace(PLAN, seed=5)
     made = edit_all(pipeline, {"final": dit}, encoder, samples, plan)["final"]
-    editor = QwenImageEditor(pipeline, "", encoder.image_area, plan.n_steps, plan.guidance)
+    pipeline.register_modules(transformer=dit)
+    editor = QwenImageEditor.from_pretrained(
+        save_editor(pipeline, tmp_path / "editor"),
+        image_area=encoder.image_area,
+        n_steps=plan.n_steps,
+        guidance=plan.guidance,
+    )
     asked = [samples[index] for index in range(2)]
     stock = editor.edit_many([s.image for s in asked], [s.instruction for s in asked], [5, 6])
     for mine, theirs, sample in zip(made, stock, asked, strict=True):
@@ -204,9 +211,8 @@ def test_a_comparison_is_made_told_shown_and_made_no_second_time(
     losses = [about["held_out_loss"] for about in told.values()]
     assert len(set(losses)) >= 3 and all(0 < loss < 100 for loss in losses)
 
-    trained, sentence = trained_conditions.find(
-        Profile.load("smoke", comparison=str(table)), encoder.fingerprint
-    )
+    experiment = Experiment(Profile.load("smoke", comparison=str(table)))
+    trained, sentence = trained_conditions.find(experiment)
     assert trained is not None and "2 batches of 4 pairs" in sentence
     shown = trained_conditions.rate_table(trained, trained_conditions.rates(trained.rows, 0))
     assert list(shown["layers"]) == ["final", "3", "3", "0, 1, 2", "final"]
