@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -181,18 +182,32 @@ def for_stills(vae: AutoencoderKLQwenImage) -> AutoencoderKLQwenImage:
 
     Its convolutions are three-dimensional and causal in time. Of a single frame the kernel's last
     time tap sees the frame and the others see zeros, so the two-dimensional convolution with that
-    tap alone gives the same numbers (a test) at a fraction of the cost.
+    tap alone gives the same numbers (a test) at a fraction of the cost. And what a film's next
+    frame would need is not kept: the stock VAE keeps it in itself, where batches that are coded
+    side by side would take each other's.
     """
     for module in vae.modules():
         if isinstance(module, QwenImageCausalConv3d):
             module.forward = MethodType(_still, module)
+    vae._encode = MethodType(_encoded, vae)
+    vae._decode = MethodType(_decoded, vae)
     return vae
 
 
-def _still(conv: QwenImageCausalConv3d, frame: Tensor, cache_x: Tensor | None = None) -> Tensor:
+def _still(conv: QwenImageCausalConv3d, frame: Tensor) -> Tensor:
     """[B, C, 1, H, W] -> [B, C', 1, H', W']."""
-    if frame.shape[2] != 1 or cache_x is not None:
+    if frame.shape[2] != 1:
         raise ValueError("a VAE made for stills takes one frame at a time")
     left, right, top, bottom, _, _ = conv._padding
     padded = F.pad(frame[:, :, 0], (left, right, top, bottom))
     return F.conv2d(padded, conv.weight[:, :, -1], conv.bias, conv.stride[1:])[:, :, None]
+
+
+def _encoded(vae: AutoencoderKLQwenImage, frame: Tensor) -> Tensor:
+    """Mean and log variance of the latents of a frame."""
+    moments: Tensor = vae.quant_conv(vae.encoder(frame))
+    return moments
+
+
+def _decoded(vae: AutoencoderKLQwenImage, latents: Tensor) -> DecoderOutput:
+    return DecoderOutput(sample=vae.decoder(vae.post_quant_conv(latents)).clamp(-1, 1))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -38,6 +40,26 @@ def test_single_pictures_are_coded_as_by_the_stock_vae(vae: AutoencoderKLQwenIma
     torch.testing.assert_close(
         quick.decode(latents).sample, vae.decode(latents).sample, rtol=0, atol=1e-5
     )
+
+
+@torch.no_grad()
+def test_pictures_coded_side_by_side_do_not_mix(
+    vae: AutoencoderKLQwenImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads that begin to decode at one moment: each has what it has alone."""
+    quick = for_stills(vae)
+    batches = torch.randn(2, 1, 4, 1, 8, 12, generator=torch.manual_seed(3))
+    alone = [quick.decode(latents).sample for latents in batches]
+    both, prepare = Barrier(2), quick.post_quant_conv.forward
+
+    def prepared(latents: torch.Tensor) -> torch.Tensor:
+        both.wait(timeout=60)
+        return prepare(latents)
+
+    monkeypatch.setattr(quick.post_quant_conv, "forward", prepared)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(torch.no_grad()(lambda z: quick.decode(z).sample), batches))
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
 @torch.no_grad()
