@@ -21,11 +21,14 @@ from abplib.core import hub, paths
 from abplib.core.errors import AbpError
 from abplib.editing.methods import CONTROLS, METHODS
 from abplib.experiment import Experiment
+from abplib.judging.clients import KEYS, Gemini, first_set
 from abplib.paper import facts
 from abplib.profiles import Profile
 from abplib.samples.omniedit import HUB_ID
 
-_SPATIAL, _GEMINI = "abplib.samples.multi_entity:", "gemini-2.5-pro"
+_SPATIAL = "abplib.samples.multi_entity:"
+_PROMPTS = "gemini-2.5-pro"
+"""Who writes prompts and structures in appendix A.2."""
 _ON_CPU = 8 * 10**9
 """Bytes of weights beyond which a stage takes weeks of CPU cores."""
 _BF16 = 2
@@ -83,7 +86,7 @@ class Stage(NamedTuple):
     reported: str = ""
     """Key of the paper's own figures in the data file."""
     service: str = ""
-    """Key of a service that is paid for, there."""
+    """Model of a service that is paid for."""
     data: str = ""
     """Hub id of a data set to be fetched, there."""
     n_rows: int = 0
@@ -97,7 +100,7 @@ def stages(profile: Profile) -> Iterator[Stage]:
         if not (lack := _lack(made, role)):
             continue
         if role == "evaluation" and profile.eval_set.startswith(_SPATIAL):
-            yield Stage("prompts, structures (A.2)", f"{2 * n:,} scenes", service=_GEMINI)
+            yield Stage("prompts, structures (A.2)", f"{2 * n:,} scenes", service=_PROMPTS)
             yield Stage("images (A.2)", f"{2 * n:,} images", ("briaai/FIBO",))
             yield Stage("edits (A.2)", f"{2 * n:,} edits", ("Qwen/Qwen-Image-Edit-2509",))
             mistral = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
@@ -131,7 +134,7 @@ def stages(profile: Profile) -> Iterator[Stage]:
             yield Stage(f"{name} (ch. 5)", lacks=str(error))
     if profile.judge.endswith(":gemini"):
         does = f"{n * len(METHODS):,} edits, repeatedly"
-        yield Stage("judging (ch. 5)", does, service=_GEMINI)
+        yield Stage("judging (ch. 5)", does, service=profile.judge_model or Gemini.model)
 
 
 def _lack(made: Experiment, part: str) -> str:
@@ -215,7 +218,8 @@ def model_rows(planned: Sequence[Stage]) -> Iterator[tuple[str, ...]]:
             size = f"{about['bytes'] / 1e9 * n_shards / about['shards']:.0f} ({n_shards} shards)"
             yield stage.data, about["licence"], about["gated"], size, "no", about["source"]
     for name in dict.fromkeys(stage.service for stage in planned if stage.service):
-        yield name, facts()["services"][name]["licence"], "key", "", "", ""
+        about = facts()["services"].get(name, {"licence": "unknown"})
+        yield name, about["licence"], "key", "", "", ""
 
 
 def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
@@ -230,8 +234,8 @@ def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
             hub.check_access(name, kind)
         except AbpError as error:
             found.append(str(error))
-    if any(stage.service for stage in planned):
-        found += _service()
+    for name in dict.fromkeys(stage.service for stage in planned if stage.service):
+        found += _service(name)
     size = sum(sum(networks(source).values()) for source in absent)
     for stage in planned:
         if stage.data:  # the sources stay, half of the images of its rows
@@ -248,18 +252,14 @@ def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _service() -> Iterator[str]:
-    from abplib.judging.clients import KEYS
-
+def _service(model: str) -> Iterator[str]:
     if importlib.util.find_spec("google.genai") is None:
         yield (
-            f"{_GEMINI} cannot be asked, google-genai is not installed: run "
+            f"{model} cannot be asked, google-genai is not installed: run "
             '`pip install "abplib[judges]"`.'
         )
-    elif not any(os.environ.get(key) for key in KEYS):
-        yield (
-            f"{_GEMINI} cannot be asked, there is no key for it in the environment: set {KEYS[0]}."
-        )
+    elif not first_set(*KEYS):
+        yield f"{model} cannot be asked, there is no key for it in the environment: set {KEYS[0]}."
 
 
 def _memory(stage: Stage, machine: Machine) -> Iterator[str]:
