@@ -18,9 +18,11 @@ from abplib.core.errors import AbpError
 from abplib.core.hub import content_of, function_of, source_of
 from abplib.core.store import digest, digest_files, read_json
 from abplib.profiles import LABELS_FILE, OtherEditorName, Profile
-from abplib.samples.base import SampleSet
+from abplib.samples.base import SampleSet, check_number
 
 if TYPE_CHECKING:
+    import torch
+
     from abplib.editing.loading import PipelineEditor
     from abplib.editing.qwen_image_edit import QwenImageEditor
     from abplib.judging.base import Judge
@@ -42,30 +44,51 @@ class Experiment:
 
     @cached_property
     def evaluation(self) -> SampleSet:
-        """The samples that results are measured on; the first `profile.n_eval` are used."""
-        return _sample_set(self.profile.eval_set, paths.root())
+        """The samples that results are measured on, of which the first `n` are used."""
+        whole, n = _sample_set(self.profile.eval_set), self.profile.n_eval
+        check_number(n, whole)
+        return self._usable(whole, max(n, min(self.profile.sweep.n_curve_eval, len(whole))))
+
+    @property
+    def n(self) -> int:
+        """Samples evaluated: those of the first `profile.n_eval` that can be used."""
+        from abplib.vlm.usable import n_usable
+
+        return n_usable(self.evaluation, self.profile.n_eval)
 
     @cached_property
     def training(self) -> SampleSet:
         """The samples that proxies are trained on."""
-        return _sample_set(self.profile.train_set, paths.root())
+        return _sample_set(self.profile.train_set)
 
     @cached_property
     def tuning(self) -> SampleSet:
-        """The samples that choices are made on."""
-        return _sample_set(self.profile.tuning_set, paths.root())
+        """The samples that choices are made on and the LoRA learns from, which can be used."""
+        whole = _sample_set(self.profile.tuning_set)
+        return self._usable(whole, len(whole)) if len(whole) else whole
+
+    def _usable(self, samples: SampleSet, n: int) -> SampleSet:
+        """The set without those of its first `n` samples that cannot be used."""
+        from abplib.vlm.usable import usable
+
+        encoder = vars(self).get("encoder") or self._encoder("meta")
+        return usable(encoder, samples, n)
 
     @cached_property
     def encoder(self) -> ConditionEncoder:
         """The VLM, on the GPUs where there are, and beside them where they are too small."""
         from abplib.core import parallel
+
+        return self._encoder(parallel.device())
+
+    def _encoder(self, device: torch.device | str) -> ConditionEncoder:
         from abplib.vlm.encoder import ConditionEncoder
 
         return ConditionEncoder.from_pretrained(
             self.vlm_source,
             image_area=self.profile.image_area,
             dtype=self.profile.dtype,
-            device=parallel.device(),
+            device=device,
             revision=self.profile.revision,
         )
 
@@ -180,7 +203,7 @@ class Experiment:
         return sweep(
             self.encoder, self.training, self.labels(), self.evaluation,
             configurations(self.encoder) if chosen is None else chosen,
-            self.profile.sweep, self.seed, self.profile.n_eval,
+            self.profile.sweep, self.seed, self.n,
         )  # fmt: skip
 
     def attention(self, layers: Sequence[int] | None = None) -> ProxyAttention:
@@ -193,9 +216,7 @@ class Experiment:
             name = "prompt_" + "_".join(map(str, layers))
             chosen = (Configuration(name, tuple(layers), "prompt"),)
         folder = self.sweep(chosen).folder / "proxies" / chosen[-1].name
-        return read_attention(
-            self.encoder, self.evaluation, self.profile.n_eval, chosen[-1], folder
-        )
+        return read_attention(self.encoder, self.evaluation, self.n, chosen[-1], folder)
 
     def guide(self) -> GuidingProxy:
         """The shipped proxy where it was trained on this VLM, else that of `swept_guide`."""
@@ -305,15 +326,21 @@ class Experiment:
     @property
     def data_fingerprint(self) -> str:
         """Hash of the contents of all sample sets, and of people's labels."""
-        told = [samples.fingerprint for samples in (self.evaluation, self.training, self.tuning)]
+        profile = self.profile
+        sets = (profile.eval_set, profile.train_set, profile.tuning_set)
+        told = [_sample_set(samples).fingerprint for samples in sets]
         if (labels := self.human_labels_file) is not None:
             told.append(digest_files(labels))
         return digest(told)
 
 
-@cache
-def _sample_set(reference: str, _root: Path) -> SampleSet:
+def _sample_set(reference: str) -> SampleSet:
     """What a function returns in a checkout, made once: it may read files there."""
+    return _made(reference, paths.root())
+
+
+@cache
+def _made(reference: str, _root: Path) -> SampleSet:
     made = function_of(reference)()
     if not isinstance(made, SampleSet):
         raise AbpError(f"{reference!r} returned {type(made).__name__}, which is no SampleSet.")

@@ -55,8 +55,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_ones_own_profile_brings_its_samples_and_its_model(toy: Path) -> None:
     made = Experiment(Profile.load(str(toy)))
-    assert len(made.evaluation) == 3
-    assert made.evaluation is made.training  # one set, made once
+    assert len(made.training) == 3
+    assert made.training is Experiment(made.profile).training  # one set, made once
     assert made.vlm_source == str(toy.parent / "model")
 
 

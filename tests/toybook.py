@@ -119,7 +119,7 @@ def draw(image):
     return figure
 
 
-chapter.value("ch2.toy", 0.5, n=len(chapter.experiment.evaluation), unit="fraction", paper=0.25,
+chapter.value("ch2.toy", 0.5, n=len(chapter.experiment.training), unit="fraction", paper=0.25,
               low=0.4, high=0.6, fmt=".2f")
 chapter.figure(draw(False))
 ```

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from abplib.core.boxes import area
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ALL, Shard
 from abplib.proxies.baselines import CORNERS
-from abplib.samples.base import Sample, SampleSet, check_number
+from abplib.samples.base import SampleSet, check_number, take
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import QUESTION, Grounder, Grounding
-from abplib.vlm.loading import check_instructions
+from abplib.vlm.usable import check
 
 SMALLEST, LARGEST = 0.001, 0.9
 """Areas of the boxes that are trained on, fractions of the image (B.1)."""
@@ -129,15 +130,11 @@ def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Label
         AbpError: `n` is not in 1..len(samples).
     """
     check_number(n, samples)
-    rows = []
-    for index in range(n):
-        name = str(index)
-        try:
-            name = (sample := samples[index]).id
-            check_instructions([sample.instruction], encoder.processor)
-            rows.append(_row(index, name, Grounding("", sample.box, 1)))
-        except AbpError as error:
-            rows.append(_row(index, name, Grounding("", None, 0, str(error))))
+    taken = (take(samples, index, partial(check, encoder)) for index in range(n))
+    rows = [
+        _row(index, name, Grounding("", sample.box if sample else None, 1, fault))
+        for index, (name, sample, fault) in enumerate(taken)
+    ]
     key = {"boxes": "exact", "samples": samples.fingerprint, "vlm": encoder.fingerprint}
     return Labels(pd.DataFrame(rows), key, "The labels are the samples' exact boxes.")
 
@@ -208,17 +205,12 @@ def _range(path: Path) -> tuple[int, int]:
 
 
 def _ask(grounder: Grounder, samples: SampleSet, chunk: range) -> pd.DataFrame:
-    read: dict[int, Sample] = {}
-    rows: dict[int, dict[str, Any]] = {}
-    for index in chunk:
-        try:
-            read[index] = samples[index]
-        except AbpError as error:
-            rows[index] = _row(index, str(index), Grounding("", None, 0, str(error)))
-    answers = grounder.locate_samples(list(read.values()))
-    for (index, sample), answer in zip(read.items(), answers, strict=True):
-        rows[index] = _row(index, sample.id, answer)
-    return pd.DataFrame([rows[index] for index in chunk])
+    taken = [take(samples, index) for index in chunk]
+    answers = iter(grounder.locate_samples([sample for _, sample, _ in taken if sample]))
+    return pd.DataFrame(
+        _row(index, name, next(answers) if sample else Grounding("", None, 0, fault))
+        for index, (name, sample, fault) in zip(chunk, taken, strict=True)
+    )
 
 
 def _read(frame: pd.DataFrame, reading: str | None) -> pd.DataFrame:

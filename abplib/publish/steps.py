@@ -76,7 +76,7 @@ def answers(profile: str) -> None:
     from abplib.sections.vlm_boxes import ask
 
     made = Experiment(Profile.load(profile), SEED)
-    ask(made.encoder, made.evaluation, made.profile.n_eval)
+    ask(made.encoder, made.evaluation, made.n)
 
 
 @click.command()
@@ -99,7 +99,7 @@ def edit(method: str, profile: str, shard: Shard) -> None:
     if method not in known:
         raise AbpError(f"There is no method {method!r}: choose from {', '.join(known)}.")
     made = Experiment(chosen, SEED)
-    samples, n = made.evaluation, chosen.n_eval
+    samples, n = made.evaluation, made.n
     if method in chosen.other_editors:
         make_other_edits(made.other(method), samples, n, SEED, shard=shard)
         return

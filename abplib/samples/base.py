@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -72,3 +72,29 @@ def check_number(n: int, samples: SampleSet) -> None:
             f"{n} samples are asked for, but {samples.name} holds {len(samples)}: ask for 1 to "
             f"{len(samples)}."
         )
+
+
+class Taken(NamedTuple):
+    """A sample that was asked for; see `take`."""
+
+    id: str
+    """Its place in the set where it cannot be read."""
+    sample: Sample | None
+    fault: str
+    """Why it cannot be used, a sentence; empty where it can."""
+
+
+def take(
+    samples: SampleSet, index: int, check: Callable[[Sample], object] = lambda _: None
+) -> Taken:
+    """Sample `index`, or why it cannot be used: it cannot be read, or `check` refuses it."""
+    name = str(index)
+    try:
+        sample = samples[index]
+        name = sample.id
+        check(sample)
+    except AbpError as error:
+        return Taken(name, None, str(error))
+    except Exception as error:  # a set of the user's own raises what it likes
+        return Taken(name, None, f"It cannot be read ({type(error).__name__}: {error}).")
+    return Taken(name, sample, "")
