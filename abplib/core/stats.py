@@ -258,3 +258,20 @@ def with_interval(found: Interval, fmt: str = ".3f") -> str:
     if np.isnan(found.low):
         return f"{found.value:{fmt}}"
     return f"{found.value:{fmt}} [{found.low:{fmt}}, {found.high:{fmt}}]"
+
+
+def bootstrap_nested(
+    values: np.ndarray, *, seed: int, confidence: float = 0.95, n_resamples: int = 9999
+) -> Interval:
+    """Percentile interval of the mean of values [seeds, samples]: seeds are drawn, then samples.
+
+    Every seed answers for the same samples, so one draw of samples serves all drawn seeds.
+    """
+    random = np.random.default_rng(seed)
+    n_seeds, n = values.shape
+    weights = random.multinomial(n, np.full(n, 1 / n), n_resamples) / n
+    each = weights @ values.T  # [resamples, seeds]
+    drawn = random.integers(n_seeds, size=(n_resamples, n_seeds))
+    means = np.take_along_axis(each, drawn, 1).mean(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values.mean()), float(low), float(high), n)

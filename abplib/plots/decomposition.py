@@ -84,6 +84,37 @@ def _head(axes: Axes, example: Example, threshold: float) -> None:
 
 
 @styled
+def planted(rates: pd.DataFrame, chance: float) -> Figure:
+    """How often what was planted is named, by the samples learned from: a line for each strength.
+
+    Args:
+        rates: rows of `sections.instrument.rates`.
+        chance: of a right answer.
+    """
+    figure = canvas(3.3)
+    axes = figure.subplots()
+    names = rates["strength"].map(lambda length: f"length {length:g}" if length else "no plant")
+    shades = [*sns.color_palette("Blues_r", 5)[: names.nunique() - 1], QUIET]
+    palette = dict(zip(names.unique(), shades, strict=True))
+    sns.lineplot(
+        rates.assign(plant=names), x="samples", y="value", hue="plant", palette=palette, marker="o",
+        markeredgewidth=0, estimator=None, ax=axes,
+    )  # fmt: skip
+    for name, part in rates.groupby(names, sort=False):
+        ends = part["samples"], part["low"], part["high"]
+        axes.vlines(*ends, color=palette[str(name)], linewidth=1.4)
+    axes.axhline(chance, color=QUIET, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
+    axes.set(xlabel="samples learned from", ylabel="layer and token both right", ylim=(0, 1.02))
+    axes.set_xscale("log", base=2)
+    budgets = sorted(rates["samples"].unique())
+    axes.set_xticks(budgets, [f"{n:,}" for n in budgets])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(_PART)
+    lift_legend(axes, 4)
+    return figure
+
+
+@styled
 def sorted_curves(curves: pd.DataFrame, heads: pd.DataFrame, label: str) -> Figure:
     """Figure 6: sorted attention, mean over samples, the decisive heads against all others.
 

@@ -168,3 +168,20 @@ def test_what_is_not_in_pairs_is_refused() -> None:
         stats.sign_flip_test([1.0, 2.0], [1.0, math.nan], seed=0)
     with pytest.raises(AbpError, match=r"p-values in \[0, 1\], not 0.1 to 1.2"):
         stats.holm([0.1, 1.2])
+
+
+def test_seeds_that_agree_leave_the_samples_interval() -> None:
+    values = np.random.default_rng(0).normal(1.0, 0.5, 400)
+    nested = stats.bootstrap_nested(np.stack([values] * 3), seed=1)
+    alone = stats.bootstrap_mean(values, seed=1)
+    assert nested[:3] == pytest.approx(alone[:3], abs=0.005) and nested.n == 400
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    """Three seeds of constant values 0, 1, 2: a draw of seeds has a mean of 0 in 1 of 27 cases."""
+    nested = stats.bootstrap_nested(np.repeat([[0.0], [1.0], [2.0]], 50, axis=1), seed=0)
+    assert nested == pytest.approx((1.0, 0.0, 2.0, 50))
+    two = np.repeat([[0.0], [1.0]], 50, axis=1)  # a mean of 0 in a quarter of the draws
+    for confidence, low in ((0.6, 0.0), (0.4, 0.5)):
+        nested = stats.bootstrap_nested(two, seed=0, confidence=confidence)
+        assert nested == pytest.approx((0.5, low, 1 - low, 50))
