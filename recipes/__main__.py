@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from abplib.__main__ import Commands
 from abplib.core import paths, store
+from abplib.core.errors import AbpError
+from abplib.samples.multi_entity import FOLDER, N_SCENES
 from abplib.samples.scenes.sets import MANIFEST, build_manifest
+
+STAGES = ("prompts", "structures", "images", "edits", "reversal", "instructions", "boxes",
+          "verification", "split")  # fmt: skip
 
 
 @click.group(cls=Commands)
@@ -16,32 +22,75 @@ def main() -> None:
     """Make the shipped weights and the multi-entity set anew."""
 
 
-@main.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Default: data/mini/vlm.")
-@click.option("--work", type=click.Path(path_type=Path), help="Checkpoints; default: runs/vlm.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one.")
-@click.option("--see-steps", type=click.IntRange(1), help="Batches of the first stage.")
-@click.option("--speak-steps", type=click.IntRange(1), help="Batches of the second stage.")
-@click.option("--no-compile", is_flag=True, help="Do without a C++ compiler; slower.")
-def train_vlm(
-    out: Path | None,
-    work: Path | None,
-    device: str | None,
-    see_steps: int | None,
-    speak_steps: int | None,
-    no_compile: bool,
-) -> None:
-    """Train the miniature VLM from scratch, or go on where a run was killed."""
+def _device(context: click.Context, option: click.Parameter, given: str | None) -> str:
     import torch
 
+    if given == "cuda" and not torch.cuda.is_available():
+        raise AbpError("No CUDA device is visible here: train with --device cpu.")
+    return given or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def place(name: str, default: str) -> click.Option:
+    """An option that names a folder or file; by default one of the checkout."""
+    at = click.Path(path_type=Path)
+    return click.Option([name], type=at, default=lambda: paths.root() / default,
+                        show_default=default)  # fmt: skip
+
+
+def training(out: str, work: str) -> Callable[[Callable[..., Path]], click.Command]:
+    """A command that trains, or goes on where it was killed: its results' and checkpoints' places.
+
+    Both are in the checkout unless others are given; the function returns what it made.
+    """
+
+    def command(train: Callable[..., Path]) -> click.Command:
+        def run(out: Path, work: Path, device: str) -> None:
+            click.echo(train(out, work, device))
+
+        options = [
+            place("--out", out),
+            place("--work", work),
+            click.Option(["--device"], type=click.Choice(["cpu", "cuda"]), callback=_device,
+                         help="Default: cuda if there is one."),
+        ]  # fmt: skip
+        name = train.__name__.replace("_", "-")
+        return main.command(name, params=options, help=train.__doc__)(run)
+
+    return command
+
+
+@training("data/mini", "runs")
+def miniature(out: Path, work: Path, device: str) -> Path:
+    """Make all that is shipped under data/mini from nothing; resumable."""
+    from recipes.miniature.making import MiniaturePlan, make
+
+    return make(out, work, MiniaturePlan(), device)
+
+
+@training("data/mini/vlm", "runs/vlm")
+def train_vlm(out: Path, work: Path, device: str) -> Path:
+    """Train the miniature VLM from scratch; resumable."""
     from abplib.vlm.twins import VLMShape
     from recipes.miniature.vlm_training import VLMTraining, train
 
-    asked = {"see_steps": see_steps, "speak_steps": speak_steps}
-    plan = VLMTraining(compile=not no_compile, **{k: v for k, v in asked.items() if v})
-    folder, checkpoints = paths.root() / "data/mini/vlm", paths.root() / "runs/vlm"
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    click.echo(train(out or folder, work or checkpoints, plan, VLMShape(), device))
+    return train(out, work, VLMTraining(), VLMShape(), device)
+
+
+@training("data/mini/editor", "runs/editor")
+def train_editor(out: Path, work: Path, device: str) -> Path:
+    """Train the miniature editor around the trained VLM; resumable."""
+    from recipes.miniature.editor import EditorPlan, make_editor
+
+    return make_editor(out, paths.root() / "data/mini/vlm", work, EditorPlan(), device)
+
+
+@training("data/mini/conditions.csv", "runs/editor")
+def train_conditions(out: Path, work: Path, device: str) -> Path:
+    """Train small transformers on four conditions and judge their edits; resumable."""
+    from recipes.miniature.condition_comparison import ComparisonPlan, compare
+
+    root = paths.root() / "data/mini"
+    return compare(out, root / "vlm", root / "editor/vae", work, ComparisonPlan(), device)
 
 
 @main.command()
@@ -61,8 +110,8 @@ def probe_vlm(
     shape = VLMShape()
     folder = vlm or paths.root() / "data/mini/vlm"
     if work:
-        folder, done = work / "snapshot", snapshot(work, work / "snapshot", shape)
-        click.echo(done)
+        folder = work / "snapshot"
+        click.echo(snapshot(work, folder, shape))
     encoder = ConditionEncoder.from_pretrained(folder, image_area=shape.side**2)
     click.echo(candidates.own_boxes(encoder).round(3).to_string())
     click.echo(f"words alone {candidates.words_alone():.3f}")
@@ -74,54 +123,6 @@ def probe_vlm(
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Default: data/mini/editor.")
-@click.option("--work", type=click.Path(path_type=Path), help="Checkpoints; default: runs/editor.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one.")
-def train_editor(out: Path | None, work: Path | None, device: str | None) -> None:
-    """Train the miniature editor around the trained VLM, or go on where a run was killed."""
-    import torch
-
-    from recipes.miniature.editor import EditorPlan, make_editor
-
-    root = paths.root()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    folder, checkpoints = out or root / "data/mini/editor", work or root / "runs/editor"
-    click.echo(make_editor(folder, root / "data/mini/vlm", checkpoints, EditorPlan(), device))
-
-
-@main.command()
-@click.option("--vae", type=click.Path(path_type=Path), help="Default: that of data/mini/editor.")
-@click.option("--work", type=click.Path(path_type=Path), help="Checkpoints; default: runs/editor.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is one.")
-@click.option("--steps", type=click.IntRange(1), help="Batches of each condition's training.")
-def train_conditions(
-    vae: Path | None, work: Path | None, device: str | None, steps: int | None
-) -> None:
-    """Train small transformers on four conditions and judge their edits; resumable."""
-    from dataclasses import replace
-
-    import torch
-
-    from recipes.miniature.condition_comparison import ComparisonPlan, compare
-
-    plan, root = ComparisonPlan(), paths.root()
-    if steps:
-        schedule = replace(plan.dit.schedule, steps=steps)
-        plan = replace(plan, dit=replace(plan.dit, schedule=schedule))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    click.echo(
-        compare(
-            root / "data/mini/conditions.csv",
-            root / "data/mini/vlm",
-            vae or root / "data/mini/editor/vae",
-            work or root / "runs/editor",
-            plan,
-            device,
-        )
-    )
-
-
-@main.command()
 def write_manifest() -> None:
     """Choose the 200/200 multi-entity samples anew and write their manifest."""
     path = paths.root() / MANIFEST
@@ -129,27 +130,19 @@ def write_manifest() -> None:
     click.echo(path)
 
 
-@main.command()
-@click.argument("stage")
-@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/spatial.")
-@click.option("-n", "number", type=click.IntRange(2), help="Prompt pairs; default: the paper's.")
-@click.option(
-    "--labels", type=click.Path(path_type=Path), help="What people said, for verification."
-)
+@main.command(params=[place("--out", FOLDER)])
+@click.argument("stage", type=click.Choice(STAGES))
+@click.option("-n", "number", type=click.IntRange(2), default=N_SCENES, help="Prompt pairs.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Verification: what people said.")
 @click.option("--profile", default="paper", show_default=True, help="Whose VLM and 2509 are used.")
 @click.option("--seed", default=0, show_default=True)
 def spatial(
-    stage: str, out: Path | None, number: int | None, labels: Path | None, profile: str, seed: int
+    stage: str, out: Path, number: int, labels: Path | None, profile: str, seed: int
 ) -> None:
-    """Run one STAGE of the multi-entity set (A.2), or go on where it was stopped.
+    """Run one STAGE of the multi-entity set (A.2), or go on where it was stopped."""
+    from recipes.multi_entity.making import make
 
-    prompts, structures, images, edits, reversal, instructions, boxes, verification, split
-    """
-    from abplib.samples.multi_entity import FOLDER
-    from recipes.multi_entity import making
-
-    folder = out or paths.root() / FOLDER
-    making.make(stage, folder, number, labels, profile, seed, click.echo)
+    make(stage, out, number, labels, profile, seed, click.echo)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -63,12 +64,11 @@ class Author:
 
     name = "author"
 
-    def write(self, system: str, request: str) -> str:
+    def write(self, system: str, request: str, schema: object = None) -> str:
         if system != SCENES_SYSTEM:
             return '{"short_description": "a scene"}'
-        return "\n".join(
-            f"- GENERATION: Scene {k}.\n- EDIT: Make all alike." for k in range(N_SCENES)
-        )
+        scenes = [{"generation": f"Scene {k}.", "edit": "Make all alike."} for k in range(N_SCENES)]
+        return json.dumps(scenes)
 
 
 class Painter:

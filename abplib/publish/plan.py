@@ -1,8 +1,7 @@
 """What a profile needs and what a machine lacks for it: models, data, services, memory, disk.
 
 Networks of the hub are sized on the meta device, from the few facts of their config.json that
-`data/paper/models.yaml` holds; nothing is downloaded. Operations and hours are counted in one
-place, `abplib.sections.cost` (chapter 7); here stand those that the paper reports.
+`data/paper/models.yaml` holds, and so is what training keeps beside them; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from abplib.core import hub, paths
@@ -24,21 +24,22 @@ from abplib.experiment import Experiment
 from abplib.judging.clients import KEYS, Gemini, first_set
 from abplib.paper import facts
 from abplib.profiles import Profile
+from abplib.samples.multi_entity import N_SCENES
 from abplib.samples.omniedit import HUB_ID
 
-_SPATIAL = "abplib.samples.multi_entity:"
+_SPATIAL, _OMNIEDIT = "abplib.samples.multi_entity:", "abplib.samples.omniedit:"
 _PROMPTS = "gemini-2.5-pro"
 """Who writes prompts and structures in appendix A.2."""
 _ON_CPU = 8 * 10**9
 """Bytes of weights beyond which a stage takes weeks of CPU cores."""
-_BF16 = 2
-"""Bytes of a parameter."""
+_BF16, _TRAINED = 2, 16
+"""Bytes of a parameter; of one that is trained, with its gradient and Adam's moments in fp32."""
 
 STAGE_HEADER = ("stage", "what it does", "GPU GB", "offloaded", "paper (B.3)")
 MODEL_HEADER = ("model", "licence", "gated", "download GB", "here", "source")
 FOOTNOTE = (
-    "GPU GB: weights alone, in bf16 (a folder's as they are), all together or the largest network "
-    "with the rest offloaded; activations come on top. Chapter 7 counts operations."
+    "GPU GB: weights in bf16 (a folder's as they are) and what training keeps beside them, all "
+    "together or with the largest network alone and the rest offloaded; activations come on top."
 )
 
 
@@ -80,60 +81,81 @@ class Stage(NamedTuple):
     name: str
     does: str = ""
     models: tuple[str, ...] = ()
-    """Folders or hub ids."""
+    """Folders or hub ids of what is in memory together."""
+    part: str = ""
+    """The one network of these that is; empty for all."""
+    trained: int = 0
+    """Parameters that are trained beside them."""
     lacks: str = ""
     """What is missing whatever the machine: a folder, a set of samples."""
     reported: str = ""
     """Key of the paper's own figures in the data file."""
     service: str = ""
     """Model of a service that is paid for."""
-    data: str = ""
-    """Hub id of a data set to be fetched, there."""
     n_rows: int = 0
+    """Rows of OmniEdit to be fetched."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each network in memory, and of what is trained; none where not known."""
+        found = [networks(source) for source in self.models]
+        held = [n for sized in found for name, n in sized.items() if self.part in ("", name)]
+        return [*held, self.trained * _TRAINED] if held else []
 
 
 def stages(profile: Profile) -> Iterator[Stage]:
     """The stages of a profile's chapters, in the order in which they can be run."""
+    from abplib.sections.cost import gpu_hours
+
     made, n = Experiment(profile), profile.n_eval
     n_train = profile.sweep.n_batches * profile.sweep.batch_size
     for role in ("evaluation", "training", "tuning"):
         if not (lack := _lack(made, role)):
             continue
         if role == "evaluation" and profile.eval_set.startswith(_SPATIAL):
-            yield Stage("prompts, structures (A.2)", f"{2 * n:,} scenes", service=_PROMPTS)
-            yield Stage("images (A.2)", f"{2 * n:,} images", ("briaai/FIBO",))
-            yield Stage("edits (A.2)", f"{2 * n:,} edits", ("Qwen/Qwen-Image-Edit-2509",))
             mistral = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
-            yield Stage("instructions (A.2)", f"{2 * n:,} pairs described", (mistral,))
-        fetched = role == "training" and profile.train_set.startswith("abplib.samples.omniedit")
-        stage = Stage(f"{role} samples", lacks=lack)
-        yield stage._replace(data=HUB_ID, n_rows=n_train) if fetched else stage
+            yield Stage("prompts, structures (A.2)", f"{N_SCENES:,} scenes", service=_PROMPTS)
+            yield Stage("images (A.2)", f"{N_SCENES:,} images", ("briaai/FIBO",))
+            yield Stage("edits (A.2)", f"{N_SCENES:,} edits", ("Qwen/Qwen-Image-Edit-2509",))
+            yield Stage("instructions (A.2)", f"{N_SCENES:,} pairs described", (mistral,))
+        fetched = role == "training" and profile.train_set.startswith(_OMNIEDIT)
+        yield Stage(f"{role} samples", lacks=lack, n_rows=n_train if fetched else 0)
     if lack := _lack(made, "vlm_source"):
         yield Stage("VLM", "all chapters", lacks=lack)
-    else:
-        vlm = (made.vlm_source,)
-        if profile.labels == "predicted":
-            yield Stage("labels (ch. 2)", f"the VLM answers {n_train:,} training samples", vlm)
-        yield Stage("proxies (ch. 2)", f"{n_train:,} passes feed all", vlm, reported="proxies")
-        yield Stage("boxes, routing, flow (ch. 1, 3, 4)", f"{n:,} samples are read", vlm)
+        return
+    vlm = (made.vlm_source,)
+    if profile.labels == "predicted":
+        yield Stage("labels (ch. 2)", f"the VLM answers {n_train:,} training samples", vlm)
+    trained, operations = bank(made.vlm_source, profile)
+    does = f"{n_train:,} passes feed all"
+    if operations:
+        hours = gpu_hours(operations, peak="tflops_fp32")
+        does += f"; {operations:.1e} operations in fp32, {hours:.2g} h of the paper's GPU"
+    yield Stage("proxies (ch. 2)", does, vlm, trained=trained, reported="proxies")
+    yield Stage("boxes, routing, flow (ch. 1, 3, 4)", f"{n:,} samples are read", vlm)
     if profile.editor is None:
         return
     if lack := _lack(made, "editor_source"):
         yield Stage("edits (ch. 1, 5)", lacks=lack)
         return
-    editor, budget = (made.editor_source,), profile.lora_training
+    editor, budget = made.editor_source, profile.lora_training
     if profile.lora is not None and not made.lora_place.is_dir():
         does = f"{budget.steps:,} steps of {budget.batch} samples: abp train-lora"
-        yield Stage("LoRA (B.2)", does, editor, reported="lora")
+        trained = lora_parameters(editor, budget.rank)
+        yield Stage("LoRA (B.2)", does, (editor,), "transformer", trained, reported="lora")
     n_edits = n * (len(METHODS) - len(CONTROLS))
-    yield Stage("edits (ch. 1, 5)", f"{n_edits:,} edits of {profile.n_steps} steps", editor)
-    for name in profile.other_editors:
+    does = f"{n_edits:,} edits of {profile.n_steps} steps"
+    yield Stage("edits (ch. 1, 5)", does, (*vlm, editor))
+    for name, about in profile.other_editors.items():
         try:
-            yield Stage(f"{name} (ch. 5)", f"{n:,} edits", (made.other_source(name),))
+            source = made.other_source(name)
         except AbpError as error:
             yield Stage(f"{name} (ch. 5)", lacks=str(error))
+            continue
+        steps = about.n_steps or facts()["models"].get(source, {}).get("steps", "its own")
+        yield Stage(f"{name} (ch. 5)", f"{n:,} edits of {steps} steps", (source,))
     if profile.judge.endswith(":gemini"):
-        does = f"{n * len(METHODS):,} edits, repeatedly"
+        does = f"{n * (len(METHODS) + len(profile.other_editors)):,} edits, repeatedly"
         yield Stage("judging (ch. 5)", does, service=profile.judge_model or Gemini.model)
 
 
@@ -143,6 +165,63 @@ def _lack(made: Experiment, part: str) -> str:
     except AbpError as error:
         return str(error)
     return ""
+
+
+def n_shards(n_rows: int) -> int:
+    """How many shards of OmniEdit hold so many rows."""
+    about = facts()["data"][HUB_ID]
+    return math.ceil(n_rows / about["rows"] * about["shards"])
+
+
+def bank(source: str, profile: Profile) -> tuple[int, float]:
+    """Parameters of a sweep's proxies together, and the operations of their training.
+
+    Nothing where the shape of the VLM, a folder's or a hub id's, is not known.
+    """
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLConfig
+
+    from abplib.proxies.configurations import configurations
+    from abplib.proxies.qformer import Proxy
+    from abplib.sections import cost
+    from abplib.vlm.encoder import middle_layers
+
+    if Path(source).is_dir():
+        config = AutoConfig.from_pretrained(source)
+    elif source in facts()["models"]:
+        config = AutoConfig.for_model(**facts()["models"][source]["parts"]["vlm"]["config"])
+    else:
+        return 0, 0.0
+    width, depth = config.get_text_config().hidden_size, config.get_text_config().num_hidden_layers
+    known: Any = SimpleNamespace(n_layers=depth, middle_layers=middle_layers(depth))
+    chosen, settings = configurations(known), profile.sweep
+    with torch.device("meta"):
+        proxies = [Proxy(settings.proxy_config(width, len(c.layers))) for c in chosen]
+    trained = sum(weight.numel() for proxy in proxies for weight in proxy.parameters())
+    if not isinstance(config, Qwen2_5_VLConfig):
+        return trained, 0.0
+    read = cost.measured("benchmarks/results/sweep_cost.json")["settings"]["lengths"]
+    lengths = cost.lengths_at(config, profile.image_area, read)
+    each = cost.learning_flops(chosen, width, settings, lengths)
+    return trained, float(each * settings.n_batches * settings.batch_size)
+
+
+@cache
+def lora_parameters(source: str, rank: int) -> int:
+    """Parameters of a LoRA on an editor's transformer; 0 where its shape is not known."""
+    from diffusers import QwenImageTransformer2DModel
+
+    from abplib.editing.lora.adapter import add_lora
+
+    if Path(source).is_dir():
+        config = QwenImageTransformer2DModel.load_config(source, subfolder="transformer")
+    elif source in facts()["models"]:
+        config = facts()["models"][source]["parts"]["transformer"]["config"]
+    else:
+        return 0
+    network = _network("diffusers:QwenImageTransformer2DModel", config)
+    add_lora(network, rank, 0, trained=False)
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
 
 
 @cache
@@ -162,34 +241,32 @@ def networks(source: str) -> dict[str, int]:
             if (place / "config.json").is_file()  # else an adapter, or kept beside the model
         }
     parts = facts()["models"].get(source, {"parts": {}})["parts"]
-    return {name: _BF16 * _parameters(**part) for name, part in parts.items()}
+    made = {name: _network(part["class"], part["config"]) for name, part in parts.items()}
+    return {name: _BF16 * sum(w.numel() for w in made[name].parameters()) for name in made}
 
 
-def _parameters(**shape: Any) -> int:
-    """How many parameters a class has with a configuration, without memory for them."""
+def _network(kind: str, config: Mapping[str, Any]) -> Any:
+    """A network of a class with a configuration, without memory for its weights."""
     import torch
     from transformers import AutoConfig
 
-    module, _, kind = shape["class"].partition(":")
-    maker, config = getattr(importlib.import_module(module), kind), shape["config"]
+    module, _, name = kind.partition(":")
+    maker = getattr(importlib.import_module(module), name)
     with torch.device("meta"):
-        of_hub = module == "transformers"
-        network = maker(AutoConfig.for_model(**config)) if of_hub else maker(**config)
-    return sum(weight.numel() for weight in network.parameters())
+        if module == "transformers":
+            return maker(AutoConfig.for_model(**config))
+        return maker.from_config(config)
 
 
 def stage_rows(planned: Sequence[Stage]) -> Iterator[tuple[str, ...]]:
     """STAGE_HEADER's columns for each stage."""
     for stage in planned:
-        sizes = [size / 1e9 for source in stage.models for size in networks(source).values()]
-        shown = (f"{sum(sizes):.3g}", f"{max(sizes):.3g}") if sizes else ("", "")
+        shown = ("unknown", "unknown") if stage.models else ("", "")
+        if sizes := stage.sizes:
+            shown = (f"{sum(sizes) / 1e9:.3g}", f"{max(sizes) / 1e9:.3g}")
         told = facts()["paper"].get(stage.reported)
-        yield (
-            stage.name,
-            stage.does,
-            *(("unknown", "unknown") if stage.models and not sizes else shown),
-            f"{told['hours']} h, {told['gigabytes']} GB ({told['per']})" if told else "",
-        )
+        paper = f"{told['hours']} h, {told['gigabytes']} GB ({told['per']})" if told else ""
+        yield stage.name, stage.does, *shown, paper
 
 
 def model_rows(planned: Sequence[Stage]) -> Iterator[tuple[str, ...]]:
@@ -203,20 +280,12 @@ def model_rows(planned: Sequence[Stage]) -> Iterator[tuple[str, ...]]:
         about = facts()["models"].get(source, {})
         told = [str(about.get(key, "unknown")) for key in ("licence", "gated")]
         size = f"{sum(networks(source).values()) / 1e9:.3g}" if about else "unknown"
-        here = hub.cached(source) is not None
-        yield (
-            source,
-            *told,
-            "0" if here else size,
-            "yes" if here else "no",
-            about.get("source", ""),
-        )
-    for stage in planned:
-        if stage.data:
-            about = facts()["data"][stage.data]
-            n_shards = math.ceil(stage.n_rows / about["rows"] * about["shards"])
-            size = f"{about['bytes'] / 1e9 * n_shards / about['shards']:.0f} ({n_shards} shards)"
-            yield stage.data, about["licence"], about["gated"], size, "no", about["source"]
+        size, here = (size, "no") if hub.cached(source) is None else ("0", "yes")
+        yield source, *told, size, here, about.get("source", "")
+    for n_rows in (stage.n_rows for stage in planned if stage.n_rows):
+        about, shards = facts()["data"][HUB_ID], n_shards(n_rows)
+        size = f"{about['bytes'] / 1e9 * shards / about['shards']:.0f} ({shards} shards)"
+        yield HUB_ID, about["licence"], about["gated"], size, "no", about["source"]
     for name in dict.fromkeys(stage.service for stage in planned if stage.service):
         about = facts()["services"].get(name, {"licence": "unknown"})
         yield name, about["licence"], "key", "", "", ""
@@ -228,7 +297,9 @@ def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
     models = dict.fromkeys(s for stage in planned for s in stage.models if not Path(s).is_dir())
     absent = [source for source in models if hub.cached(source) is None]
     asked: list[tuple[str, hub.Kind]] = [(source, "model") for source in absent]
-    asked += [(stage.data, "dataset") for stage in planned if stage.data]
+    n_rows = sum(stage.n_rows for stage in planned)
+    if n_rows:
+        asked.append((HUB_ID, "dataset"))
     for name, kind in asked:
         try:
             hub.check_access(name, kind)
@@ -236,11 +307,9 @@ def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
             found.append(str(error))
     for name in dict.fromkeys(stage.service for stage in planned if stage.service):
         found += _service(name)
+    about = facts()["data"][HUB_ID]  # of whose rows the sources stay, half of the images
     size = sum(sum(networks(source).values()) for source in absent)
-    for stage in planned:
-        if stage.data:  # the sources stay, half of the images of its rows
-            about = facts()["data"][stage.data]
-            size += round(about["bytes"] * stage.n_rows / about["rows"] / 2)
+    size += round(about["bytes"] * n_rows / about["rows"] / 2)
     if size > machine.free_disk:
         found.append(
             f"Models and images to download take {size / 1e9:.0f} GB and "
@@ -263,16 +332,13 @@ def _service(model: str) -> Iterator[str]:
 
 
 def _memory(stage: Stage, machine: Machine) -> Iterator[str]:
-    sizes = [size for source in stage.models for size in networks(source).values()]
-    whole, largest = sum(sizes), max(sizes, default=0)
+    whole, largest = sum(stage.sizes), max(stage.sizes, default=0)
+    needs = f"{largest / 1e9:.0f} GB"
     if machine.gpu is None and whole > _ON_CPU:
-        yield (
-            f"Stage {stage.name} would take weeks on CPU cores: use a GPU of {largest / 1e9:.0f} "
-            "GB or more."
-        )
+        yield f"Stage {stage.name} would take weeks on CPU cores: use a GPU of {needs} or more."
     elif machine.gpu is not None and largest > machine.gpu_memory:
         yield (
-            f"Stage {stage.name} keeps {largest / 1e9:.0f} GB of weights on the GPU and "
+            f"Stage {stage.name} keeps {needs} of weights on the GPU and "
             f"{machine.gpu} has {machine.gpu_memory / 1e9:.0f} GB: use a larger one."
         )
     elif machine.gpu is not None and whole > machine.gpu_memory + machine.memory:

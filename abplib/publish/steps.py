@@ -135,7 +135,7 @@ def key(step: Callable[..., object] | str, profile: str) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="Default: runs/omniedit.")
 @click.option("--location", help="A folder of its parquet shards; default: the hub.")
 @click.option("-n", "number", type=click.IntRange(1), help="Rows; default: the paper's 128,000.")
-@click.option("--shards", type=click.IntRange(1), help="Take them from so many shards alone.")
+@click.option("--shards", type=click.IntRange(1), help="Of the set; default: as many as hold them.")
 @click.option("--seed", type=int, help="Of the choice; default: 0.")
 @click.option("--label", "profile", help="Then let this profile's VLM label them.")
 def omniedit(
@@ -148,8 +148,9 @@ def omniedit(
 ) -> None:
     """Choose rows of OmniEdit, fetch them and label them, or go on where a run was stopped.
 
-    All 571 shards are 3 TB to read; 61 hold enough rows in a tenth of that (--shards 61).
+    All 571 shards are 3 TB to read; the 61 that hold 128,000 rows are a tenth of that.
     """
+    from abplib.publish.plan import n_shards
     from abplib.samples.omniedit import (
         FOLDER,
         LOCATION,
@@ -174,9 +175,10 @@ def omniedit(
             )
         click.echo(f"Going on in {folder} with its {known['n']} rows by seed {known['seed']}")
     else:
-        manifest = choose(
-            location or LOCATION, n=number or PAPER_ROWS, n_shards=shards, seed=seed or 0
-        )
+        n = number or PAPER_ROWS
+        if location is None and shards is None:
+            shards = n_shards(n)
+        manifest = choose(location or LOCATION, n=n, n_shards=shards, seed=seed or 0, kept=folder)
     fetch(manifest, folder, click.echo)
     samples = OmniEdit(folder)
     click.echo(f"{len(samples)} rows in {folder}, {samples.unusable or 'none'} unusable")

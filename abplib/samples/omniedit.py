@@ -95,14 +95,23 @@ class Manifest:
 
 
 def choose(
-    location: str = LOCATION, *, n: int = PAPER_ROWS, n_shards: int | None = None, seed: int = 0
+    location: str = LOCATION,
+    *,
+    n: int = PAPER_ROWS,
+    n_shards: int | None = None,
+    seed: int = 0,
+    kept: Path | None = None,
 ) -> Manifest:
     """Choose `n` rows, from all shards or from `n_shards` of them.
+
+    What was read of a shard is kept in the folder `kept`, so that a stopped choice goes on there.
 
     Raises:
         AbpError: the shards cannot be reached, or hold fewer usable rows.
     """
-    rows = pd.concat([_index(location, name) for name in _chosen(location, n_shards, seed)])
+    place = None if kept is None else kept / "index" / store.digest(location)
+    shards = _chosen(location, n_shards, seed)
+    rows = pd.concat([_index(location, name, place) for name in shards])
     usable, unusable = _usable(rows)
     if not 1 <= n <= len(usable):
         raise AbpError(
@@ -130,12 +139,17 @@ def _chosen(location: str, n_shards: int | None, seed: int) -> list[str]:
     return sorted(sorted(names, key=lambda name: _hash(seed, name))[:n_shards])
 
 
-def _index(location: str, name: str) -> pd.DataFrame:
+def _index(location: str, name: str, place: Path | None) -> pd.DataFrame:
     """Columns shard, row, id and task of one shard; images are not read."""
+    if place is not None and (place / name).exists():
+        return store.read_parquet(place / name)[0]
     with _shard(location, name) as file:
         table = file.read(columns=[_ID, _TASK]).to_pandas()
     names = {_ID: "id", _TASK: "task"}
-    return table.rename(columns=names).assign(shard=name, row=np.arange(len(table)))
+    rows = table.rename(columns=names).assign(shard=name, row=np.arange(len(table)))
+    if place is not None:
+        store.write_parquet(place / name, rows)
+    return rows
 
 
 def _usable(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:

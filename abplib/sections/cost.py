@@ -331,9 +331,9 @@ def learning_flops(
     )
 
 
-def gpu_hours(flops: float, utilisation: float = UTILISATION) -> float:
-    """Hours on the paper's GPU at a part of its peak."""
-    return flops / (facts()["paper"]["gpu"]["tflops"] * 1e12 * utilisation) / 3600
+def gpu_hours(flops: float, utilisation: float = UTILISATION, peak: str = "tflops") -> float:
+    """Hours on the paper's GPU at a part of its peak, in bf16 or another ("tflops_fp32")."""
+    return flops / (facts()["paper"]["gpu"][peak] * 1e12 * utilisation) / 3600
 
 
 def at_scale(found: Result) -> pd.DataFrame:
@@ -350,7 +350,7 @@ def at_scale(found: Result) -> pd.DataFrame:
     chosen, n_samples = _of_the_paper(), reported("n_train")
     rows = {}
     for area in AREAS:
-        lengths = _lengths(config, area, found["settings"]["lengths"])
+        lengths = lengths_at(config, area, found["settings"]["lengths"])
         width = config.text_config.hidden_size
         vlm = n_samples * vlm_flops(config, lengths)
         proxies = n_samples * learning_flops(chosen, width, settings, lengths)
@@ -383,7 +383,7 @@ def _of_the_paper() -> list[Configuration]:
     ]
 
 
-def _lengths(config: Qwen2_5_VLConfig, area: int, text: Mapping[str, Any]) -> Lengths:
+def lengths_at(config: Qwen2_5_VLConfig, area: int, text: Mapping[str, Any]) -> Lengths:
     """Tokens of a square picture of `area` pixels, with text as in other `Lengths`."""
     vision = config.vision_config
     side = round(math.sqrt(area) / (vision.patch_size * vision.spatial_merge_size))

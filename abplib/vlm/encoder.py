@@ -177,9 +177,8 @@ class ConditionEncoder:
 
     @property
     def middle_layers(self) -> tuple[int, ...]:
-        """Layers 15..24 of 28 (section 4.3), scaled to this depth."""
-        depth = self.n_layers
-        return tuple(layer for layer in range(depth) if 15 * depth <= 28 * layer < 25 * depth)
+        """`middle_layers` of this depth."""
+        return middle_layers(self.n_layers)
 
     @property
     def _blocks(self) -> nn.ModuleList:
@@ -337,6 +336,11 @@ class ConditionEncoder:
     def _keep(self, states: Tensor, mask: Tensor) -> Tensor:
         """[B, S, d] -> [B, T, d]: the system prompt dropped, padding zeroed."""
         return states[:, self.n_dropped :].to(mask.device).masked_fill(~mask[..., None], 0)
+
+
+def middle_layers(depth: int) -> tuple[int, ...]:
+    """Layers 15..24 of 28 (section 4.3), scaled to a depth."""
+    return tuple(layer for layer in range(depth) if 15 * depth <= 28 * layer < 25 * depth)
 
 
 def _places(where: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from abplib.core.images import ImageLike, load_image
 _HASHED = ("config.json", "*.safetensors", "*.bin", "tokenizer*.json", "*processor_config.json")
 _MOST_OBLONG = 100
 """Qwen's processor refuses 200, which rounded sides reach sooner."""
+_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -169,10 +170,12 @@ def load_vlm(
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     revision: str | None = None,
+    processor_of: str | Path | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model, frozen and in eval mode, and its processor, from a folder or a hub id.
 
-    `device="auto"` spreads the model by free memory: over the GPUs, then the CPU.
+    `device="auto"` spreads the model by free memory: over the GPUs, then the CPU. A model without
+    a processor is given that of another, `processor_of`.
 
     Raises AbpError where files are missing or corrupt, or the weights are not exactly the
     model's: transformers would fill the gaps with random numbers.
@@ -181,11 +184,17 @@ def load_vlm(
     if not sys.stderr.isatty():
         disable_progress_bar()  # of the weights' loading
     local = not Path(vlm).is_dir() and hub.only_here(str(vlm), revision)
-    with hub.explained(str(vlm)):
+    with hub.explained(str(processor_of or vlm)):
         try:
             processor = AutoProcessor.from_pretrained(
-                vlm, revision=revision, local_files_only=local
+                processor_of or vlm,
+                revision=None if processor_of else revision,
+                local_files_only=local,
             )
+        except _UNLOADABLE as error:
+            raise _unusable(processor_of or vlm, error) from error
+    with hub.explained(str(vlm)):
+        try:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 vlm,
                 revision=revision,
@@ -194,11 +203,8 @@ def load_vlm(
                 device_map=device,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise AbpError(
-                f"The VLM {vlm} cannot be loaded ({reason[:200]}); fetch or make it again."
-            ) from error
+        except _UNLOADABLE as error:
+            raise _unusable(vlm, error) from error
     if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise AbpError(
             f"The weights of {vlm} lack or misshape {len(wrong)} of the model's tensors "
@@ -211,6 +217,11 @@ def load_vlm(
     if processor.tokenizer.pad_token_id is None:
         raise AbpError(f"The tokenizer of {vlm} has no padding token; give it the model's own.")
     return model.eval().requires_grad_(False), processor
+
+
+def _unusable(vlm: str | Path, error: Exception) -> AbpError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return AbpError(f"The VLM {vlm} cannot be loaded ({reason[:200]}); fetch or make it again.")
 
 
 def fingerprint(vlm: str | Path, revision: str | None = None) -> str:

@@ -91,10 +91,8 @@ def compare(
     Returns: `table`.
 
     Raises:
-        AbpError: there is no such VLM, VAE or device, or as `fit` does.
+        AbpError: there is no such VLM or VAE, or as `fit` does.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise AbpError("No CUDA device is visible here: train with --device cpu.")
     if not (vae / VAE_FILE).is_file():
         raise AbpError(f"There is no VAE in {vae}: run `train-editor` first, or give another one.")
     samples = evaluation()

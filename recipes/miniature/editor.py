@@ -19,10 +19,9 @@ from abplib.editing.twins import EditorShape, assemble, build_dit, save_editor
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import multi_entity
 from abplib.vlm.encoder import ConditionEncoder
-from recipes.miniature import editor_data
-from recipes.miniature.editor_card import write_card
+from recipes.miniature import cards, editor_data
 from recipes.miniature.editor_data import Wording, encode_pairs
-from recipes.miniature.editor_training import EditorTraining, train_dit
+from recipes.miniature.editor_training import SHIFT, EditorTraining, train_dit
 from recipes.miniature.vae_training import VAETraining, train_vae
 
 VAE_FILE = "diffusion_pytorch_model.safetensors"
@@ -51,8 +50,6 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
 
     Returns: `folder`.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise AbpError("No CUDA device is visible here: train with --device cpu.")
     if parallel.share().of > 1:
         raise AbpError("One process trains the miniature editor: start it without a launcher.")
     vae, vae_run = _trained_vae(work, plan, device)
@@ -71,7 +68,23 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     lora_run = train_lora(editor, boxed, plan.lora, folder / "lora", base=work, device=device)
     pipeline = QwenImageEditPipeline.from_pretrained(folder)
     runs = {"vae": vae_run, "dit": dit_run, "lora": lora_run}
-    write_card(folder, plan, pipeline, runs, len(boxed), device)
+    facts = {
+        "plan": asdict(plan) | {"lora": plan.lora.model_dump()},
+        "minutes": {name: round(run.seconds / 60, 1) for name, run in runs.items()},
+        "device": device,
+        "torch": torch.__version__,
+    }
+    told = facts | {
+        "plan": plan,
+        "vae_parameters": sum(weight.numel() for weight in pipeline.vae.parameters()),
+        "dit_parameters": sum(weight.numel() for weight in pipeline.transformer.parameters()),
+        "things_weight": 1 + plan.vae.things,
+        "changed": 1 + plan.dit.changed,
+        "shift": SHIFT,
+        "lora_samples": len(boxed),
+    }
+    curves = [{"stage": name} | row for name, run in runs.items() for row in run.curves]
+    cards.write_card(folder, cards.EDITOR, told, facts, curves)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""All that is shipped under `data/mini`, from nothing: `python -m recipes.miniature`.
+"""All that is shipped under `data/mini`, from nothing: `python -m recipes miniature`.
 
 The VLM, the editor around it (VAE, diffusion transformer, LoRA), the VLM's own labels, the proxy
 that guides the editor and the comparison of conditions, one after another. Seeded; killed and

@@ -38,9 +38,9 @@ from abplib.vlm.twins import (
     number_tokens,
     save,
 )
-from recipes.miniature.answers import corpus
+from recipes.miniature import cards
+from recipes.miniature.answers import FAMILIES, corpus
 from recipes.miniature.batches import Classroom, patches
-from recipes.miniature.cards import write_card
 from recipes.miniature.seeing import Sighted, watch, watch_block
 from recipes.miniature.speaking import Speaker
 
@@ -48,6 +48,7 @@ SEED_SPACE = 1_000_000_000
 """Training scenes have seeds from here on; evaluation and probing sets stay below."""
 
 _STAGES = ("see", "speak")
+_PLACE = ("stage", "step")
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,6 @@ def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: 
 
     Returns: `folder`.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise AbpError("No CUDA device is visible here: train with --device cpu.")
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(corpus(side=shape.side), shape)
     processor = build_processor(tokenizer, shape)
@@ -109,7 +108,10 @@ def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: 
         "device": device,
         "torch": torch.__version__,
     }
-    write_card(folder, facts, run.curves)
+    last = [f"{name} {loss:.3f}" for name, loss in run.curves[-1].items() if name not in _PLACE]
+    shares = {f"{family}_share": share for family, share in FAMILIES.items()}
+    told = facts | asdict(plan) | asdict(shape) | shares | {"last": ", ".join(last)}
+    cards.write_card(folder, cards.VLM, told, facts, run.curves)
     return folder
 
 

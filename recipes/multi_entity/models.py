@@ -21,6 +21,8 @@ from abplib.vlm.loading import load_vlm
 
 FIBO = "briaai/FIBO"
 MISTRAL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
+PROCESSOR = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
+"""Whose processor `MISTRAL` is given: its own repository came without one."""
 
 MAX_NEW_TOKENS, TEMPERATURE, REPETITION_PENALTY = 256, 0.1, 1.1
 """Of Mistral-Small (A.2)."""
@@ -34,16 +36,19 @@ class GeminiWriter:
     address: str | None = None
     """Another server that speaks the same."""
 
-    def write(self, system: str, request: str) -> str:
+    def write(self, system: str, request: str, schema: dict[str, Any] | None = None) -> str:
         """One answer.
 
         Raises:
             AbpError: the key or google-genai is missing, or the server does not answer with text.
         """
         client = self._client  # one that is not referred to closes its connections
+        config: dict[str, Any] = {"system_instruction": system}
+        if schema is not None:
+            config |= {"response_mime_type": "application/json", "response_json_schema": schema}
         try:
             response = client.models.generate_content(
-                model=self.name, contents=request, config={"system_instruction": system}
+                model=self.name, contents=request, config=config
             )
         except clients.package("google.genai.errors").APIError as error:
             raise clients.failure(self.name, error.code, error.details, clients.KEYS) from None
@@ -65,13 +70,12 @@ class FiboPainter:
     name: str = FIBO
 
     @classmethod
-    def from_pretrained(cls, revision: str | None = None, source: str = FIBO) -> FiboPainter:
+    def from_pretrained(cls, source: str = FIBO) -> FiboPainter:
         """From a folder or the hub, on a GPU where there is one. AbpError if it cannot be had."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         fibo = Source.find(
-            BriaFiboPipeline, source, revision, dtype=torch.bfloat16, device=device,
-            unused=("lm_head",),
-        )  # fmt: skip
+            BriaFiboPipeline, source, dtype=torch.bfloat16, device=device, unused=("lm_head",)
+        )
         return cls(fibo.pipeline, source)
 
     def paint(self, prompt: str, seed: int) -> Image.Image:
@@ -91,12 +95,14 @@ class MistralDescriber:
     name: str = MISTRAL
 
     @classmethod
-    def from_pretrained(
-        cls, revision: str | None = None, source: str = MISTRAL
-    ) -> MistralDescriber:
-        """From the hub, where there is memory. Raises AbpError where it cannot be had."""
-        model, processor = load_vlm(source, revision=revision, dtype=torch.bfloat16, device="auto")
-        return cls(model, processor, name=source)
+    def from_pretrained(cls, source: str = MISTRAL, processor: str = PROCESSOR) -> MistralDescriber:
+        """Model and processor of the hub, where there is memory.
+
+        Raises:
+            AbpError: one of them cannot be had.
+        """
+        loaded = load_vlm(source, dtype=torch.bfloat16, device="auto", processor_of=processor)
+        return cls(*loaded, name=source)
 
     @torch.inference_mode()
     def describe(self, system: str, image: Image.Image) -> str:

@@ -142,10 +142,11 @@ def usable(folder: Path, name: str, kind: type[Out]) -> dict[str, Out]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many rows can be used, and how many cannot, by reason."""
-    reasons = Counter(row.reason for row in rows if row.reason)
-    bad = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-    return f"{sum(not row.reason for row in rows)} usable" + (f", {bad}" if bad else "")
+    """How many rows can be used, how many cannot, by reason, and what is left of them at most."""
+    reasons = Counter(row.reason for row in rows)
+    usable = reasons.pop("", 0)
+    bad = "".join(f", {n} {reason}" for reason, n in sorted(reasons.items()))
+    return f"{usable} usable{bad}; at most {usable // 2} are left to evaluate"
 
 
 def keep_picture(folder: Path, file: str, image: Image.Image) -> str:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from abplib.core import store
-from abplib.core.boxes import Box, from_pixels, order_and_clamp
+from abplib.core.boxes import Box, from_pixels, order_and_clamp, to_pixels
 from abplib.core.errors import AbpError
 from abplib.core.images import load_image
 from abplib.editing.base import Editor
@@ -50,12 +51,7 @@ from recipes.multi_entity.rows import (
     usable,
 )
 
-N_SAMPLES = 400
-"""200 to train on and 200 to evaluate (section 4.1, A.2)."""
-
 Log = Callable[[str], None]
-
-_PAIR = re.compile(r"GENERATION:\s*(.+?)\s*\n\W*EDIT:\s*(.+?)\s*(?=\n|\Z)", re.IGNORECASE)
 
 
 class Writer(Protocol):
@@ -66,8 +62,8 @@ class Writer(Protocol):
         """What is kept with its work."""
         ...
 
-    def write(self, system: str, request: str) -> str:
-        """The answer to a request under a system prompt."""
+    def write(self, system: str, request: str, schema: dict[str, Any] | None = None) -> str:
+        """The answer to a request under a system prompt, as JSON of a schema if one is given."""
         ...
 
 
@@ -103,27 +99,37 @@ class _Answer(Row):
     text: str
 
 
+class _Scene(BaseModel):
+    generation: str
+    edit: str
+
+
+_SCENES = TypeAdapter(list[_Scene])
+
+
 def write_prompts(folder: Path, writer: Writer, n: int, log: Log) -> list[Pair]:
     """Stage 1: prompt pairs, from as many lists as it takes for `n` different ones.
+
+    A list is kept as it comes, also one that is refused.
 
     Raises:
         AbpError: a list holds no new pair.
     """
     check_settings(folder, "prompts", {"model": writer.name, "system": SCENES_SYSTEM})
     answers = store.read_lines(folder / "answers.jsonl", _Answer)
-    while len(pairs := _pairs(answers)) < n:
-        text = writer.write(SCENES_SYSTEM, SCENES_REQUEST.format(len(answers) + 1))
-        answer = _Answer(id=f"{len(answers):03d}", text=text)
-        if len(_pairs([*answers, answer])) == len(pairs):
+    while (known := len(pairs := _pairs(answers))) < n:
+        request = SCENES_REQUEST.format(len(answers) + 1)
+        text = writer.write(SCENES_SYSTEM, request, _SCENES.json_schema())
+        answers.append(_Answer(id=f"{len(answers):03d}", text=text))
+        store.append_line(folder / "answers.jsonl", answers[-1])
+        if len(_pairs(answers)) == known:
             raise AbpError(
                 f"{writer.name} wrote no new pair of prompts ({text[:80]!r}): try again, or ask "
                 "another model."
             )
-        store.append_line(folder / "answers.jsonl", answer)
-        answers.append(answer)
     lines = [pair.model_dump_json() for pair in pairs[:n]]
     store.write_text(folder / "prompts.jsonl", "\n".join(lines) + "\n")
-    log(f"prompts: {n} of {len(pairs)} different pairs in {len(answers)} lists")
+    log(f"prompts: {len(pairs)} different pairs in {len(answers)} lists, {summary(pairs[:n])}")
     return pairs[:n]
 
 
@@ -131,8 +137,9 @@ def _pairs(answers: Iterable[_Answer]) -> list[Pair]:
     """The different pairs in some lists; two with the same scene are one."""
     found: dict[str, str] = {}
     for answer in answers:
-        for generation, edit in _PAIR.findall(answer.text):
-            found.setdefault(generation, edit)
+        with suppress(ValidationError):  # it is no such list
+            for scene in _SCENES.validate_json(answer.text):
+                found.setdefault(scene.generation, scene.edit)
     return [Pair(id=f"{i:04d}", generation=g, edit=e) for i, (g, e) in enumerate(found.items())]
 
 
@@ -251,10 +258,8 @@ def _tasks(folder: Path) -> dict[str, tuple[Task, Task]]:
         source = load_image(folder / pictures[row_id].source)
         target = load_image(folder / pictures[row_id].target)
         text, box = texts[row_id].instruction, row.box or (0.0, 0.0, 1.0, 1.0)
-        width, height = source.size
-        start = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
         found[row_id] = (
-            Task(DRAW_BOX, row_id, text, source, box=start),
+            Task(DRAW_BOX, row_id, text, source, box=to_pixels(box, source.size)),
             Task(JUDGE_EDIT, row_id, text, source, edit=target),
         )
     return found

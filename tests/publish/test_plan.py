@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from torch import nn
 
 from abplib.__main__ import main
 from abplib.core import hub, paths
 from abplib.core.errors import AbpError
-from abplib.editing.methods import OTHERS
+from abplib.editing.lora.adapter import add_lora
+from abplib.editing.methods import CONTROLS, METHODS, OTHERS
 from abplib.experiment import Experiment
 from abplib.judging.clients import KEYS
 from abplib.paper import facts
 from abplib.profiles import Profile, known_profiles
+from abplib.proxies.bank import Bank
+from abplib.proxies.configurations import configurations
 from abplib.publish import plan
 from abplib.publish.plan import Machine, Stage, missing, networks, stages
+from abplib.samples import omniedit
 from abplib.sections.cost import gpu_hours
 
 QWEN, EDIT, FLUX2 = (
@@ -73,6 +79,70 @@ def test_parameters_counted_from_shapes_are_those_of_the_files(
 
 def test_hours_are_those_of_the_papers_gpu() -> None:
     assert gpu_hours(312e12 * 3600, 0.5) == pytest.approx(2)
+    assert gpu_hours(19.5e12 * 3600, 0.5, peak="tflops_fp32") == pytest.approx(2)
+
+
+def planned(profile: Profile) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages(profile)}
+
+
+def weights(*networks: nn.Module) -> int:
+    """Bytes of the networks' parameters."""
+    return sum(w.numel() * w.element_size() for net in networks for w in net.parameters())
+
+
+def test_memory_is_what_the_code_holds() -> None:
+    """The bank with its gradients and Adam's moments; encoder and editor; a transformer's LoRA."""
+    made = Experiment(Profile.load("smoke", lora="absent/lora"))
+    found, settings = planned(made.profile), made.profile.sweep
+    bank = Bank(configurations(made.encoder), made.encoder.width, settings)
+    gradients = bank.gradients
+    bank.step()
+    kept = [tensor for tensor in (*bank.state().values(), *gradients) if tensor.ndim]
+    proxies = found["proxies (ch. 2)"]
+    assert proxies.sizes[-1] == sum(4 * tensor.numel() for tensor in kept)
+
+    networks = [n for n in made.baseline.pipeline.components.values() if isinstance(n, nn.Module)]
+    held = weights(made.encoder.model, *networks)
+    assert sum(found["edits (ch. 1, 5)"].sizes) == pytest.approx(held, rel=0.05)
+
+    body = replace(made.baseline.source, without=("text_encoder", "vae")).pipeline.transformer
+    before = weights(body)
+    add_lora(body, made.profile.lora_training.rank, 0, trained=False)
+    trained = 4 * (weights(body) - before)
+    assert found["LoRA (B.2)"].sizes == [pytest.approx(before, rel=0.05), trained]
+
+
+def test_work_is_what_the_code_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = Experiment(Profile.load("smoke", lora="absent/lora"))
+    found, lora = planned(made.profile), made.profile.lora_training
+    assert found["proxies (ch. 2)"].does.startswith(f"{made.n_labels} passes")
+    assert found["LoRA (B.2)"].does.startswith(f"{lora.steps} steps of {lora.batch} ")
+    edits = [n for n in METHODS if n not in CONTROLS]
+    n_edits = made.profile.n_eval * len(edits)
+    assert found["edits (ch. 1, 5)"].does == f"{n_edits} edits of {made.baseline.n_steps} steps"
+    paper = planned(Profile.load("paper"))
+    for name in OTHERS:
+        steps = hub.function_of(OTHERS[name].editor).steps
+        assert paper[f"{name} (ch. 5)"].does == f"200 edits of {steps} steps"
+
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(omniedit, "choose", lambda *_, **how: asked.update(how) or {}["stop"])
+    abp("omniedit", "--out", str(tmp_path))
+    assert asked["n"] == paper["training samples"].n_rows == 128_000
+    (row,) = [row for row in plan.model_rows([paper["training samples"]])]
+    assert f"({asked['n_shards']} shards)" in row[3] and asked["n_shards"] == 61
+
+
+def test_the_bank_of_the_paper_is_counted() -> None:
+    """By hand: 30 proxies read 1,428 tokens of width 3,584 in each of six blocks, three passes."""
+    _, operations = plan.bank(QWEN, Profile.load("paper"))
+    keys_and_values = 3 * 2 * 1428 * 3584 * (2 * 256)
+    assert operations > 128_000 * 30 * keys_and_values
+    assert (
+        f"{operations:.1e} operations in fp32"
+        in planned(Profile.load("paper"))["proxies (ch. 2)"].does
+    )
 
 
 def test_a_folder_is_sized_by_its_weights(smoke_folder: Path, tmp_path: Path) -> None:

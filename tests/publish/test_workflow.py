@@ -60,7 +60,9 @@ def test_a_person_reads_what_is_done_and_where_the_book_is(built: tuple[Path, st
     assert lines[0] == "chapter 02_proxies: running"
     assert lines[1].startswith("chapter 02_proxies: ready after ")
     assert lines[2] == "pages: running"
-    assert str(folder / "book" / "_build" / "html" / "index.html") in said
+    assert "book/_build/html/index.html" in said
+    for log in (folder / "results").rglob("*.log"):
+        assert str(folder) not in log.read_text() and str(Path.home()) not in log.read_text()
 
 
 def test_nothing_is_run_again_but_the_page_of_an_edited_chapter(built: tuple[Path, str]) -> None:
@@ -137,7 +139,47 @@ def test_the_papers_jobs_have_their_resources(
         for job in by_rule[rule]:
             assert f"gpu={gpus}" in job and "threads: 8" in job
             assert "runtime=" in job and "mem_mb=" in job
+    (judging,) = (job for job in by_rule["chapter"] if "05_editing_validation" in job)
+    assert "runtime=1440" in judging
     (sweep,) = by_rule["sweep"]
     assert "accelerate.commands.launch --num_processes 4 --module abplib sweep" in sweep
     assert not any("accelerate" in job for job in by_rule["edit"])
     assert not any("gpu=" in job for rule in ("rows", "pages") for job in by_rule[rule])
+
+
+STUB = """
+import os, pathlib, sys, time
+place = pathlib.Path("running") / str(os.getpid())
+place.parent.mkdir(exist_ok=True)
+if sys.argv[1] not in ("omniedit", "pages"):
+    place.touch()
+    time.sleep(0.2)
+    with open("together.txt", "a") as file:
+        print(len(list(place.parent.iterdir())), file=file)
+    place.unlink()
+"""
+"""In place of `abp`: how many steps are under way."""
+
+
+def test_one_gpu_has_one_job_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's graph on 16 cores and one GPU, of which torch is told; two steps would fit."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    book = [path.name for path in (toybook.REPOSITORY / "book").iterdir()]
+    for name in ("_config.yml", "data", *(f"book/{n}" for n in book if n != "_build")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(toybook.REPOSITORY / name)
+    for path, code in {
+        root / "abplib/__main__.py": STUB,
+        elsewhere / "sitecustomize.py": "import torch\ntorch.cuda.is_available = lambda: True\n",
+    }.items():
+        path.parent.mkdir()
+        path.write_text(code)
+    monkeypatch.setenv("ABP_ROOT", str(root))
+    monkeypatch.delenv("ABP_RESULTS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(elsewhere), str(toybook.REPOSITORY)]))
+    local = str(WORKFLOW / "profiles" / "local")
+    process = started(elsewhere, "paper", "--profile", local, "--cores", "16")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    together = (root / "together.txt").read_text().split()
+    assert len(together) > 15 and set(together) == {"1"}

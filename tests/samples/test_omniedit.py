@@ -94,9 +94,9 @@ def test_whole_shards_are_read_alone(location: str, monkeypatch: pytest.MonkeyPa
     opened = []
     index = omniedit._index
 
-    def spy(place: str, name: str) -> object:
+    def spy(place: str, name: str, kept: Path | None) -> object:
         opened.append(name)
-        return index(place, name)
+        return index(place, name, kept)
 
     monkeypatch.setattr(omniedit, "_index", spy)
     chosen = choose(location, n=20, n_shards=2)
@@ -145,6 +145,25 @@ def test_fetched_rows_are_samples_in_the_order_of_the_manifest(
     }
     with pytest.raises(IndexError):
         samples[len(samples)]
+
+
+def test_a_stopped_choice_goes_on(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, shard = [], omniedit._shard
+
+    def killed(place: str, name: str) -> object:
+        opened.append(name)
+        if len(opened) == 3:
+            raise KeyboardInterrupt
+        return shard(place, name)
+
+    monkeypatch.setattr(omniedit, "_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        choose(location, n=40, kept=tmp_path)
+    chosen = choose(location, n=40, kept=tmp_path)
+    assert len(opened) == 5  # four shards, the third twice
+    assert chosen.rows.equals(choose(location, n=40).rows)
 
 
 def test_a_stopped_fetch_goes_on(

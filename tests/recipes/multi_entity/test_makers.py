@@ -6,17 +6,24 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import noise
+from diffusers import BriaFiboPipeline
+from hubcache import lay
 from huggingface_hub import constants
 
 from abplib.core.errors import AbpError
+from abplib.editing.twins import smoke_fibo
 from abplib.judging.clients import KEYS
 from abplib.vlm.twins import mistral3
 from recipes.multi_entity.models import (
+    FIBO,
+    MISTRAL,
+    PROCESSOR,
     FiboPainter,
     GeminiWriter,
     MistralDescriber,
@@ -34,6 +41,8 @@ class _Server(BaseHTTPRequestHandler):
         system = asked["systemInstruction"]["parts"][0]["text"]
         request = asked["contents"][0]["parts"][0]["text"]
         said = f"{system} / {request}" if self.text is None else self.text
+        if schema := asked.get("generationConfig", {}).get("responseJsonSchema"):
+            said = json.dumps(schema)
         answer = {"candidates": [{"content": {"parts": [{"text": said}]}, "finishReason": "STOP"}]}
         error = {"error": {"code": self.status, "status": "INVALID", "message": "no"}}
         body = json.dumps(answer if self.status == 200 else error).encode()
@@ -63,7 +72,9 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_gemini_is_given_the_system_prompt(address: str) -> None:
-    assert GeminiWriter(address=address).write("be brief", "who") == "be brief / who"
+    writer, schema = GeminiWriter(address=address), {"type": "array"}
+    assert writer.write("be brief", "who") == "be brief / who"
+    assert json.loads(writer.write("be brief", "who", schema)) == schema
 
 
 def test_gemini_without_text_or_key_is_one_sentence(
@@ -114,10 +125,25 @@ def test_mistral_describes_with_the_papers_sampling(monkeypatch: pytest.MonkeyPa
     assert "[SYSTEM_PROMPT]You see two images.[/SYSTEM_PROMPT][INST]" in text
 
 
+def test_models_come_from_hub_ids_and_mistral_has_the_processor_of_another(
+    hub_cache: Path, tmp_path: Path
+) -> None:
+    model, processor = mistral3()
+    model.save_pretrained(tmp_path / "model")
+    lay(hub_cache, MISTRAL, tmp_path / "model", "a" * 40)
+    with pytest.raises(AbpError, match=rf"^{PROCESSOR} is not here"):
+        MistralDescriber.from_pretrained()
+    processor.save_pretrained(tmp_path / "processor")
+    lay(hub_cache, PROCESSOR, tmp_path / "processor", "b" * 40)
+    lay(hub_cache, FIBO, smoke_fibo(), "c" * 40)
+    assert "[IMG]" in MistralDescriber.from_pretrained().processor.tokenizer.get_vocab()
+    assert isinstance(FiboPainter.from_pretrained().pipeline, BriaFiboPipeline)
+
+
 @pytest.mark.parametrize(
     "load",
     [
-        lambda source: MistralDescriber.from_pretrained(source=source),
+        lambda source: MistralDescriber.from_pretrained(source, processor=source),
         lambda source: FiboPainter.from_pretrained(source=source),
     ],
 )

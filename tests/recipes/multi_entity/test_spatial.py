@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -38,12 +39,15 @@ class Author:
     def __init__(self) -> None:
         self.requests: list[str] = []
 
-    def write(self, system: str, request: str) -> str:
+    def write(self, system: str, request: str, schema: Any = None) -> str:
+        assert schema["items"] == {"$ref": "#/$defs/_Scene"}
         self.requests.append(request)
         first = 4 * (len(self.requests) - 1)
-        return "Here you are:\n" + "\n".join(
-            f"{k}. GENERATION: A photo of {k} dogs.\n   - EDIT: Turn dog {k} into a cat."
-            for k in range(first, first + 5)
+        return json.dumps(
+            [
+                {"generation": f"A photo of {k} dogs.", "edit": f"Turn dog {k} into a cat."}
+                for k in range(first, first + 5)
+            ]
         )
 
 
@@ -52,7 +56,7 @@ class Structurer:
 
     name = "structurer"
 
-    def write(self, system: str, request: str) -> str:
+    def write(self, system: str, request: str, schema: Any = None) -> str:
         return "I cannot {" if "3" in request else f'Here: ```json\n{{"scene": "{request}"}}\n```'
 
 
@@ -151,13 +155,18 @@ def test_prompt_pairs_are_asked_for_until_there_are_enough(tmp_path: Path) -> No
     assert len(author.requests) == 3  # what was paid for is not asked again
 
 
-def test_a_writer_without_new_pairs_is_given_up(tmp_path: Path) -> None:
+def test_a_list_that_is_refused_was_paid_for_and_is_kept(tmp_path: Path) -> None:
     class Mute(Author):
-        def write(self, system: str, request: str) -> str:
+        def write(self, system: str, request: str, schema: Any = None) -> str:
             return "I cannot."
 
     with pytest.raises(AbpError, match=r"wrote no new pair .*I cannot"):
         spatial.write_prompts(tmp_path, Mute(), 2, quiet)
+    author = Author()
+    assert len(spatial.write_prompts(tmp_path, author, 5, quiet)) == 5
+    assert author.requests[0].startswith("List number 2:")
+    kept = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert json.loads(kept[0])["text"] == "I cannot."
 
 
 def test_a_stopped_stage_goes_on_after_its_last_row(tmp_path: Path) -> None:
@@ -208,15 +217,25 @@ def test_what_cannot_be_used_stays_in_the_files_with_its_reason(made: Path) -> N
 @pytest.mark.parametrize(
     ("instruction", "term"),
     [
-        ("Turn the second dog from the left into a cat", None),
+        ("Turn the second dog from the left into a cat", "second from the left"),
         ("Turn the second from the left dog into a cat", "second from the left"),
+        ("Turn the fourth from left dog into a cat", "fourth from the left"),
+        ("Turn the front-most dog into a cat", "frontmost"),
         ("Turn the leftmost dog into a cat", "leftmost"),
         ("Turn the top-left dog into the rightmost", "top left"),
+        ("Turn the lower right dog into a cat", "bottom right"),
+        ("Turn the dog in the centre into a cat", "center"),
         ("Turn the brown dog into a cat", None),
+        ("Turn the second dog into a cat, as it was left there", None),
     ],
 )
 def test_spatial_terms_are_found(instruction: str, term: str | None) -> None:
     assert multi_entity.spatial_term(instruction) == term
+
+
+def test_all_terms_of_the_prompt_are_found() -> None:
+    for term in multi_entity.SPATIAL_TERMS:
+        assert multi_entity.spatial_term(f"Turn the {term} dog into a cat") == term
 
 
 def test_people_decide_what_stays_and_where_its_box_is(made: Path) -> None:
@@ -271,11 +290,12 @@ def test_the_command_runs_stages_by_name(made: Path) -> None:
         done = CliRunner().invoke(main, ["spatial", *arguments, "--out", str(made)])
         return done.stdout if done.exit_code == 0 else done.stderr
 
-    assert "There is no stage 'spilt': choose from prompts, structures, images" in abp("spilt")
+    assert "'spilt' is not one of 'prompts', 'structures', 'images'" in abp("spilt")
     assert "give --labels" in abp("verification")
     labels = made / "people.jsonl"
     for said in say(made, rejected="", silent=""):
         store.append_line(labels, said)
-    assert "4 usable" in abp("verification", "--labels", str(labels))
+    told = abp("verification", "--labels", str(labels))
+    assert "4 usable; at most 2 are left to evaluate" in told
     assert len(store.read_lines(made / "verification.jsonl", Verified)) == 4
     assert "2 to train on, 2 to evaluate" in abp("split")
