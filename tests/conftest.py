@@ -63,7 +63,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     def forget() -> None:
         code._named_in.cache_clear()
-        code._bare_text.cache_clear()
+        code._text.cache_clear()
 
     def edit(file: str, old: str, new: str) -> None:
         text = (copy / file).read_text()

@@ -27,7 +27,9 @@ def keys() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("file", "old", "concerned"),
     [
-        ("prompts.py", "Generate a bounding box", STEPS),  # all speak to the VLM by this module
+        ("prompts.py", "Generate a bounding box", ASKING | TRAINING),
+        ("prompts.py", "Describe the key features", STEPS),
+        ("prompts.py", "You are a helpful assistant", set()),
         ("vlm/answers.py", "", ASKING | TRAINING),
         ("vlm/grounding.py", "", ASKING | TRAINING),
         ("vlm/adapters.py", "", STEPS),
@@ -42,7 +44,7 @@ def test_a_change_recomputes_what_reaches_it_and_nothing_else(
     library: Callable[..., None], file: str, old: str, concerned: set[str]
 ) -> None:
     before = keys()
-    library(file, old, "Draw a bounding box" if old else "\nCHANGED = True\n")
+    library(file, old, "Said otherwise" if old else "\nCHANGED = True\n")
     after = keys()
     assert {step for step in STEPS if after[step] != before[step]} == concerned
 

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 Box = tuple[float, float, float, float]
+CORNERS = ["x1", "y1", "x2", "y2"]
+"""Columns of a box in tables."""
 
 _TINY = 1e-9  # keeps the ratios of empty boxes finite
 

@@ -1,8 +1,9 @@
 """The code that a computation is made of: its own, and the modules of the library that it reaches.
 
-A change to a module concerns whatever imports it, directly or through others, and nothing else.
-Imports are read off the source text, those inside functions too; nothing runs to find them.
-Comments, docstrings and line breaks are no part of code.
+A change to a module concerns whatever imports it, directly or through others, and nothing else; of
+a module that imports nothing of the library, such as the prompts, those definitions that are
+imported by name, with what they are made of. Imports are read off the source text, those inside
+functions too; nothing runs to find them. Comments, docstrings and line breaks are no part of code.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from abplib.core.errors import AbpError
 
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+_ALL = "*"
+"""All that a file defines."""
 _PATH = re.compile(r"[\w.-]+(/[\w.-]+)+")
 
 
@@ -35,8 +38,14 @@ def digest(*code: str, without: Collection[str] = ()) -> str:
         AbpError: a piece is not plain Python.
     """
     own = [ast.unparse(_bare(_tree(piece))) for piece in code]
-    named = {file.relative_to(_PACKAGE).as_posix(): file for file in reached(*code)}
-    files = {name: _bare_text(file) for name, file in named.items() if name not in without}
+    names: dict[Path, set[str]] = {}
+    for file, name in _reached(*code):
+        names.setdefault(file, set()).add(name)
+    files = {
+        place: _text(file, frozenset(names[file]))
+        for file in sorted(names)
+        if (place := file.relative_to(_PACKAGE).as_posix()) not in without
+    }
     return hashlib.sha256(repr((own, files)).encode()).hexdigest()[:16]
 
 
@@ -74,23 +83,49 @@ def reached(*code: str) -> list[Path]:
     Raises:
         AbpError: a piece is not plain Python.
     """
-    waiting = {file for piece in code for file in _named(_tree(piece))}
-    found: set[Path] = set()
+    return sorted({file for file, _ in _reached(*code)})
+
+
+def _reached(*code: str) -> set[tuple[Path, str]]:
+    """The same with the definitions that they name there, _ALL of most."""
+    waiting = {part for piece in code for part in _named(_tree(piece))}
+    found: set[tuple[Path, str]] = set()
     while waiting:
-        file = waiting.pop()
-        found.add(file)
-        waiting |= _named_in(file) - found
-    return sorted(found)
+        part = waiting.pop()
+        found.add(part)
+        waiting |= _named_in(part[0]) - found
+    return found
 
 
 @cache
-def _named_in(file: Path) -> frozenset[Path]:
+def _named_in(file: Path) -> frozenset[tuple[Path, str]]:
     return _named(_tree(file.read_text(encoding="utf-8")))
 
 
 @cache
-def _bare_text(file: Path) -> str:
-    return ast.unparse(_bare(_tree(file.read_text(encoding="utf-8"))))
+def _text(file: Path, names: frozenset[str]) -> str:
+    """The code of these definitions and of those that they are made of, or of the whole file."""
+    tree = _bare(_tree(file.read_text(encoding="utf-8")))
+    if _ALL in names or _named_in(file):
+        return ast.unparse(tree)
+    left, named = tree.body, set(names)
+    while kept := [part for part in left if not _bound(part) or named.intersection(_bound(part))]:
+        left = [part for part in left if part not in kept]
+        named |= {n.id for part in kept for n in ast.walk(part) if isinstance(n, ast.Name)}
+    return ast.unparse(ast.Module([part for part in tree.body if part not in left], []))
+
+
+def _bound(part: ast.stmt) -> list[str]:
+    """Names that a statement at the top of a module defines; none of one that does more."""
+    match part:
+        case (
+            ast.FunctionDef(name=name, decorator_list=[])
+            | ast.ClassDef(name=name, decorator_list=[])
+        ):
+            return [name]
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []
 
 
 def _bare(tree: ast.Module) -> ast.Module:
@@ -108,19 +143,22 @@ def _is_text(node: ast.stmt) -> bool:
     return False
 
 
-def _named(tree: ast.Module) -> frozenset[Path]:
-    """Files of the library that a piece of Python itself names, but for types alone."""
+def _named(tree: ast.Module) -> frozenset[tuple[Path, str]]:
+    """Files of the library, and definitions in them, that code itself names but for types alone."""
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = [ast.Pass()]
-    names = {text.partition(":")[0] for text in _strings(tree)}
+    found = {(file, _ALL) for text in _strings(tree) for file in _files(text.partition(":")[0])}
     for node in ast.walk(tree):
         match node:
             case ast.Import():
-                names |= {alias.name for alias in node.names}
+                found |= {(file, _ALL) for alias in node.names for file in _files(alias.name)}
             case ast.ImportFrom(module=str(module)):
-                names |= {f"{module}.{alias.name}" for alias in node.names}
-    return frozenset(file for name in names for file in _files(name))
+                for alias in node.names:
+                    inside = _files(f"{module}.{alias.name}")
+                    own = len(inside) > len(_files(module))
+                    found |= {(file, _ALL if own else alias.name) for file in inside}
+    return frozenset(found)
 
 
 def _tree(code: str) -> ast.Module:

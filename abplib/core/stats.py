@@ -10,10 +10,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 from statsmodels.stats import contingency_tables, inter_rater, multitest
-
-from abplib.core.errors import AbpError
 
 
 class Interval(NamedTuple):
@@ -26,28 +25,20 @@ class Interval(NamedTuple):
     """Samples behind the estimate."""
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(k: int, n: int) -> Interval:
     """Wilson score interval of the proportion of k successes among n trials."""
-    if not 0 <= k <= n or n == 0:
-        raise AbpError(f"{k} successes of {n} trials make no proportion; count at least one trial.")
-    interval = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+    interval = stats.binomtest(k, n).proportion_ci(method="wilson")
     return Interval(k / n, float(interval.low), float(interval.high), n)
 
 
-def mean_sem(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def mean_sem(values: ArrayLike) -> tuple[float, float]:
     """Mean and its standard error (ddof = 1, as in Table 1); the error of one value is nan."""
     finite = _checked(values)
     error = finite.std(ddof=1) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
     return float(finite.mean()), float(error)
 
 
-def bootstrap_mean(
-    values: Sequence[float] | np.ndarray,
-    *,
-    seed: int,
-    confidence: float = 0.95,
-    n_resamples: int = 9999,
-) -> Interval:
+def bootstrap_mean(values: ArrayLike, *, seed: int, n_resamples: int = 9999) -> Interval:
     """Bias-corrected and accelerated bootstrap interval of a mean.
 
     Equal values give an interval of no width, one value an unknown (nan) one.
@@ -61,7 +52,6 @@ def bootstrap_mean(
     low, high = stats.bootstrap(
         (finite,),
         np.mean,
-        confidence_level=confidence,
         n_resamples=n_resamples,
         method="BCa",
         rng=np.random.default_rng(seed),
@@ -70,27 +60,17 @@ def bootstrap_mean(
 
 
 def paired_difference(
-    first: Sequence[float] | np.ndarray,
-    second: Sequence[float] | np.ndarray,
-    *,
-    seed: int,
-    confidence: float = 0.95,
-    n_resamples: int = 9999,
+    first: ArrayLike, second: ArrayLike, *, seed: int, n_resamples: int = 9999
 ) -> Interval:
     """Mean of `first` less that of `second` over the same samples, as `bootstrap_mean` does it.
 
     Samples are drawn in pairs, which is to draw their differences.
     """
-    first, second = _paired(first, second)
-    return bootstrap_mean(first - second, seed=seed, confidence=confidence, n_resamples=n_resamples)
+    return bootstrap_mean(np.subtract(first, second), seed=seed, n_resamples=n_resamples)
 
 
 def sign_flip_test(
-    first: Sequence[float] | np.ndarray,
-    second: Sequence[float] | np.ndarray,
-    *,
-    seed: int,
-    n_resamples: int = 9999,
+    first: ArrayLike, second: ArrayLike, *, seed: int, n_resamples: int = 9999
 ) -> float:
     """Two-sided p-value of equal means over the same samples.
 
@@ -98,7 +78,7 @@ def sign_flip_test(
     difference: at random, or in all ways where there are no more of them than `n_resamples`.
     """
     test = stats.permutation_test(
-        _paired(first, second),
+        (_checked(first), _checked(second)),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
         vectorized=True,
@@ -109,12 +89,9 @@ def sign_flip_test(
     return float(test.pvalue)
 
 
-def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+def holm(p_values: ArrayLike) -> np.ndarray:
     """Holm's (1979) adjusted p-values of a family of tests, in the order given."""
-    p = _checked(p_values)
-    if p.min() < 0 or p.max() > 1:
-        raise AbpError(f"Holm's correction takes p-values in [0, 1], not {p.min()} to {p.max()}.")
-    return np.asarray(multitest.multipletests(p, method="holm")[1])
+    return np.asarray(multitest.multipletests(p_values, method="holm")[1])
 
 
 class PairedTable(NamedTuple):
@@ -126,16 +103,12 @@ class PairedTable(NamedTuple):
     neither: int
 
     @classmethod
-    def of(cls, first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> Self:
+    def of(cls, first: ArrayLike, second: ArrayLike) -> Self:
         """Count the answers; `first[i]` and `second[i]` are about the same sample."""
         a, b = np.asarray(first), np.asarray(second)
-        if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape or not len(a):
-            raise AbpError(
-                f"Answers of {a.dtype} {a.shape} and {b.dtype} {b.shape} make no 2 x 2 table; give "
-                "two equally long rows of booleans, without the samples that have no answer."
-            )
-        counts = (a & b, a & ~b, ~a & b, ~a & ~b)
-        return cls(*(int(cell.sum()) for cell in counts))
+        if a.dtype != bool or b.dtype != bool or a.shape != b.shape:
+            raise ValueError(f"{a.dtype} {a.shape} and {b.dtype} {b.shape} are no answers in pairs")
+        return cls(*(int(cell.sum()) for cell in (a & b, a & ~b, ~a & b, ~a & ~b)))
 
     @property
     def n(self) -> int:
@@ -154,14 +127,14 @@ def mcnemar(table: PairedTable) -> float:
     return float(contingency_tables.mcnemar(counts, exact=True).pvalue)
 
 
-def proportion_difference(table: PairedTable, confidence: float = 0.95) -> Interval:
+def proportion_difference(table: PairedTable) -> Interval:
     """How much more often the first answer is yes than the second, as a fraction of the samples.
 
     Newcombe's (1998, Statistics in Medicine 17, 2635-2650) method 10: the Wilson intervals of the
     two proportions, combined under the correlation of the answers (continuity-corrected).
     """
     a, b, c, d = table
-    first, second = wilson(a + b, table.n, confidence), wilson(a + c, table.n, confidence)
+    first, second = wilson(a + b, table.n), wilson(a + c, table.n)
     margins = (a + b) * (c + d) * (a + c) * (b + d)
     agreement: float = a * d - b * c
     if agreement > 0:
@@ -186,70 +159,32 @@ def cohen_kappa(
 ) -> float:
     """Cohen's (1960) kappa of two raters' answers to the same questions, in [-1, 1].
 
-    NaN where all answers are the same, since chance alone then gives perfect agreement.
-
-    Args:
-        first: one answer a question.
-        second: the other rater's, in the same order.
-        categories: all possible answers, in their order where they have one.
-        quadratic: weigh a disagreement by the square of its distance in that order (Cohen 1968).
-
-    Raises:
-        AbpError: there is no question, an answer is missing, or one is not in `categories`.
+    NaN where all answers are the same, since chance alone then gives perfect agreement. All
+    possible answers are given in their order, if they have one; `quadratic` weighs a disagreement
+    by the square of its distance in it (Cohen 1968).
     """
     place = {category: number for number, category in enumerate(categories)}
-    if len(first) != len(second) or not len(first):
-        raise AbpError(
-            f"{len(first)} and {len(second)} answers are not in pairs; give both of each question."
-        )
-    if unknown := {a for a in (*first, *second) if a not in place}:
-        raise AbpError(f"{unknown.pop()!r} is none of the answers {', '.join(map(str, place))}.")
-    if len({*first, *second}) == 1:
-        return math.nan
     counts = np.zeros((len(place), len(place)))
     np.add.at(counts, ([place[a] for a in first], [place[b] for b in second]), 1)
-    kappa = inter_rater.cohens_kappa(counts, wt="quadratic" if quadratic else None)
-    return float(kappa.kappa)
+    if len({*first, *second}) == 1:
+        return math.nan
+    return float(inter_rater.cohens_kappa(counts, wt="quadratic" if quadratic else None).kappa)
 
 
-def fleiss_kappa(counts: Sequence[Sequence[int]] | np.ndarray) -> float:
+def fleiss_kappa(counts: ArrayLike) -> float:
     """Fleiss' (1971) kappa of `counts` [questions, categories], how many raters gave which answer.
 
-    NaN as `cohen_kappa` is.
-
-    Raises:
-        AbpError: there is no question, or the questions differ in their number of raters, or have
-            fewer than two.
+    All questions have as many raters, two or more. NaN as `cohen_kappa` is.
     """
     table = np.asarray(counts, dtype=float)
-    raters = table.sum(axis=1) if table.ndim == 2 and len(table) else np.zeros(1)
-    if raters.min() < 2 or raters.min() != raters.max():
-        raise AbpError("Fleiss' kappa takes questions that the same number of raters, 2 or more, "
-                       "answered; leave out the others.")  # fmt: skip
     alike = (table.sum(axis=0) > 0).sum() == 1
     return math.nan if alike else float(inter_rater.fleiss_kappa(table))
 
 
-def _paired(
-    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    first, second = _checked(first), _checked(second)
-    if len(first) != len(second):
-        raise AbpError(
-            f"{len(first)} and {len(second)} values are not in pairs; give both of every sample."
-        )
-    return first, second
-
-
-def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def _checked(values: ArrayLike) -> np.ndarray:
     array = np.asarray(values, dtype=float)
-    if array.ndim != 1 or not len(array):
-        raise AbpError(f"Values of shape {array.shape} have no mean; give one or more in a row.")
-    if not np.isfinite(array).all():
-        raise AbpError(
-            f"{int((~np.isfinite(array)).sum())} of {len(array)} values are not finite; count and "
-            "leave out the samples that have no value."
-        )
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"not one or more finite values in a row: {array}")
     return array
 
 

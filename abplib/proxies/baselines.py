@@ -10,11 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from abplib.core.boxes import center_distance, iou
+from abplib.core.boxes import CORNERS, center_distance, iou
 from abplib.samples.base import SampleSet
 from abplib.samples.words import SPATIAL, classify
 
-CORNERS = ["x1", "y1", "x2", "y2"]
 TEXT_ONLY = "text_only"
 """What rows call the answers `by_term`."""
 

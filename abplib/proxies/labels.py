@@ -18,10 +18,9 @@ import pandas as pd
 import torch
 
 from abplib.core import code, store
-from abplib.core.boxes import area
+from abplib.core.boxes import CORNERS, area
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ALL, Shard
-from abplib.proxies.baselines import CORNERS
 from abplib.samples.base import SampleSet, check_number, take
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import QUESTION, Grounder, Grounding

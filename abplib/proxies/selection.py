@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from abplib.core import store
-from abplib.core.boxes import Box, iou
+from abplib.core.boxes import CORNERS, Box, iou
 from abplib.core.errors import AbpError
-from abplib.proxies.baselines import CORNERS
 from abplib.proxies.configurations import Configuration, predict
 from abplib.proxies.qformer import Proxy
 from abplib.samples.base import SampleSet

@@ -25,11 +25,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from abplib.core import parallel, store
-from abplib.core.boxes import center_distance, iou
+from abplib.core.boxes import CORNERS, center_distance, iou
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ahead, streamed
 from abplib.proxies.bank import Bank
-from abplib.proxies.baselines import CORNERS, baselines, scored
+from abplib.proxies.baselines import baselines, scored
 from abplib.proxies.configurations import Configuration, predict
 from abplib.proxies.labels import Labels
 from abplib.proxies.qformer import Proxy

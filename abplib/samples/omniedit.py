@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from abplib.core import hub, paths, store
+from abplib.core.boxes import CORNERS
 from abplib.core.errors import AbpError
 from abplib.core.images import load_image
 from abplib.samples.base import Sample
@@ -109,9 +110,9 @@ def choose(
     Raises:
         AbpError: the shards cannot be reached, or hold fewer usable rows.
     """
-    place = None if kept is None else kept / "index" / store.digest(location)
+    index = None if kept is None else kept / "index" / store.digest(location)
     shards = _chosen(location, n_shards, seed)
-    rows = pd.concat([_index(location, name, place) for name in shards])
+    rows = pd.concat([_index(location, name, index) for name in shards])
     usable, unusable = _usable(rows)
     if not 1 <= n <= len(usable):
         raise AbpError(
@@ -322,7 +323,7 @@ def write_labels(frame: pd.DataFrame, path: Path) -> None:
     """Write `Labels.frame` to a JSONL file, one row a line, missing boxes as null."""
     lines = []
     for row in frame.to_dict("records"):
-        box = [row.pop(side) for side in ("x1", "y1", "x2", "y2")]
+        box = [row.pop(side) for side in CORNERS]
         row["box"] = None if pd.isna(box).any() else box
         lines.append(json.dumps(row))
     store.write_text(path, "\n".join(lines) + "\n")

@@ -57,7 +57,7 @@ def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> p
     Without the samples whose exact box is not known.
     """
     checked = usable.head(n)
-    said = torch.tensor(checked[["x1", "y1", "x2", "y2"]].to_numpy(np.float32))
+    said = torch.tensor(checked[boxes.CORNERS].to_numpy(np.float32))
     exact = torch.tensor([samples[int(index)].box for index in checked["index"]])
     scores = {"iou": boxes.iou(said, exact), "center_error": boxes.center_distance(said, exact)}
     return pd.DataFrame({name: column.numpy() for name, column in scores.items()}).dropna()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from abplib import paper as reported
-from abplib.core.boxes import Box
+from abplib.core.boxes import CORNERS, Box
 from abplib.core.stats import (
     Interval,
     bootstrap_mean,
@@ -30,7 +30,6 @@ from abplib.editing.methods import CONTROLS, METHODS, OTHERS, Guide, label
 from abplib.judging.base import BEST, FAILURES
 from abplib.judging.box_accuracy import centre_inside, evaluate_box
 from abplib.judging.verdicts import succeeded
-from abplib.proxies.baselines import CORNERS
 from abplib.samples.base import SampleSet
 from abplib.sections.claims import HOLDS, REVERSED, ClaimCheck, against, measure
 from abplib.sections.localization_gap import SUCCESS, successes

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from abplib.core import store
+from abplib.core.boxes import CORNERS
 from abplib.core.stats import Interval, bootstrap_mean, wilson
 from abplib.judging.base import WRONG_OBJECT
 from abplib.judging.box_accuracy import MIN_COVERAGE, evaluate_box
 from abplib.paper import reported
-from abplib.proxies.baselines import CORNERS
 from abplib.samples.base import SampleSet, check_number
 from abplib.sections.claims import measure
 from abplib.vlm.encoder import ConditionEncoder
