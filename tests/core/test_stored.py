@@ -170,8 +170,9 @@ def test_a_change_of_code_that_is_reached_is_another_input(library: Edit) -> Non
     before, other = areas.place(1), plain.place(1)
     library("core/boxes.py", '"""Boxes: ', '"""Said otherwise: ')
     library("core/boxes.py", "\n\n\n", "\n\n\n# said\n")
-    assert areas.place(1) == before  # prose is no code
-    library("core/boxes.py", "def area(", "_MORE = 1\n\n\ndef area(")
+    library("core/boxes.py", "def iou(", "_MORE = 1\n\n\ndef iou(")
+    assert areas.place(1) == before  # prose is no code, and it takes nothing else from there
+    library("core/boxes.py", ".prod(-1)", ".prod(dim=-1)")
     assert areas.place(1) != before
     assert plain.place(1) == other  # which does not reach it
 
