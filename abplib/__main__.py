@@ -94,7 +94,7 @@ def ground(image: Path, instruction: str, profile: str, vlm: str | None, save: P
     from abplib.vlm.grounding import Grounder
 
     picture = load_image(image)
-    answer = Grounder.of(_encoder(profile, vlm)).locate([picture], [instruction])[0]
+    answer = Grounder(_encoder(profile, vlm)).locate([picture], [instruction])[0]
     click.echo(answer.text)
     if answer.box is None:
         raise AbpError("The answer holds no box: word the edit otherwise or take another model.")

@@ -90,6 +90,7 @@ class Experiment:
             dtype=self.profile.dtype,
             device=device,
             revision=self.profile.revision,
+            repetition_penalty=self.profile.repetition_penalty,
         )
 
     @cached_property
@@ -198,12 +199,16 @@ class Experiment:
     def sweep(self, chosen: Sequence[Configuration] | None = None) -> Sweep:
         """Chapter 2's sweep: a proxy on each configuration of Figure 4, or on those `chosen`."""
         from abplib.proxies.configurations import configurations
-        from abplib.proxies.sweep import sweep
+        from abplib.proxies.sweep import SweepInputs, sweep
 
+        if chosen is None:
+            chosen = configurations(self.encoder)
         return sweep(
-            self.encoder, self.training, self.labels(), self.evaluation,
-            configurations(self.encoder) if chosen is None else chosen,
-            self.profile.sweep, self.seed, self.n,
+            SweepInputs(
+                self.encoder, self.training, self.labels(), self.evaluation, chosen,
+                self.profile.sweep, self.seed,
+            ),
+            self.n,
         )  # fmt: skip
 
     def attention(self, layers: Sequence[int] | None = None) -> ProxyAttention:

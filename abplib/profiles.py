@@ -70,6 +70,8 @@ class Profile(Settings):
     image_area: Count
     """Pixels of the image that the VLM sees."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    """Of the VLM's answers; 1 for plain greedy decoding (A.1), whatever its checkpoint says."""
 
     editor: Name | None = None
     """The Qwen-Image-Edit that edits, named as `vlm` is; it brings its own copy of that."""

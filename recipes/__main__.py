@@ -118,7 +118,7 @@ def probe_vlm(
     click.echo(candidates.linear_errors(encoder).round(3).to_string())
     if batches:
         asked = layers or range(encoder.n_layers)
-        found = candidates.proxy_errors(encoder, batches, asked, paths.root() / "runs/candidates")
+        found = candidates.proxy_errors(encoder, batches, asked)
         click.echo(found.round(3).to_string())
 
 

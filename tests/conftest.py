@@ -33,6 +33,13 @@ def encoder(smoke_folder: Path) -> ConditionEncoder:
     return ConditionEncoder.from_pretrained(smoke_folder, image_area=SMOKE_AREA)
 
 
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of results of the test's own."""
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results"
+
+
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     """An RGB image that no resizing or cropping leaves as it was."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

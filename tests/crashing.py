@@ -5,6 +5,7 @@ Each runs in a process of its own, which the test kills.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from abplib.judging.preservation import Preservation
 from abplib.judging.scene_oracle import SceneOracle
 from abplib.profiles import Profile
 from abplib.proxies.labels import exact_labels
-from abplib.proxies.sweep import sweep
+from abplib.proxies.sweep import SweepInputs, sweep
 from abplib.samples.base import Sample
 from abplib.vlm.encoder import ConditionEncoder
 
@@ -102,8 +103,9 @@ def sweeping(test: Connection, base: Path) -> None:
     ConditionEncoder.encode = asking_encode  # type: ignore[method-assign]
     train_set, eval_set = Noise("train"), Noise("evaluate")
     labels = exact_labels(encoder, train_set, N_TRAIN)
-    sweep(encoder, train_set, labels, eval_set, toysweep.CHOSEN, SETTINGS, 0, N_EVAL, base=base,
-          progress=False)  # fmt: skip
+    os.environ["ABP_RESULTS"] = str(base)
+    chosen = toysweep.CHOSEN
+    sweep(SweepInputs(encoder, train_set, labels, eval_set, chosen, SETTINGS, 0), N_EVAL)
 
 
 def evaluating(test: Connection, base: Path) -> None:

@@ -144,7 +144,7 @@ def _multi_entity(folder: Path, profile: Profile) -> None:
     stages.edit_images(folder, Leveller(), 0, quiet)
     stages.reverse(folder, quiet)
     stages.write_instructions(folder, Speaker(), quiet)
-    stages.ground_boxes(folder, Grounder.of(Experiment(profile).encoder), profile.vlm, quiet)
+    stages.ground_boxes(folder, Grounder(Experiment(profile).encoder), profile.vlm, quiet)
     labels = []
     for task in stages.verification_tasks(folder):
         if task.step == DRAW_BOX:

@@ -282,8 +282,10 @@ class Stored(Generic[P]):
         step: str,
         free: Collection[str],
         lock: Lock | None,
+        without: Collection[str],
     ) -> None:
         self.compute, self.step, self.free, self.lock = compute, step, {*free, "base"}, lock
+        self.without = without
         update_wrapper(self, compute)
 
     def place(self, *args: P.args, **kwargs: P.kwargs) -> Path:
@@ -295,7 +297,8 @@ class Stored(Generic[P]):
         inputs, types = identify(keyed)
         pieces = {code.naming(self.compute), *map(code.naming, types)}
         base = bound.arguments.get("base")
-        return folder(self.step, base=base, **inputs, code=code.digest(*sorted(pieces)))
+        reached = code.digest(*sorted(pieces), without=self.without)
+        return folder(self.step, base=base, **inputs, code=reached)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Path:
         place = self.place(*args, **kwargs)
@@ -311,7 +314,11 @@ class Stored(Generic[P]):
 
 
 def stored(
-    step: str, *, free: Collection[str] = (), lock: Lock | None = alone
+    step: str,
+    *,
+    free: Collection[str] = (),
+    lock: Lock | None = alone,
+    without: Collection[str] = (),
 ) -> Callable[[Callable[Concatenate[Path, P], Mapping[str, Any] | None]], Stored[P]]:
     """Have a function `compute(place, ...)` write its files once for the same inputs.
 
@@ -334,8 +341,9 @@ def stored(
         lock: keeps others out meanwhile: `alone`, or that of a group of processes. None for a
             function that several processes run at a time in one place: it is called always, makes
             what is missing, and locks file by file.
+        without: files of the library (`vlm/answers.py`) that only read what is kept.
     """
-    return lambda compute: Stored(compute, step, free, lock)
+    return lambda compute: Stored(compute, step, free, lock, without)
 
 
 def identify(value: Any) -> tuple[Any, set[type]]:

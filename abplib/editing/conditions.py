@@ -96,14 +96,10 @@ def describe(
     encoder: ConditionEncoder, images: Sequence[Image.Image], instructions: Sequence[str]
 ) -> list[Answer]:
     """What the VLM writes under the edit template: the picture, then what the edit changes."""
-    answers = vlms.generate_text(
-        images,
-        [EDIT_TEMPLATE.format(instruction) for instruction in instructions],
-        encoder.model,
-        encoder.processor,
-        image_area=encoder.image_area,
-        max_new_tokens=MAX_DESCRIPTION,
-    )
+    texts = [EDIT_TEMPLATE.format(instruction) for instruction in instructions]
+    model, processor = encoder.model, encoder.processor
+    chats = vlms.chats(images, texts, model, processor, encoder.image_area)
+    answers = vlms.generate_text(chats, model, processor, max_new_tokens=MAX_DESCRIPTION)
     markers = re.compile(r"<\|\w+\|>")  # that stayed
     return [answer._replace(text=markers.sub("", answer.text).strip()) for answer in answers]
 

@@ -53,8 +53,6 @@ def read_attention(
     n: int,
     configuration: Configuration,
     folder: Path,
-    *,
-    base: Path | None = None,
 ) -> ProxyAttention:
     """Run the proxy in `folder` on the first `n` samples; kept on disk.
 
@@ -72,7 +70,7 @@ def read_attention(
             "its final states: decompose a proxy of decoder blocks."
         )
     n_heads = Proxy.load(folder, encoder.fingerprint).config.n_heads
-    place = _read(encoder, samples, n, configuration, folder, base=base)
+    place = _read(encoder, samples, n, configuration, folder)
     return ProxyAttention(
         weights=load_file(place / "weights.safetensors")["weights"],
         tokens=store.read_parquet(place / "tokens.parquet")[0],
@@ -89,8 +87,6 @@ def _read(
     n: int,
     configuration: Configuration,
     folder: Path,
-    *,
-    base: Path | None = None,
 ) -> None:
     proxy = Proxy.load(folder, encoder.fingerprint).to(encoder.model.device)
     parts, tokens = [], []

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch.nn.utils import parameters_to_vector
 
 from abplib.core.errors import AbpError
 from abplib.core.parallel import side_by_side
-from abplib.proxies.configurations import Configuration
+from abplib.proxies.configurations import Configuration, states_of
 from abplib.proxies.qformer import Proxy, box_loss
 from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.vlm.encoder import Encoding
@@ -52,6 +51,8 @@ class Bank:
         self.configurations = {configuration.name: configuration for configuration in chosen}
         if not chosen or len(self.configurations) < len(chosen):
             raise AbpError("A bank needs at least one configuration, each with its own name.")
+        self.layers, self.final = states_of(chosen)
+        """What to ask the encoder for."""
         self.settings = settings
         self.n_steps = 0
         """Updates made so far."""
@@ -68,17 +69,6 @@ class Bank:
         self._order = [names.index(name) for name in self.configurations]
         self.losses = torch.zeros(len(chosen), device=self.device)
         """Each proxy's loss over the parts of a batch learned from so far, [proxies]."""
-
-    @property
-    def layers(self) -> list[int | Literal["input"]]:
-        """Decoder blocks, or their input, that some proxy reads: what to ask the encoder for."""
-        read = (layer for c in self.configurations.values() for layer in c.layers)
-        return [layer for layer in dict.fromkeys(read) if layer != "final"]
-
-    @property
-    def final(self) -> bool:
-        """Whether some proxy reads the final states."""
-        return any("final" in c.layers for c in self.configurations.values())
 
     @property
     def proxies(self) -> dict[str, Proxy]:

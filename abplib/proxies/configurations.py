@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +61,12 @@ def controls(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
     )
 
 
+def states_of(chosen: Iterable[Configuration]) -> tuple[list[int | Literal["input"]], bool]:
+    """What to ask the encoder for: the blocks that are read, or their input; whether "final" is."""
+    read = dict.fromkeys(layer for configuration in chosen for layer in configuration.layers)
+    return [layer for layer in read if layer != "final"], "final" in read
+
+
 @torch.inference_mode()
 def predict(
     encoder: ConditionEncoder,
@@ -70,11 +76,10 @@ def predict(
     batch: int = 50,
 ) -> dict[str, Tensor]:
     """The proxies' boxes of the first `n` samples from one pass of each, {name: [n, 4]}."""
-    layers = [l for l in dict.fromkeys(l for c in proxies for l in c.layers) if l != "final"]
-    final = any("final" in c.layers for c in proxies)
-    found: dict[str, list[Tensor]] = {configuration.name: [] for configuration in proxies}
+    layers, final = states_of(proxies)
+    parts: dict[str, list[Tensor]] = {configuration.name: [] for configuration in proxies}
     for _, encoding in encoder.over(samples, n, layers=layers, final=final, batch=batch):
         for configuration, proxy in proxies.items():
             states, mask = configuration.select(encoding)
-            found[configuration.name].append(proxy.to(states.device)(states, mask).cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            parts[configuration.name].append(proxy.to(states.device)(states, mask).cpu())
+    return {name: torch.cat(boxes) for name, boxes in parts.items()}

@@ -8,22 +8,24 @@ are kept as generated: where only their parsing has changed, they are read again
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from abplib.core import code, store
-from abplib.core.boxes import CORNERS, area
+from abplib.core.boxes import CORNERS, Box, area
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ALL, Shard
 from abplib.samples.base import SampleSet, check_number, take
+from abplib.vlm.answers import boxes_in
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.grounding import QUESTION, Grounder, Grounding
+from abplib.vlm.grounding import QUESTION, kept_answers
 from abplib.vlm.usable import check
 
 SMALLEST, LARGEST = 0.001, 0.9
@@ -31,12 +33,6 @@ SMALLEST, LARGEST = 0.001, 0.9
 
 USABLE = ""
 """What `reason` holds where a label can be trained on."""
-
-_CHUNK = 256
-"""Samples of one part file: what a killed run loses at most."""
-
-_READING = ("core/boxes.py", "vlm/answers.py", "proxies/labels.py")
-"""What makes boxes of answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,47 +75,36 @@ def predict_labels(
     n: int,
     *,
     shipped: Path | None = None,
-    base: Path | None = None,
+    shard: Shard = ALL,
 ) -> Labels:
     """Ask the encoder's own VLM for the boxes of the first `n` samples, or reuse what it said.
 
     Rows of the file `shipped` are taken where its key says that the same VLM made them for the
-    same samples; the rest is computed in parts of 256 samples, each written as it is complete under
-    `<base or results>/labels/`, so that a killed run goes on where it was and a larger `n` adds.
+    same samples; the rest is asked as `kept_answers` does, or a shard of it.
 
     Raises:
         AbpError: `n` is not in 1..len(samples), or no answer can be used.
     """
-    key = _key(encoder, samples)
-    known, note = _shipped(shipped, key)
-    parts = [known, *_parts(encoder, samples, len(known), n, key, base)]
-    frame = pd.concat([part for part in parts if len(part)], ignore_index=True).iloc[:n]
-    found = Labels(frame, key, note)
-    if found.usable.empty:
+    check_number(n, samples)
+    key = {
+        "vlm": encoder.fingerprint,
+        "image_area": encoder.image_area,
+        "samples": samples.fingerprint,
+        "dtype": str(encoder.model.dtype),
+        "repetition_penalty": encoder.repetition_penalty,
+        "prompt": store.digest(QUESTION),
+    }
+    frame, note = _shipped(shipped, key)
+    if len(frame) < n:
+        said = kept_answers(encoder, samples, range(len(frame), n), shard)
+        frame = pd.concat([frame, _read(said)], ignore_index=True) if len(frame) else _read(said)
+    found = Labels(frame.iloc[:n], key, note)
+    if found.usable.empty and shard == ALL:
         raise AbpError(
             f"None of the VLM's {n} answers holds a usable box ({found.unusable}): check the model "
             "with chapter 1, or ask for more labels."
         )
     return found
-
-
-def predict_shard(
-    encoder: ConditionEncoder,
-    samples: SampleSet,
-    n: int,
-    shard: Shard,
-    *,
-    shipped: Path | None = None,
-    base: Path | None = None,
-) -> None:
-    """Compute some of the parts that `predict_labels` puts together.
-
-    Raises:
-        AbpError: `n` is not in 1..len(samples).
-    """
-    key = _key(encoder, samples)
-    for _ in _parts(encoder, samples, len(_shipped(shipped, key)[0]), n, key, base, shard):
-        pass
 
 
 def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Labels:
@@ -129,24 +114,12 @@ def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Label
         AbpError: `n` is not in 1..len(samples).
     """
     check_number(n, samples)
-    taken = (take(samples, index, partial(check, encoder)) for index in range(n))
-    rows = [
-        _row(index, name, Grounding("", sample.box if sample else None, 1, fault))
-        for index, (name, sample, fault) in enumerate(taken)
-    ]
+    taken = [take(samples, index, partial(check, encoder))[:3] for index in range(n)]
+    rows = [(index, name, fault, bool(fault)) for index, (name, _, fault) in enumerate(taken)]
+    frame = pd.DataFrame(rows, columns=["index", "sample_id", "answer", "refused"])
+    boxes = [sample and sample.box for _, sample, _ in taken]
     key = {"boxes": "exact", "samples": samples.fingerprint, "vlm": encoder.fingerprint}
-    return Labels(pd.DataFrame(rows), key, "The labels are the samples' exact boxes.")
-
-
-def _key(encoder: ConditionEncoder, samples: SampleSet) -> dict[str, Any]:
-    """`Labels.key` of the VLM's own boxes."""
-    return {
-        "vlm": encoder.fingerprint,
-        "image_area": encoder.image_area,
-        "samples": samples.fingerprint,
-        "dtype": str(encoder.model.dtype),
-        "prompt": store.digest(QUESTION),
-    }
+    return Labels(_table(frame, boxes), key, "The labels are the samples' exact boxes.")
 
 
 def _reading() -> str:
@@ -155,94 +128,39 @@ def _reading() -> str:
 
 
 def _shipped(path: Path | None, key: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    """The rows of a file that is the key's own, and where labels come from."""
+    made = "The labels were predicted in this run"
     if path is None:
-        return pd.DataFrame(), "The labels were predicted in this run."
+        return pd.DataFrame(), f"{made}."
     if not path.exists():
-        return pd.DataFrame(), f"The labels were predicted in this run: {path.name} is not there."
+        return pd.DataFrame(), f"{made}: {path.name} is not there."
     frame, made_by = store.read_parquet(path)
-    told = {**key, "vlm": None} | made_by  # files from before name neither dtype nor prompt
+    told = {**key, "vlm": None} | made_by  # files from before do not name all of it
     if differing := ", ".join(name for name in key if told[name] != key[name]):
-        return pd.DataFrame(), (
-            f"The labels were predicted in this run: {path.name} is of another {differing}."
-        )
-    note = f"The labels are those of {path.name}, made by the same VLM and samples."
-    return _read(frame, made_by.get("reading")), note
+        return pd.DataFrame(), f"{made}: {path.name} is of another {differing}."
+    if made_by.get("reading", _reading()) != _reading():
+        frame = _read(frame.assign(refused=frame["reason"] == "refused"))
+    return frame, f"The labels are those of {path.name}, made by the same VLM and samples."
 
 
-def _parts(
-    encoder: ConditionEncoder,
-    samples: SampleSet,
-    start: int,
-    stop: int,
-    key: dict[str, Any],
-    base: Path | None,
-    shard: Shard = ALL,
-) -> Iterator[pd.DataFrame]:
-    """Rows start..stop from part files: those that are there as they are, then new ones."""
-    check_number(stop, samples)
-    asking = ["import abplib.vlm.grounding", code.naming(type(encoder.adapter))]
-    place = store.folder("labels", base=base, **key, code=code.digest(*asking, without=_READING))
-    present = dict(map(_range, place.glob("*-*.parquet")))
-    chunks = []
-    while start < stop:
-        end = present.get(start) or min(start + _CHUNK, stop)
-        chunks.append(range(start, end))
-        start = end
-    for chunk in shard.take(chunks):
-        path = place / f"{chunk.start:07d}-{chunk.stop:07d}.parquet"
-        with store.alone(path):
-            if not path.exists():
-                rows = _ask(Grounder.of(encoder), samples, chunk)
-                store.write_parquet(path, rows, {"reading": _reading()})
-        frame, made_by = store.read_parquet(path)
-        yield _read(frame, made_by["reading"])
+def _read(said: pd.DataFrame) -> pd.DataFrame:
+    """`Labels.frame` of what `kept_answers` gives."""
+    boxes = [
+        None
+        if row.refused
+        else next(iter(boxes_in(row.answer, (row.across, row.down), cut=row.cut)), None)
+        for row in said.itertuples()
+    ]
+    return _table(said, boxes)
 
 
-def _range(path: Path) -> tuple[int, int]:
-    start, _, end = path.stem.partition("-")
-    return int(start), int(end)
-
-
-def _ask(grounder: Grounder, samples: SampleSet, chunk: range) -> pd.DataFrame:
-    taken = [take(samples, index) for index in chunk]
-    answers = iter(grounder.locate_samples([sample for _, sample, _ in taken if sample]))
-    return pd.DataFrame(
-        _row(index, name, next(answers) if sample else Grounding("", None, 0, fault))
-        for index, (name, sample, fault) in zip(chunk, taken, strict=True)
-    )
-
-
-def _read(frame: pd.DataFrame, reading: str | None) -> pd.DataFrame:
-    """The rows with their answers read anew, where other code read them and they are kept."""
-    if reading in (None, _reading()):
-        return frame
-    rows = []
-    for row in frame.to_dict("records"):
-        if row["reason"] == "refused":
-            said = Grounding("", None, 0, row["answer"])
-        else:
-            said = Grounding.read(row["answer"], (row["across"], row["down"]), cut=row["cut"])
-        rows.append(_row(row["index"], row["sample_id"], said))
-    return pd.DataFrame(rows)
-
-
-def _row(index: int, sample_id: str, answer: Grounding) -> dict[str, Any]:
-    return {
-        "index": index,
-        "sample_id": sample_id,
-        **dict(zip(CORNERS, answer.box or [float("nan")] * 4, strict=True)),
-        "reason": _reason(answer),
-        "answer": answer.fault or answer.text,
-        "across": answer.frame[0],
-        "down": answer.frame[1],
-        "cut": answer.cut,
-    }
-
-
-def _reason(answer: Grounding) -> str:
-    if answer.fault:
-        return "refused"
-    size = float(area(torch.tensor(answer.box or [float("nan")] * 4, dtype=torch.float64)))
-    if size != size:  # not a number: there is no box, or it is not known
-        return "no_box"
-    return "too_small" if size < SMALLEST else "too_large" if size > LARGEST else USABLE
+def _table(rows: pd.DataFrame, boxes: Sequence[Box | None]) -> pd.DataFrame:
+    """Rows with their boxes, and why one is not trained on."""
+    corners = np.array([box or (np.nan,) * 4 for box in boxes], np.float64).reshape(-1, 4)
+    size = area(torch.from_numpy(corners)).numpy()
+    refused, none = rows["refused"].to_numpy(bool), np.isnan(size)
+    reasons = {"refused": refused, "no_box": none, "too_small": size < SMALLEST}
+    reasons["too_large"] = size > LARGEST
+    reason = np.select(list(reasons.values()), list(reasons), USABLE)
+    known = rows.drop(columns=["refused", *CORNERS], errors="ignore")
+    return known.assign(**dict(zip(CORNERS, corners.T, strict=True)), reason=reason)

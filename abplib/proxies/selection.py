@@ -40,11 +40,9 @@ class GuidingProxy:
     note: str = ""
     """One sentence on where it comes from."""
 
-    def boxes(
-        self, encoder: ConditionEncoder, samples: SampleSet, n: int, *, base: Path | None = None
-    ) -> list[Box]:
+    def boxes(self, encoder: ConditionEncoder, samples: SampleSet, n: int) -> list[Box]:
         """Boxes of the first `n` samples, fractions of their images; kept on disk."""
-        place = _boxes(self, encoder, samples, n, base=base)
+        place = _boxes(self, encoder, samples, n)
         rows = store.read_parquet(place / "boxes.parquet")[0].to_numpy(float)
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows.tolist()]
 
@@ -68,16 +66,10 @@ class GuidingProxy:
 
 @store.stored("guide")
 def _boxes(
-    place: Path,
-    guide: GuidingProxy,
-    encoder: ConditionEncoder,
-    samples: SampleSet,
-    n: int,
-    *,
-    base: Path | None = None,
+    place: Path, guide: GuidingProxy, encoder: ConditionEncoder, samples: SampleSet, n: int
 ) -> None:
-    (found,) = predict(encoder, {_of(guide.layer): guide.proxy}, samples, n).values()
-    store.write_parquet(place / "boxes.parquet", pd.DataFrame(found.numpy(), columns=CORNERS))
+    (boxes,) = predict(encoder, {_of(guide.layer): guide.proxy}, samples, n).values()
+    store.write_parquet(place / "boxes.parquet", pd.DataFrame(boxes.numpy(), columns=CORNERS))
 
 
 def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> GuidingProxy:
@@ -96,8 +88,8 @@ def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> Guidi
         for layer in encoder.middle_layers
     }
     exact = torch.tensor([tuning[index].box for index in range(len(tuning))])
-    found = predict(encoder, candidates, tuning, len(tuning))
-    overlaps = {c: iou(found[c.name], exact).mean().item() for c in candidates}
+    boxes = predict(encoder, candidates, tuning, len(tuning))
+    overlaps = {c: iou(boxes[c.name], exact).mean().item() for c in candidates}
     best = max(overlaps, key=lambda c: overlaps[c])
     return GuidingProxy(candidates[best], int(best.layers[0]), overlaps[best])
 

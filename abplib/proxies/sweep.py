@@ -56,47 +56,39 @@ class Sweep:
     """seconds spent in training, epochs over the labels, labels usable and not."""
 
 
-def sweep(
-    encoder: ConditionEncoder,
-    train_set: SampleSet,
-    labels: Labels,
-    eval_set: SampleSet,
-    chosen: Sequence[Configuration],
-    settings: SweepSettings,
-    seed: int,
-    n: int,
-    *,
-    base: Path | None = None,
-    progress: bool = True,
-) -> Sweep:
+@dataclass(frozen=True, eq=False)
+class SweepInputs:
+    """All that decides how the proxies of a sweep are trained."""
+
+    encoder: ConditionEncoder
+    train_set: SampleSet
+    labels: Labels
+    """Boxes to learn from."""
+    eval_set: SampleSet
+    """Samples with exact boxes."""
+    chosen: Sequence[Configuration]
+    """A proxy is trained on each."""
+    settings: SweepSettings
+    seed: int
+    """Of the samples' order, the proxies' initial weights and the chance baseline."""
+
+
+def sweep(inputs: SweepInputs, n: int) -> Sweep:
     """Train a proxy on each configuration and evaluate it on the first `n` samples.
 
     Samples come in a seeded order, each once; where `n_batches` asks for more than there are usable
-    labels, again in another order. The seed is also that of the proxies' initial weights and of the
-    chance baseline. All is kept: a killed sweep goes on from its last checkpoint as if it had not
-    been, and for another `n` nothing is trained.
+    labels, again in another order. All is kept: a killed sweep goes on from its last checkpoint as
+    if it had not been, and for another `n` nothing is trained.
 
     Raises:
         AbpError: a configuration asks for a layer that is not there, `n` is not in
             1..len(eval_set), no label is usable, or a loss is not finite.
     """
-    check_number(n, eval_set)
-    for configuration in chosen:
-        for layer in configuration.layers:
-            if layer not in ("input", "final") and layer not in range(encoder.n_layers):
-                raise AbpError(
-                    f"Configuration {configuration.name} reads layer {layer}, but the VLM has "
-                    f"layers 0 to {encoder.n_layers - 1}."
-                )
-    place = _train(
-        encoder, train_set, labels, eval_set, chosen, settings, seed, base=base, progress=progress
-    )
+    check_number(n, inputs.eval_set)
+    place = _train(inputs)
     if parallel.is_first():
         _checkpoint(place).unlink(missing_ok=True)
-    scores = _score(
-        encoder, place / "proxies", chosen, labels, eval_set, seed, n,
-        batch=settings.micro_batch, base=base,
-    )  # fmt: skip
+    scores = _score(place / "proxies", inputs, n)
     return Sweep(
         folder=place,
         curves=store.read_parquet(place / "curves.parquet")[0],
@@ -105,53 +97,29 @@ def sweep(
     )
 
 
-@store.stored("sweep", free={"progress"}, lock=parallel.alone)
-def _train(
-    place: Path,
-    encoder: ConditionEncoder,
-    train_set: SampleSet,
-    labels: Labels,
-    eval_set: SampleSet,
-    chosen: Sequence[Configuration],
-    settings: SweepSettings,
-    seed: int,
-    *,
-    base: Path | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    run = _Run(place, encoder, train_set, labels, eval_set, chosen, settings, seed)
-    run.finish(progress)
+@store.stored("sweep", lock=parallel.alone)
+def _train(place: Path, inputs: SweepInputs) -> dict[str, Any]:
+    run = _Run(place, inputs)
+    run.finish()
     return {
         "seconds": round(run.seconds, 1),
-        "epochs": settings.n_batches * settings.batch_size / len(run.rows),
+        "epochs": inputs.settings.n_batches * inputs.settings.batch_size / len(run.rows),
         "usable": len(run.rows),
-        "unusable": labels.unusable,
+        "unusable": inputs.labels.unusable,
     }
 
 
-@store.stored("scores", free={"batch"}, lock=parallel.alone)
-def _score(
-    place: Path,
-    encoder: ConditionEncoder,
-    proxies: Path,
-    chosen: Sequence[Configuration],
-    labels: Labels,
-    eval_set: SampleSet,
-    seed: int,
-    n: int,
-    *,
-    batch: int,
-    base: Path | None = None,
-) -> None:
+@store.stored("scores", lock=parallel.alone)
+def _score(place: Path, proxies: Path, inputs: SweepInputs, n: int) -> None:
     """Write `Sweep.samples`, of the proxies and of the baselines."""
     if parallel.is_first():
-        trained = {c: Proxy.load(proxies / c.name, encoder.fingerprint) for c in chosen}
-        samples = [eval_set[index] for index in range(n)]
+        encoder, samples = inputs.encoder, [inputs.eval_set[index] for index in range(n)]
+        trained = {c: Proxy.load(proxies / c.name, encoder.fingerprint) for c in inputs.chosen}
         ids, exact = [s.id for s in samples], torch.tensor([s.box for s in samples])
-        found = predict(encoder, trained, eval_set, n, batch)
-        tables = [scored(name, ids, boxes, exact) for name, boxes in found.items()]
-        seen = torch.tensor(labels.usable[CORNERS].to_numpy(np.float32))
-        tables.append(baselines(ids, exact, seen, seed))
+        answers = predict(encoder, trained, inputs.eval_set, n, inputs.settings.micro_batch)
+        tables = [scored(name, ids, boxes, exact) for name, boxes in answers.items()]
+        seen = torch.tensor(inputs.labels.usable[CORNERS].to_numpy(np.float32))
+        tables.append(baselines(ids, exact, seen, inputs.seed))
         store.write_parquet(place / "samples.parquet", pd.concat(tables, ignore_index=True))
     parallel.wait()
 
@@ -159,49 +127,40 @@ def _score(
 class _Run:
     """A training under way: the bank, what was measured so far, and its checkpoint."""
 
-    def __init__(
-        self,
-        place: Path,
-        encoder: ConditionEncoder,
-        train_set: SampleSet,
-        labels: Labels,
-        eval_set: SampleSet,
-        chosen: Sequence[Configuration],
-        settings: SweepSettings,
-        seed: int,
-    ) -> None:
-        self.place, self.encoder, self.settings, self.seed = place, encoder, settings, seed
-        self.train_set, self.eval_set = train_set, eval_set
-        usable = labels.usable
+    def __init__(self, place: Path, inputs: SweepInputs) -> None:
+        self.place, self.inputs, self.encoder = place, inputs, inputs.encoder
+        usable = inputs.labels.usable
         if usable.empty:
             raise AbpError("No training label is usable: check the VLM's boxes with chapter 1.")
-        self.device = encoder.model.device
+        self.device = self.encoder.model.device
         self.rows = usable["index"].to_numpy()
         """Where in the training set each usable label's sample is."""
         self.boxes = torch.tensor(usable[CORNERS].to_numpy(np.float32), device=self.device)
-        self.bank = Bank(chosen, encoder.width, settings, seed, self.device)
+        width = self.encoder.width
+        self.bank = Bank(inputs.chosen, width, inputs.settings, inputs.seed, self.device)
+        self.encoder.check_layers(self.bank.layers)
         self.curves: list[dict[str, Any]] = []
         self.recent: list[list[float]] = []
         """Each proxy's losses, batch by batch, since the last evaluation."""
         self.seconds = 0.0
         self.checkpoint = _checkpoint(place)
 
-    def finish(self, progress: bool) -> None:
+    def finish(self) -> None:
         """Train from the checkpoint or from the start to the end, and write the results."""
         if self.checkpoint.exists():
             self._restore()
         parallel.wait()  # before any process writes the next checkpoint
-        settings, bank = self.settings, self.bank
+        settings, bank = self.inputs.settings, self.bank
         started = time.monotonic() - self.seconds
-        order = _order(len(self.rows), settings.n_batches * settings.batch_size, self.seed)
+        order = _order(len(self.rows), settings.n_batches * settings.batch_size, self.inputs.seed)
         batches = order.reshape(settings.n_batches, settings.batch_size)[bank.n_steps :]
         parts = [self._parts(batch) for batch in batches]
-        passes = self._passes(self.train_set, [self.rows[part] for some in parts for part in some])
-        shown = progress and parallel.is_first()
-        bar = tqdm(
-            total=settings.n_batches, initial=bank.n_steps, desc="proxies", disable=not shown
-        )
-        with bar:
+        rows = [self.rows[part] for some in parts for part in some]
+        passes = self._passes(self.inputs.train_set, rows)
+        hidden = None if parallel.is_first() else True
+        with tqdm(
+            total=settings.n_batches, initial=bank.n_steps, desc="proxies", disable=hidden
+        ) as bar:
             for some in parts:
                 for rows in some:
                     bank.learn(next(passes)[1], self.boxes[torch.from_numpy(rows)])
@@ -222,7 +181,7 @@ class _Run:
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
         """This process's micro-batches of some rows."""
-        size = self.settings.micro_batch
+        size = self.inputs.settings.micro_batch
         starts = range(0, len(rows), size)
         return list(parallel.share().take([rows[start : start + size] for start in starts]))
 
@@ -243,22 +202,22 @@ class _Run:
 
     def _measure(self) -> None:
         """Add a point to each curve; one VLM pass serves all proxies."""
-        n = min(self.settings.n_curve_eval, len(self.eval_set))
-        parts = self._parts(np.arange(n))
+        samples, settings = self.inputs.eval_set, self.inputs.settings
+        parts = self._parts(np.arange(min(settings.n_curve_eval, len(samples))))
         mine: list[tuple[int, Tensor, dict[str, Tensor]]] = []
-        for rows, (some, encoding) in zip(parts, self._passes(self.eval_set, parts), strict=True):
-            found = {name: boxes.cpu() for name, boxes in self.bank.predict(encoding).items()}
-            mine.append((int(rows[0]), torch.tensor([s.box for s in some]), found))
+        for rows, (some, encoding) in zip(parts, self._passes(samples, parts), strict=True):
+            said = {name: boxes.cpu() for name, boxes in self.bank.predict(encoding).items()}
+            mine.append((int(rows[0]), torch.tensor([s.box for s in some]), said))
         whole = sorted(parallel.gathered(mine), key=lambda part: part[0])
         exact = torch.cat([exact for _, exact, _ in whole])
         losses = np.mean(self.recent, axis=0)
         self.recent = []
         for name, loss in zip(self.bank.configurations, losses, strict=True):
-            boxes = torch.cat([found[name] for *_, found in whole])
+            boxes = torch.cat([said[name] for *_, said in whole])
             self.curves.append(
                 {
                     "step": self.bank.n_steps,
-                    "samples_seen": self.bank.n_steps * self.settings.batch_size,
+                    "samples_seen": self.bank.n_steps * settings.batch_size,
                     "configuration": name,
                     "center_error": float(center_distance(boxes, exact).double().mean()),
                     "iou": float(iou(boxes, exact).double().mean()),

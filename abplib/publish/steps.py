@@ -15,7 +15,7 @@ import click
 from abplib import chapter as chapters
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
-from abplib.core.parallel import Shard
+from abplib.core.parallel import ALL, Shard
 from abplib.editing.methods import METHODS, Guide
 from abplib.profiles import LABELS_FILE, ChapterParameters, Profile, parse
 
@@ -43,7 +43,7 @@ _shard = click.option(
 def labels(profile: str, number: int | None, shard: Shard, ship: bool) -> None:
     """Let the VLM label the training samples of chapter 2."""
     from abplib.experiment import Experiment
-    from abplib.proxies.labels import predict_labels, predict_shard
+    from abplib.proxies.labels import predict_labels
 
     made = Experiment(Profile.load(profile), SEED)
     n = number or made.n_labels
@@ -52,9 +52,9 @@ def labels(profile: str, number: int | None, shard: Shard, ship: bool) -> None:
         raise AbpError(
             f"{made.profile.vlm} is no folder to ship labels in: save the model to one first."
         )
-    predict_shard(made.encoder, made.training, n, shard, shipped=path)
+    some = ALL if ship else shard
+    found = predict_labels(made.encoder, made.training, n, shipped=path, shard=some)
     if ship:
-        found = predict_labels(made.encoder, made.training, n, shipped=path)
         found.ship(path)
         click.echo(f"{path}: {len(found.usable)} of {n} usable, {found.unusable or 'none'} not")
 

@@ -51,9 +51,9 @@ def _asked(
     place: Path, encoder: ConditionEncoder, samples: SampleSet, n: int, *, base: Path | None
 ) -> None:
     shown = [samples[index] for index in range(n)]
-    answers = Grounder.of(encoder).locate_samples(shown)
+    answers = Grounder(encoder).locate_samples(shown, range(n))
     rows = []
-    for index, (sample, answer) in enumerate(zip(shown, answers, strict=True)):
+    for index, (sample, (_, answer)) in enumerate(zip(shown, answers, strict=True)):
         corners = answer.box or (np.nan,) * 4
         rows.append(
             {

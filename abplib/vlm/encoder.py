@@ -91,6 +91,7 @@ class ConditionEncoder:
         image_area: int,
         fingerprint: str,
         adapter: Adapter | None = None,
+        repetition_penalty: float = 1.0,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -100,6 +101,8 @@ class ConditionEncoder:
         """Hash of the weights and of every file that shapes the states."""
         self.adapter = adapter or adapter_of(model)
         """What the model's family does in its own way."""
+        self.repetition_penalty = repetition_penalty
+        """Of the answers in text; 1 for plain greedy decoding."""
         prefix, self._turn = self.adapter.texts(processor)
         self.n_dropped = len(self._tokens(prefix))
         """Tokens of the system prompt."""
@@ -120,6 +123,7 @@ class ConditionEncoder:
             "image_area": self.image_area,
             "dtype": str(self.model.dtype),
             "adapter": self.adapter,
+            "repetition_penalty": self.repetition_penalty,
         }
 
     @classmethod
@@ -131,20 +135,16 @@ class ConditionEncoder:
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
         revision: str | None = None,
-        adapter: Adapter | None = None,
+        **options: Any,
     ) -> ConditionEncoder:
         """From a folder or a hub id; `image_area` is in pixels. Raises AbpError if unusable.
 
-        `device="auto"` puts the blocks where there is memory: the GPUs first, then the CPU.
+        `device="auto"` puts the blocks where there is memory: the GPUs first, then the CPU;
+        `"meta"` loads no weights, for what needs none. `options` are the constructor's.
         """
         model, processor = vlms.load_vlm(vlm, dtype=dtype, device=device, revision=revision)
-        return cls(
-            model,
-            processor,
-            image_area=image_area,
-            fingerprint=vlms.fingerprint(vlm, revision),
-            adapter=adapter,
-        )
+        told = vlms.fingerprint(vlm, revision)
+        return cls(model, processor, image_area=image_area, fingerprint=told, **options)
 
     def untrained(self, seed: int) -> ConditionEncoder:
         """A control: the same eyes and token embeddings before a decoder of random weights."""
@@ -240,7 +240,7 @@ class ConditionEncoder:
         attention of the tokens after the image; never runs the output head. Raises AbpError for a
         layer that the model does not have, and as `prepare` does.
         """
-        self._check_layers([*layers, *attention])
+        self.check_layers([*layers, *attention])
         if not isinstance(batch, Prepared):
             batch = self.prepare(batch, instructions or ())
         inputs = BatchFeature(batch.inputs).to(self.model.device, self.model.dtype)
@@ -294,7 +294,8 @@ class ConditionEncoder:
                 self.encode(images, instructions, layers=layers, final=final, attention=attention),
             )
 
-    def _check_layers(self, layers: Sequence[int | str]) -> None:
+    def check_layers(self, layers: Sequence[int | str]) -> None:
+        """Refuse a layer that the model does not have."""
         for layer in layers:
             if layer != "input" and layer not in range(self.n_layers):
                 raise AbpError(

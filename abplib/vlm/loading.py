@@ -123,23 +123,36 @@ class Answer(NamedTuple):
     """Whether the model ended it, and not the limit of tokens."""
 
 
-@torch.inference_mode()
-def generate_text(
+def chats(
     images: Sequence[ImageLike],
     texts: Sequence[str],
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    *,
     image_area: int,
-    max_new_tokens: int,
-) -> list[Answer]:
-    """How the model goes on after each text, greedily, in one batch.
+) -> BatchFeature:
+    """Whole chats as `generate_text` takes them, the place of its image marked in each.
 
-    A text is a whole chat with the place of its image marked. Raises AbpError where one is longer
-    than the model can take.
+    Raises AbpError where one is longer than the model can take.
     """
     fitted = [fit_image(image, image_area, processor) for image in images]
     inputs = tokenize(fitted, texts, processor, padding_side="left")
+    check_length(inputs["input_ids"].shape[1] + 1, model)
+    return inputs
+
+
+@torch.inference_mode()
+def generate_text(
+    inputs: BatchFeature,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
+) -> list[Answer]:
+    """How the model goes on after each of some `chats`, greedily, in one batch.
+
+    A checkpoint's own `repetition_penalty` is not taken: greedy is the likeliest token.
+    """
     n_prompt = inputs["input_ids"].shape[1]
     room = check_length(n_prompt + 1, model) + 1
     tokenizer = processor.tokenizer
@@ -151,6 +164,7 @@ def generate_text(
         temperature=None,
         top_p=None,
         top_k=None,
+        repetition_penalty=repetition_penalty,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from abplib.proxies.baselines import by_term
 from abplib.proxies.configurations import configurations, controls
 from abplib.proxies.labels import exact_labels
 from abplib.proxies.settings import SweepSettings
-from abplib.proxies.sweep import sweep
+from abplib.proxies.sweep import SweepInputs, sweep
 from abplib.samples.base import Sample
 from abplib.samples.scenes.sets import general, tuning
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Layer
@@ -40,7 +39,7 @@ def own_boxes(encoder: ConditionEncoder, n: int = 200) -> pd.Series:
     An answer without a box counts as the whole picture.
     """
     asked = [tuning()[i] for i in range(n)]
-    answers = Grounder.of(encoder).locate([s.image for s in asked], [s.instruction for s in asked])
+    answers = Grounder(encoder).locate([s.image for s in asked], [s.instruction for s in asked])
     said = torch.tensor([answer.box or (0.0, 0.0, 1.0, 1.0) for answer in answers])
     exact = torch.tensor([s.box for s in asked])
     overlap = iou(said, exact)
@@ -75,9 +74,7 @@ def linear_errors(encoder: ConditionEncoder, n_train: int = 1600, n: int = 200) 
     return pd.DataFrame(errors)
 
 
-def proxy_errors(
-    encoder: ConditionEncoder, n_batches: int, layers: Sequence[int], work: Path
-) -> pd.Series:
+def proxy_errors(encoder: ConditionEncoder, n_batches: int, layers: Sequence[int]) -> pd.Series:
     """Centre error of light proxies on the input, some layers, their prompt tokens, and final."""
     kept = {"input", "final", "prompt_final"}
     kept |= {f"{tokens}_{layer}" for layer in layers for tokens in ("layer", "prompt")}
@@ -95,7 +92,7 @@ def proxy_errors(
         n_heads=4,
     )
     labels = exact_labels(encoder, general(), n_batches * _BATCH)
-    found = sweep(encoder, general(), labels, tuning(), chosen, settings, 0, 200, base=work)
+    found = sweep(SweepInputs(encoder, general(), labels, tuning(), chosen, settings, 0), 200)
     return found.samples.groupby("configuration", sort=False)["center_error"].mean()
 
 

@@ -15,7 +15,7 @@ from abplib.proxies.configurations import configurations
 from abplib.proxies.labels import exact_labels, predict_labels
 from abplib.proxies.selection import choose
 from abplib.proxies.settings import SweepSettings
-from abplib.proxies.sweep import sweep
+from abplib.proxies.sweep import SweepInputs, sweep
 from abplib.samples.scenes.sets import general, tuning
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.twins import VLMShape
@@ -49,7 +49,7 @@ def make(folder: Path, work: Path, plan: MiniaturePlan, device: str) -> Path:
 
     Args:
         folder: what is shipped goes there: vlm, editor, proxy, conditions.csv.
-        work: folder of checkpoints, encoded pairs and labels.
+        work: folder of checkpoints and encoded pairs.
         plan: shapes and budgets.
         device: "cpu" or "cuda".
 
@@ -57,13 +57,13 @@ def make(folder: Path, work: Path, plan: MiniaturePlan, device: str) -> Path:
     """
     vlm = train(folder / "vlm", work / "vlm", plan.vlm, plan.shape, device)
     make_editor(folder / "editor", vlm, work / "editor", plan.editor, device)
-    make_guide(folder / "proxy", vlm, work, plan, device)
+    make_guide(folder / "proxy", vlm, plan, device)
     vae = folder / "editor" / "vae"
     compare(folder / "conditions.csv", vlm, vae, work / "editor", plan.comparison, device)
     return folder
 
 
-def make_guide(folder: Path, vlm: Path, work: Path, plan: MiniaturePlan, device: str) -> Path:
+def make_guide(folder: Path, vlm: Path, plan: MiniaturePlan, device: str) -> Path:
     """Let the VLM label the general set, beside its weights, and train the proxy that guides.
 
     A proxy on each middle layer is trained; the one whose boxes are best on the tuning samples is
@@ -74,16 +74,14 @@ def make_guide(folder: Path, vlm: Path, work: Path, plan: MiniaturePlan, device:
     if plan.exact_labels:
         labels = exact_labels(encoder, general(), n)
     else:
-        labels = predict_labels(encoder, general(), n, base=work)
+        labels = predict_labels(encoder, general(), n)
         labels.ship(vlm / LABELS_FILE)
     chosen = [
         c
         for c in configurations(encoder)
         if c.tokens == "all" and set(c.layers) <= set(encoder.middle_layers)
     ]
-    swept = sweep(
-        encoder, general(), labels, tuning(), chosen, plan.guide, plan.seed, len(tuning()),
-        base=work,
-    )  # fmt: skip
+    inputs = SweepInputs(encoder, general(), labels, tuning(), chosen, plan.guide, plan.seed)
+    swept = sweep(inputs, len(tuning()))
     choose(encoder, swept.folder / "proxies", tuning()).save(folder, encoder)
     return folder

@@ -42,7 +42,7 @@ def make(
         case "instructions":
             stages.write_instructions(folder, MistralDescriber.from_pretrained(), log)
         case "boxes":
-            stages.ground_boxes(folder, Grounder.of(made.encoder), made.profile.vlm, log)
+            stages.ground_boxes(folder, Grounder(made.encoder), made.profile.vlm, log)
         case "verification":
             if labels is None:
                 raise AbpError(

@@ -20,6 +20,8 @@ from abplib.proxies.settings import ProxyConfig
 from abplib.samples.base import Sample
 from abplib.vlm.encoder import ConditionEncoder
 
+pytestmark = pytest.mark.usefixtures("results")
+
 
 @dataclass
 class Pictures:
@@ -59,13 +61,12 @@ def test_weights_are_the_proxys_own(
     encoder: ConditionEncoder,
     samples: Pictures,
     folder: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     tokens: str,
 ) -> None:
     configuration = Configuration("two", (3, 1), tokens)
     monkeypatch.setattr(encoder, "over", partial(encoder.over, batch=1))  # of different length
-    found = read_attention(encoder, samples, 2, configuration, folder, base=tmp_path)
+    found = read_attention(encoder, samples, 2, configuration, folder)
     assert found.layers == (3, 1) and found.n_heads == 2 and found.ids == ["p0", "p1"]
     assert found.weights.shape[:4] == (2, 4, 3, 2)
     np.testing.assert_allclose(found.masses.sum(-1), 1, rtol=1e-5)
@@ -85,19 +86,17 @@ def test_weights_are_the_proxys_own(
             0 if tokens == "prompt" else math.prod(alone.grids[0])
         )
     monkeypatch.setattr(encoder, "encode", None)  # read from disk
-    again = read_attention(encoder, samples, 2, configuration, folder, base=tmp_path)
+    again = read_attention(encoder, samples, 2, configuration, folder)
     np.testing.assert_array_equal(again.weights, found.weights)
 
 
-def test_bad_input_is_refused(
-    encoder: ConditionEncoder, samples: Pictures, folder: Path, tmp_path: Path
-) -> None:
+def test_bad_input_is_refused(encoder: ConditionEncoder, samples: Pictures, folder: Path) -> None:
     two = Configuration("two", (1, 3), "prompt")
     for n in (0, 3):
         with pytest.raises(AbpError, match=f"{n} samples are asked for, but pictures holds 2"):
-            read_attention(encoder, samples, n, two, folder, base=tmp_path)
+            read_attention(encoder, samples, n, two, folder)
     final = Configuration("last", (3, "final"))
     with pytest.raises(
         AbpError, match="last reads what is no layer of the VLM, its input or its final states"
     ):
-        read_attention(encoder, samples, 2, final, folder, base=tmp_path)
+        read_attention(encoder, samples, 2, final, folder)

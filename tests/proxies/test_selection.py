@@ -10,15 +10,16 @@ import torch
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
-from abplib.experiment import Experiment
-from abplib.profiles import Profile
 from abplib.proxies import selection
 from abplib.proxies.qformer import Proxy
 from abplib.proxies.settings import ProxyConfig
 from abplib.samples.base import Sample
+from abplib.samples.scenes.sets import tuning
 from abplib.vlm.encoder import ConditionEncoder
 
-SCENES = Experiment(Profile.load("smoke")).tuning
+pytestmark = pytest.mark.usefixtures("results")
+
+SCENES = tuning()
 
 
 class Few:
@@ -48,12 +49,10 @@ def proxies(encoder: ConditionEncoder, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def boxes_of(
-    encoder: ConditionEncoder, proxies: Path, layer: int, n: int, base: str = "results"
-) -> list[Box]:
+def boxes_of(encoder: ConditionEncoder, proxies: Path, layer: int, n: int) -> list[Box]:
     proxy = Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint)
     guide = selection.GuidingProxy(proxy, layer, 0.0, "")
-    return guide.boxes(encoder, Few([(0, 0, 1, 1)] * n), n, base=proxies / base)
+    return guide.boxes(encoder, Few([(0, 0, 1, 1)] * n), n)
 
 
 def test_the_proxy_with_the_most_overlap_on_the_tuning_samples_is_chosen(
@@ -74,7 +73,8 @@ def test_boxes_are_ordered_fractions_whatever_the_batches(
     assert all(0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 for x1, y1, x2, y2 in found)
     few = partial(selection.predict, batch=2)
     monkeypatch.setattr(selection, "predict", few)
-    again = boxes_of(encoder, proxies, layer, 3, base="again")
+    monkeypatch.setenv("ABP_RESULTS", str(proxies / "again"))
+    again = boxes_of(encoder, proxies, layer, 3)
     assert torch.tensor(again) == pytest.approx(torch.tensor(found), abs=1e-5)
 
 

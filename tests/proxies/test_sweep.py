@@ -24,7 +24,7 @@ from abplib.proxies.configurations import Configuration, configurations, control
 from abplib.proxies.labels import Labels
 from abplib.proxies.qformer import Proxy, box_loss
 from abplib.proxies.settings import SweepSettings
-from abplib.proxies.sweep import Sweep, sweep
+from abplib.proxies.sweep import Sweep, SweepInputs, sweep
 from abplib.samples.base import Sample
 from abplib.vlm.encoder import ConditionEncoder, Encoding
 from abplib.vlm.twins import smoke_vlm
@@ -70,16 +70,13 @@ def made_labels() -> Labels:
     return Labels(frame.assign(reason=["no_box"] + [""] * 15), {}, "made up")
 
 
-def run(encoder: ConditionEncoder, base: Path, train_set: Noise, **changes: Any) -> Sweep:
-    given: dict[str, Any] = {
-        "labels": made_labels(),
-        "eval_set": Noise(),
-        "chosen": CHOSEN,
-        "settings": SETTINGS,
-        "seed": 0,
-        "n": 5,
-    }
-    return sweep(encoder, train_set, **{**given, **changes}, base=base, progress=False)
+def run(
+    encoder: ConditionEncoder, base: Path, train_set: Noise, n: int = 5, **changes: Any
+) -> Sweep:
+    inputs = SweepInputs(encoder, train_set, made_labels(), Noise(), CHOSEN, SETTINGS, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ABP_RESULTS", str(base))
+        return sweep(replace(inputs, **changes), n)
 
 
 def killed_run(base: str) -> None:
@@ -317,7 +314,7 @@ def test_settings_refuse_by_name(wrong: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"chosen": (Configuration("layer_9", (9,)),)}, "layer_9 reads layer 9.*layers 0 to 3"),
+        ({"chosen": (Configuration("a", (9,)),)}, "no layer 9; the model has layers 0 to 3"),
         ({"chosen": ()}, "at least one configuration"),
         ({"chosen": (CHOSEN[0], CHOSEN[0])}, "each with its own name"),
         ({"n": 17}, "17 samples are asked for, but noise holds 16"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,18 +17,13 @@ from click.testing import CliRunner
 from conftest import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from abplib.__main__ import main
 from abplib.core import store
 from abplib.core.errors import AbpError
-from abplib.proxies import labels as labelling
-from abplib.proxies.labels import predict_labels
 from abplib.samples import omniedit
 from abplib.samples.base import SampleSet
 from abplib.samples.omniedit import Manifest, OmniEdit, choose, fetch, write_labels
-from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.grounding import Grounder, Grounding
 
 TASKS = ("swap", "swap", "swap", "removal", "style")
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -191,40 +187,15 @@ def test_a_stopped_fetch_goes_on(
         fetch(choose(location, n=40, seed=5), tmp_path / "rows", quiet)
 
 
-def test_the_vlm_labels_them(
-    location: str, tmp_path: Path, encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = [(0.1, 0.1, 0.5, 0.5), None, (0.0, 0.0, 1.0, 1.0), (0.2, 0.2, 0.21, 0.21)]
-    asked: list[str] = []
-
-    def locate(
-        _self: Grounder,
-        images: Sequence[Image.Image],
-        words: Sequence[str],
-        *,
-        batch_size: int = 64,
-    ) -> list[Grounding]:
-        if len(asked) == 16:
-            asked.append("killed")
-            raise KeyboardInterrupt
-        asked.extend(words)
-        return [Grounding("said", said[int(word.split()[1]) % 4], 1) for word in words]
-
-    monkeypatch.setattr(Grounder, "locate", locate)
-    monkeypatch.setattr(labelling, "_CHUNK", 8)
-    fetch(choose(location, n=40), tmp_path / "rows", quiet)
-    samples = OmniEdit(tmp_path / "rows")
-    with pytest.raises(KeyboardInterrupt):
-        predict_labels(encoder, samples, len(samples), base=tmp_path)
-    found = predict_labels(encoder, samples, len(samples), base=tmp_path)
-    assert len(asked) == len(samples) + 1  # nothing asked twice
-    write_labels(found.frame, tmp_path / "labels.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
-    assert [row["sample_id"] for row in rows] == [samples[i].id for i in range(len(samples))]
-    counts = {reason: sum(r["reason"] == reason for r in rows) for reason in found.unusable}
-    assert counts == found.unusable
-    assert set(counts) == {"no_box", "too_large", "too_small"}
-    assert all((row["box"] is None) == (row["reason"] == "no_box") for row in rows)
+def test_labels_are_written_a_line_each(tmp_path: Path) -> None:
+    rows = [("a", 0.1, 0.2, 0.3, 0.4, ""), ("b", *[float("nan")] * 4, "no_box")]
+    names = ["sample_id", "x1", "y1", "x2", "y2", "reason"]
+    write_labels(pd.DataFrame(rows, columns=names), tmp_path / "labels.jsonl")
+    written = map(json.loads, (tmp_path / "labels.jsonl").read_text().splitlines())
+    assert list(written) == [
+        {"sample_id": "a", "reason": "", "box": [0.1, 0.2, 0.3, 0.4]},
+        {"sample_id": "b", "reason": "no_box", "box": None},
+    ]
 
 
 def test_the_command(location: str, tmp_path: Path) -> None:

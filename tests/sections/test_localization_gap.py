@@ -250,7 +250,7 @@ def asked() -> pd.DataFrame:
 def saying(monkeypatch: pytest.MonkeyPatch) -> list[list[Grounding]]:
     """What the VLM is made to answer, call by call."""
     queue: list[list[Grounding]] = []
-    monkeypatch.setattr(Grounder, "locate", lambda self, images, instructions: queue.pop(0))
+    monkeypatch.setattr(Grounder, "_answers", lambda _self, _chats: queue.pop(0))
     return queue
 
 

@@ -110,18 +110,18 @@ def test_boxes_are_read_in_the_familys_units(
 ) -> None:
     said = Answer("[8, 12, 40, 24]", seen=(80, 48))
     monkeypatch.setattr(loading, "generate_text", lambda *_, **__: [said])
-    found = Grounder.of(twin(family)).locate(PICTURES[:1], ASKED[:1])
+    found = Grounder(twin(family)).locate(PICTURES[:1], ASKED[:1])
     assert found[0].box == pytest.approx(expected)
 
 
 def test_families_that_write_boxes_in_an_unknown_way_do_not_ground() -> None:
     with pytest.raises(AbpError, match="How VLMs of type 'internvl' write boxes is not known"):
-        Grounder.of(twin("internvl"))
+        Grounder(twin("internvl"))
 
 
 def test_another_qwen_answers_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grounding, "MAX_NEW_TOKENS", 4)
-    found = Grounder.of(twin("qwen3_vl")).locate(PICTURES, ASKED)
+    found = Grounder(twin("qwen3_vl")).locate(PICTURES, ASKED)
     assert len(found) == 2 and all(isinstance(answer.text, str) for answer in found)
 
 

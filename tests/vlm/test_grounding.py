@@ -1,6 +1,9 @@
+"""The standalone VLM's answers: greedy, whatever the batch, and about every sample that can be."""
+
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,23 @@ from abplib.vlm.loading import fit_image
 
 @pytest.fixture
 def grounder(encoder: ConditionEncoder) -> Grounder:
-    return Grounder.of(encoder)
+    return Grounder(encoder)
 
 
 @pytest.fixture
 def talkative(encoder: ConditionEncoder) -> Grounder:
-    """Weights large enough for random answers to depend on the image and the instruction."""
+    """Weights large enough for random answers to depend on the image and the instruction.
+
+    Its checkpoint would not have a word twice.
+    """
     model = copy.deepcopy(encoder.model)
+    model.generation_config.repetition_penalty = 5.0
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
             module.weight.mul_(8)
-    return Grounder(model, encoder.processor, SMOKE_AREA)
+    return Grounder(
+        ConditionEncoder(model, encoder.processor, image_area=SMOKE_AREA, fingerprint="")
+    )
 
 
 def script(
@@ -48,7 +57,7 @@ def script(
         padded = tokenizer(said, padding=True, padding_side="right", return_tensors="pt")
         return torch.cat([input_ids, padded.input_ids], dim=1)
 
-    monkeypatch.setattr(grounder.model, "generate", generate)
+    monkeypatch.setattr(grounder.encoder.model, "generate", generate)
 
 
 def test_answers_become_boxes_of_the_source_image(
@@ -62,7 +71,8 @@ def test_answers_become_boxes_of_the_source_image(
     script(grounder, monkeypatch, answers)
     # the first is seen as 64 x 64 pixels, the others as 96 x 48
     images = [noise(256, 256), noise(120, 60), noise(120, 60)]
-    assert grounder.locate(images, ["remove it"] * 3, batch_size=2) == [
+    monkeypatch.setattr(grounding, "_BATCH", 2)
+    assert grounder.locate(images, ["remove it"] * 3) == [
         Grounding(answers[0], (0.25, 0.5, 0.75, 1.0), 1),
         Grounding(answers[1], (0.25, 0.0, 0.5, 1.0), 2),
         Grounding(answers[2], None, 0),
@@ -94,7 +104,7 @@ def test_generation_is_greedy_with_mrope_whatever_the_batch(
 
 def plainly_said(grounder: Grounder, image: Image.Image, instruction: str, n_tokens: int) -> str:
     """The answer by the plainest loop: whole passes over one sample, the likeliest token next."""
-    processor, model = grounder.processor, grounder.model
+    processor, model = grounder.processor, grounder.encoder.model
     text = processor.apply_chat_template(
         grounding_chat(instruction), tokenize=False, add_generation_prompt=True
     )
@@ -141,20 +151,42 @@ def test_a_bad_sample_does_not_stop_the_others(
         for row, (image, instruction) in enumerate(zip(images, asked, strict=True))
     ]
     script(grounder, monkeypatch, ["[16, 32, 48, 64]"] * 2)
-    found = grounder.locate_samples(samples)
-    assert [answer.box for answer in found if not answer.fault] == [(0.25, 0.5, 0.75, 1.0)] * 2
+    found = dict(grounder.locate_samples(samples, range(5)))
+    assert [a.box for a in found.values() if not a.fault] == [(0.25, 0.5, 0.75, 1.0)] * 2
     for row, sentence in ((1, "chat marker"), (2, "too oblong"), (3, "model takes at most 2048")):
-        assert sentence in found[row].fault and found[row].box is None
+        assert sentence in found[str(row)].fault and found[str(row)].box is None
         with pytest.raises(AbpError, match=f"Sample {row}: .*{sentence}"):
             encoder.read([samples[0], samples[row], samples[4]])
+
+
+def test_the_next_samples_are_prepared_while_the_vlm_answers(
+    grounder: Grounder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last_is_read = threading.Event()
+
+    class Watched(list[Sample]):
+        def __getitem__(self, index: Any) -> Any:
+            if index == 1:
+                last_is_read.set()
+            return super().__getitem__(index)
+
+    def answer(*_: Any) -> list[Grounding]:
+        return [Grounding("in time" if last_is_read.wait(60) else "late", None, 0)]
+
+    monkeypatch.setattr(grounding, "_BATCH", 1)
+    monkeypatch.setattr(Grounder, "_answers", answer)
+    samples = Watched(Sample(str(n), noise(64, 64), "remove it", (0, 0, 1, 1)) for n in range(2))
+    found = grounder.locate_samples(samples, range(2))
+    assert [(name, answer.text) for name, answer in found] == [("0", "in time"), ("1", "in time")]
 
 
 def test_a_model_without_a_chat_template_cannot_be_asked(encoder: ConditionEncoder) -> None:
     """Field case 28."""
     processor = copy.copy(encoder.processor)
     processor.chat_template = None
+    silent = ConditionEncoder(encoder.model, processor, image_area=SMOKE_AREA, fingerprint="")
     with pytest.raises(AbpError, match="without a chat template, so it cannot be asked"):
-        Grounder(encoder.model, processor, SMOKE_AREA)
+        Grounder(silent)
 
 
 def test_bad_images_are_refused(grounder: Grounder) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from conftest import CASES, noise
@@ -17,6 +16,8 @@ from abplib.proxies.labels import exact_labels
 from abplib.samples.base import EditedSamples, Sample
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.usable import Usable, n_usable, usable
+
+pytestmark = pytest.mark.usefixtures("results")
 
 GOOD = Sample("", noise(64, 64), "remove it", (0.1, 0.1, 0.5, 0.5))
 NAN = float("nan")
@@ -91,11 +92,6 @@ class Bad(Mixed):
 
     def __getitem__(self, index: int) -> Sample:
         return super().__getitem__(2 * index + 1)
-
-
-@pytest.fixture(autouse=True)
-def _results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ABP_RESULTS", str(tmp_path))
 
 
 def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(

@@ -57,7 +57,9 @@ def test_killed_and_resumed_everything_is_as_if_unbroken(
 ) -> None:
     monkeypatch.setattr(editor_data, "_PART", 2)
     monkeypatch.setattr(vlm_training, "corpus", lambda side: answers.corpus(40, side))
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "r1"))
     whole = make(tmp_path / "whole", tmp_path / "w1", PLAN, "cpu")
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "r2"))
     backward, attempts = torch.Tensor.backward, 0
     for attempts in itertools.count(1):
         left = itertools.count()

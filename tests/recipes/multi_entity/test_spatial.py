@@ -125,7 +125,7 @@ def made(tmp_path: Path, encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPa
     spatial.edit_images(tmp_path, Negative(), 0, quiet)
     spatial.reverse(tmp_path, quiet)
     spatial.write_instructions(tmp_path, Speaker(), quiet)
-    spatial.ground_boxes(tmp_path, Grounder.of(encoder), "vlm", quiet)
+    spatial.ground_boxes(tmp_path, Grounder(encoder), "vlm", quiet)
     return tmp_path
 
 
