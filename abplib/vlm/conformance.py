@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,8 @@ def examine(encoder: ConditionEncoder) -> list[Finding]:
             "what it needs beside that, from the adapter's `inputs`."
         )
         return [Finding("runs", fault)]
-    return [Finding("runs", ""), *(Finding(name, check(trial)) for name, check in CHECKS.items())]
+    checked = [Finding(name, next(check(trial), "")) for name, check in CHECKS.items()]
+    return [Finding("runs", ""), *checked]
 
 
 class Trial:
@@ -115,23 +116,13 @@ class Trial:
 def _watched(model: PreTrainedModel) -> Iterator[dict[str, dict[str, Any]]]:
     """While the body runs, what the model and its decoder are called with, by keyword."""
     calls: dict[str, dict[str, Any]] = {}
-
-    def storing(name: str) -> Callable[..., None]:
-        def hook(_module: object, _args: object, kwargs: dict[str, Any]) -> None:
-            calls[name] = kwargs
-
-        return hook
-
-    parts = {"model": model.base_model, "decoder": model.get_decoder()}
-    handles = [
-        part.register_forward_pre_hook(storing(name), with_kwargs=True)
-        for name, part in parts.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, part in {"model": model.base_model, "decoder": model.get_decoder()}.items():
+            handle = part.register_forward_pre_hook(
+                lambda _part, _args, given, name=name: calls.update({name: given}), with_kwargs=True
+            )
+            hooks.callback(handle.remove)
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def error_of(found: Tensor, expected: Tensor) -> float:
@@ -146,200 +137,189 @@ def _noise(size: tuple[int, int], seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _shapes(trial: Trial) -> str:
+Faults = Iterator[str]
+"""Of one check; the first counts."""
+
+
+def _shapes(trial: Trial) -> Faults:
     config, states = trial.model.config.get_text_config(), trial.encoding.states
     n_layers, width = trial.encoder.n_layers, trial.encoder.width
     if n_layers != config.num_hidden_layers:
-        return (
+        yield (
             f"The encoder has {n_layers} layers where the model has {config.num_hidden_layers} "
             "decoder blocks; read those of model.get_decoder()."
         )
     expected = (*trial.encoding.mask.shape, config.hidden_size)
     for layer, found in states.items():
         if found.shape != expected or width != config.hidden_size:
-            return (
+            yield (
                 f"Layer {layer} has the shape {list(found.shape)}, the encoder the width {width}, "
                 f"where {list(expected)} is due; keep whole states of all kept tokens."
             )
-    return ""
 
 
-def _spans(trial: Trial) -> str:
+def _spans(trial: Trial) -> Faults:
     encoding, tokenizer = trial.encoding, trial.encoder.processor.tokenizer
     prefix, _ = trial.encoder.adapter.texts(trial.encoder.processor)
     expected = tokenizer(prefix, add_special_tokens=False).input_ids
     for row, dropped in enumerate(trial.given["input_ids"][:, : trial.n_dropped].tolist()):
         if dropped != expected:
-            return (
+            yield (
                 f"The {trial.n_dropped} tokens dropped from sample {row} end in "
                 f"{tokenizer.decode(dropped[-4:])!r} and are not those of the system prompt alone; "
                 "let the adapter's `image_start` begin where a token does."
             )
     spans = (encoding.image_tokens, encoding.prompt_tokens, encoding.template_tokens)
     if not torch.equal(torch.stack(spans).sum(0), encoding.mask.long()):
-        return (
+        yield (
             "The spans image, prompt and template do not cover each real token once; mend the "
             "adapter's `image_tokens`, or `image_end` where the prompt holds image tokens."
         )
     for row, instruction in enumerate(INSTRUCTIONS):
-        found = tokenizer.decode(encoding.input_ids[row][encoding.prompt_tokens[row]])
-        if found.strip(" ") != instruction:
-            return (
-                f"The prompt span of sample {row} reads {found!r} where the instruction is "
+        said = tokenizer.decode(encoding.input_ids[row][encoding.prompt_tokens[row]])
+        if said.strip(" ") != instruction:
+            yield (
+                f"The prompt span of sample {row} reads {said!r} where the instruction is "
                 f"{instruction!r}; let the adapter's `image_end` be all that stands between the "
                 "last image token and the instruction."
             )
-    return ""
 
 
-def _grid(trial: Trial) -> str:
+def _grid(trial: Trial) -> Faults:
     encoding, token = trial.encoding, trial.model.config.image_token_id
     for row, (n_rows, n_columns) in enumerate(encoding.grids):
         ids = encoding.input_ids[row][encoding.image_tokens[row]]
         if len(ids) != n_rows * n_columns or (ids != token).any():
-            return (
+            yield (
                 f"Sample {row} has {int((ids == token).sum())} image tokens for a grid of {n_rows} "
                 f"x {n_columns}; count rows and columns of merged tokens in the adapter's `grids`."
             )
     (wide_rows, wide_columns), (tall_rows, tall_columns) = encoding.grids
     if wide_rows > wide_columns or tall_rows < tall_columns:
-        return (
+        yield (
             f"A wide picture has a grid of {wide_rows} x {wide_columns} and a tall one of "
             f"{tall_rows} x {tall_columns}; let the adapter's `grids` give rows first."
         )
-    return ""
 
 
-def _positions(trial: Trial) -> str:
+def _positions(trial: Trial) -> Faults:
     positions, encoding = trial.positions, trial.encoding
     name, rope = type(trial.model).__name__, trial.model.config.get_text_config().rope_parameters
     if "mrope_section" not in (rope or {}):
-        if positions is None:
-            return ""
-        steps = positions[:, trial.n_dropped :].expand(len(encoding.mask), -1).diff(dim=1)
-        if (steps[encoding.mask[:, 1:]] == 1).all():
-            return ""
-        return f"{name} counts positions along the sequence; leave `position_ids` out."
+        if positions is not None:
+            steps = positions[:, trial.n_dropped :].expand(len(encoding.mask), -1).diff(dim=1)
+            if (steps[encoding.mask[:, 1:]] != 1).any():
+                yield f"{name} counts positions along the sequence; leave `position_ids` out."
+        return
     lost = (
         f"Positions are 1-D where {name} has 3-D ones; pass mm_token_type_ids to the model, or "
         "`position_ids` of its get_rope_index, from the adapter's `inputs`."
     )
     if positions is None or positions.ndim != 3:
-        return lost
+        yield lost
+        return
     for row, (n_rows, n_columns) in enumerate(encoding.grids):
-        place = positions[-2:, row, trial.n_dropped :][:, encoding.image_tokens[row]]
-        if torch.equal(place[0], place[1]):
-            return lost
-        if place.shape[1] != n_rows * n_columns:
+        places = positions[-2:, row, trial.n_dropped :][:, encoding.image_tokens[row]].cpu()
+        if torch.equal(places[0], places[1]):
+            yield lost
+        if places.shape[1] != n_rows * n_columns:
             continue  # the grid's own check says so
-        rows, columns = (place - place[:, :1]).unflatten(1, (n_rows, n_columns)).cpu()
-        if not (
-            torch.equal(rows, torch.arange(n_rows)[:, None].expand_as(rows))
-            and torch.equal(columns, torch.arange(n_columns).expand_as(columns))
-        ):
-            return (
+        due = torch.meshgrid(torch.arange(n_rows), torch.arange(n_columns), indexing="ij")
+        if not torch.equal(places - places[:, :1], torch.stack(due).flatten(1)):
+            yield (
                 f"The positions of sample {row} do not go row by row over its grid of {n_rows} x "
                 f"{n_columns}; give get_rope_index the grids that the processor made."
             )
-    return ""
 
 
-def _states(trial: Trial) -> str:
+def _states(trial: Trial) -> Faults:
     for layer in range(trial.encoder.n_layers - 1):
-        found = trial.read(layer)
-        if trial.alike(found, trial.kept(trial.hidden[layer + 1])):
+        found, expected = trial.read(layer), trial.kept(trial.hidden[layer + 1])
+        if trial.alike(found, expected):
             continue
         for index, other in enumerate(trial.hidden):
             if trial.alike(found, trial.kept(other)):
-                return (
+                yield (
                     f"Layer {layer} holds hidden_states[{index}] where the output of block {layer} "
                     f"is hidden_states[{layer + 1}], [0] being the embeddings; shift the layers."
                 )
-        error = error_of(found, trial.kept(trial.hidden[layer + 1]))
-        return (
-            f"Layer {layer} differs from hidden_states[{layer + 1}] by {error:.1g} of its size; "
-            "read the output of the decoder block itself."
+        yield (
+            f"Layer {layer} differs from hidden_states[{layer + 1}] by "
+            f"{error_of(found, expected):.1g} of its size; read the output of the decoder block "
+            "itself."
         )
-    return ""
 
 
-def _last_block(trial: Trial) -> str:
+def _last_block(trial: Trial) -> Faults:
     last = trial.encoder.n_layers - 1
     found, final = trial.read(last), trial.kept(trial.hidden[-1])
     if trial.alike(found, final):
-        return (
+        yield (
             f"Layer {last}, the last, comes with the final norm applied, as hidden_states[-1] "
             "does; read the output of the last decoder block before the norm."
         )
     if not trial.alike(trial.model.get_decoder().norm(found), final):
-        return (
+        yield (
             f"Layer {last}, the last, does not give the model's final states under the final norm; "
             "read the output of the last decoder block."
         )
-    return ""
 
 
-def _final(trial: Trial) -> str:
-    if trial.alike(trial.read("final"), trial.kept(trial.hidden[-1])):
-        return ""
-    return "The `final` states are not the model's last_hidden_state; take them from its output."
+def _final(trial: Trial) -> Faults:
+    if not trial.alike(trial.read("final"), trial.kept(trial.hidden[-1])):
+        yield "The `final` states are not the model's last_hidden_state; take them from its output."
 
 
-def _rows(trial: Trial) -> str:
+def _rows(trial: Trial) -> Faults:
     encoding = trial.encoding
     after = encoding.mask & (encoding.prompt_tokens.cumsum(1) > 0)
     for layer, found in encoding.attention.items():
         eager = trial.eager[layer].float().mean(1)[:, trial.n_dropped :]
         for row, real in enumerate(after):
-            dropped, expected = eager[row][real].split_with_sizes(
-                [trial.n_dropped, real.shape[0]], dim=1
-            )
+            dropped, expected = eager[row][real].tensor_split([trial.n_dropped], dim=1)
             mine = found[row, : len(expected)]
             total = mine.sum(1) + dropped.sum(1)
             if not trial.alike(total, torch.ones_like(total)):
-                return (
+                yield (
                     f"Attention rows of layer {layer} sum to {float(total[0]):.3g} and not to one, "
                     "the dropped part included; mask what a token cannot see before the softmax."
                 )
             if not trial.alike(mine, expected):
-                return (
+                yield (
                     f"Attention rows of layer {layer} differ from eager attention; read queries "
                     "and keys after their norms and rotary positions, with the block's own mask."
                 )
-    return ""
 
 
-def _padding(trial: Trial) -> str:
+def _padding(trial: Trial) -> Faults:
     together = trial.encoding
     for row, (image, instruction) in enumerate(zip(trial.images, INSTRUCTIONS, strict=True)):
         alone = trial.encode([image], (instruction,))
         n_alone, n_together = int(alone.mask.sum()), int(together.mask[row].sum())
         if n_alone != n_together:
-            return (
+            yield (
                 f"Sample {row} has {n_alone} real tokens alone and {n_together} in a batch, so "
                 "padding is taken for tokens; pass the processor's attention_mask on."
             )
         for layer, states in alone.states.items():
             padded = together.states[layer][row]
             if not trial.alike(padded[: len(states[0])], states[0]):
-                return (
+                yield (
                     f"Layer {layer} of sample {row} is another alone than in a batch; pad on the "
                     "right and pass the processor's attention_mask on."
                 )
             if padded[n_together:].any():
-                return f"Layer {layer} of sample {row} is not zero on padding; mask it."
-    return ""
+                yield f"Layer {layer} of sample {row} is not zero on padding; mask it."
 
 
-def _picture(trial: Trial) -> str:
+def _picture(trial: Trial) -> Faults:
     prompt = trial.encoding.prompt_tokens
     other = trial.encode([ImageOps.invert(image) for image in trial.images], INSTRUCTIONS)
     if torch.equal(other.states["final"][prompt], trial.encoding.states["final"][prompt]):
-        return "Another picture changes nothing in the prompt's states; pass pixel_values on."
-    return ""
+        yield "Another picture changes nothing in the prompt's states; pass pixel_values on."
 
 
-CHECKS: dict[str, Callable[[Trial], str]] = {
+CHECKS: dict[str, Callable[[Trial], Faults]] = {
     "layers and widths": _shapes,
     "spans": _spans,
     "grid": _grid,
@@ -351,4 +331,4 @@ CHECKS: dict[str, Callable[[Trial], str]] = {
     "padding": _padding,
     "picture": _picture,
 }
-"""What is checked after the encoder has run; each gives a fault or an empty string."""
+"""What is checked after the encoder has run."""

@@ -241,7 +241,7 @@ def ground_boxes(folder: Path, grounder: Grounder, model: str, log: Log) -> list
         return Boxed(id=row_id, box=found.box, answer=found.text, reason=reason)
 
     rows = usable(folder, "instructions", Instruction)
-    settings = {"model": model, "image_area": grounder.image_area}
+    settings = {"model": model, "image_area": grounder.encoder.image_area}
     return run(folder, "boxes", rows, Boxed, make, settings, log)
 
 

@@ -44,9 +44,8 @@ class Edit:
 
 def multi_entity_edits(scene: Scene, random: Random) -> list[Edit]:
     """One edit for each spatial reference that holds in a uniform scene, in random order."""
-    found = references(scene, range(len(scene.things)))
-    boxes = object_boxes(scene)
-    return [_turn(scene, found[i], boxes, random) for i in random.permutation(len(found))]
+    named = references(scene, range(len(scene.things)))
+    return [_turn(scene, named[i], random) for i in random.permutation(len(named))]
 
 
 def general_edits(
@@ -57,13 +56,13 @@ def general_edits(
     `by_place` is the share that does so by place, where the scene has objects that a look singles
     out; None takes all references as they come, which are mostly by place.
     """
-    boxes = object_boxes(scene)
     named = all_references(scene)
     kinds = [[r for r in named if (r.term == LOOK) != placed] for placed in (False, True)]
 
     def pick() -> list[Reference]:
         return named if by_place is None else kinds[random.random() < by_place] or named
 
+    local = {"removal": _removal, "swap": _turn, "attribute": _recolour}
     edits: list[Edit] = []
     while len(edits) < n:
         task = TASKS[int(random.choice(len(TASKS), p=(0.3, 0.36, 0.2, 0.08, 0.03, 0.03)))]
@@ -72,15 +71,9 @@ def general_edits(
         elif task == "style":
             edits.append(_style(scene, random))
         elif task == "addition":
-            edits += _addition(scene, pick(), boxes, random)
-        elif not named:
-            continue
-        elif task == "removal":
-            edits.append(_removal(scene, choose(random, pick()), boxes, random))
-        elif task == "swap":
-            edits.append(_turn(scene, choose(random, pick()), boxes, random))
-        else:
-            edits.append(_recolour(scene, choose(random, pick()), boxes, random))
+            edits += _addition(scene, pick(), random)
+        elif named:
+            edits.append(local[task](scene, choose(random, pick()), random))
     return edits
 
 
@@ -112,130 +105,79 @@ def choose(random: Random, options: Iterable[T]) -> T:
     return pool[int(random.integers(len(pool)))]
 
 
-def _turn(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) -> Edit:
+def _turn(scene: Scene, ref: Reference, random: Random) -> Edit:
     """Change an object's colour, its kind, or both."""
     old = scene.things[ref.index]
     kind = old.kind if random.random() < 0.5 else choose(random, KINDS)
     colour = choose(random, [c for c in COLOURS if kind != old.kind or c != old.colour])
     new = with_article(f"{colour} {kind}")
-    return Edit(
-        "swap" if kind != old.kind else "attribute",
-        f"Turn the {ref.phrase} into {new}.",
-        f"The {ref.phrase} becomes {new}.",
-        ref.phrase,
-        ref.term,
-        ref.index,
-        boxes[ref.index],
-        _with(scene, ref.index, replace(old, kind=kind, colour=colour)),
-    )
+    task = "swap" if kind != old.kind else "attribute"
+    said = f"Turn the {ref.phrase} into {new}.", f"The {ref.phrase} becomes {new}."
+    return _local(task, *said, scene, ref, replace(old, kind=kind, colour=colour))
 
 
-def _recolour(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) -> Edit:
+def _recolour(scene: Scene, ref: Reference, random: Random) -> Edit:
     old = scene.things[ref.index]
     colour = choose(random, [c for c in COLOURS if c != old.colour])
-    form = choose(
-        random, ("Make the {} {}.", "Paint the {} {}.", "Change the color of the {} to {}.")
-    )
-    return Edit(
-        "attribute",
-        form.format(ref.phrase, colour),
-        f"The {ref.phrase} becomes {colour}.",
-        ref.phrase,
-        ref.term,
-        ref.index,
-        boxes[ref.index],
-        _with(scene, ref.index, replace(old, colour=colour)),
-    )
+    forms = "Make the {} {}.", "Paint the {} {}.", "Change the color of the {} to {}."
+    instruction = choose(random, forms).format(ref.phrase, colour)
+    answer = f"The {ref.phrase} becomes {colour}."
+    return _local("attribute", instruction, answer, scene, ref, replace(old, colour=colour))
 
 
-def _removal(scene: Scene, ref: Reference, boxes: tuple[Box, ...], random: Random) -> Edit:
+def _removal(scene: Scene, ref: Reference, random: Random) -> Edit:
     form = choose(random, ("Remove the {}.", "Delete the {}.", "Take away the {}."))
-    rest = tuple(t for i, t in enumerate(scene.things) if i != ref.index)
-    return Edit(
-        "removal",
-        form.format(ref.phrase),
-        f"The {ref.phrase} is removed.",
-        ref.phrase,
-        ref.term,
-        ref.index,
-        boxes[ref.index],
-        replace(scene, things=rest),
-    )
+    answer = f"The {ref.phrase} is removed."
+    return _local("removal", form.format(ref.phrase), answer, scene, ref, None)
 
 
-def _addition(
-    scene: Scene, named: list[Reference], boxes: tuple[Box, ...], random: Random
-) -> list[Edit]:
+def _local(
+    task: str, instruction: str, answer: str, scene: Scene, ref: Reference, thing: Thing | None
+) -> Edit:
+    """The edit that puts an object in another's place, or nothing."""
+    things, box = list(scene.things), object_boxes(scene)[ref.index]
+    things[ref.index : ref.index + 1] = [] if thing is None else [thing]
+    after = replace(scene, things=tuple(things))
+    return Edit(task, instruction, answer, ref.phrase, ref.term, ref.index, box, after)
+
+
+def _addition(scene: Scene, named: list[Reference], random: Random) -> list[Edit]:
     """A new object beside a named one, where there is room (an empty list where there is none)."""
     sides = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-    for _ in range(8):
-        if not named:
-            break
+    for _ in range(8 if named else 0):
         ref, (side, (dx, dy)) = choose(random, named), choose(random, sides.items())
         anchor = scene.things[ref.index]
-        x, y, size = (
-            anchor.x + dx * anchor.size * 1.15,
-            anchor.y + dy * anchor.size * 1.15,
-            anchor.size,
-        )
+        size, step = anchor.size, anchor.size * 1.15
+        x, y = anchor.x + dx * step, anchor.y + dy * step
         inside = size / 2 <= min(x, y) and max(x, y) <= 1 - size / 2
         if not inside or any(
             max(abs(t.x - x), abs(t.y - y)) < 0.5 * (t.size + size) for t in scene.things
         ):
             continue
         new = Thing(choose(random, KINDS), choose(random, COLOURS), x, y, size)
-        words = with_article(f"{new.colour} {new.kind}")
+        phrase, where = f"{new.colour} {new.kind}", f"{side} the {ref.phrase}"
+        words = with_article(phrase)
+        said = f"Add {words} {where}.", f"{words.capitalize()} appears {where}."
         after = replace(scene, things=(*scene.things, new))
-        where = f"{side} the {ref.phrase}"
-        return [
-            Edit(
-                "addition",
-                f"Add {words} {where}.",
-                f"{words.capitalize()} appears {where}.",
-                f"{new.colour} {new.kind}",
-                side,
-                None,
-                box_of(masks(after)[-1]),
-                after,
-            )
-        ]
+        box = box_of(masks(after)[-1])
+        return [Edit("addition", *said, phrase, side, None, box, after)]
     return []
 
 
 def _background(scene: Scene, random: Random) -> Edit:
     ground = choose(random, [b for b in BACKGROUNDS if b != scene.background])
     form = choose(random, ("Change the background to {}.", "Put everything on {}."))
-    return Edit(
-        "background",
-        form.format(ground),
-        f"The background becomes {ground}.",
-        "background",
-        "whole",
-        None,
-        WHOLE,
-        replace(scene, background=ground),
-    )
+    said = form.format(ground), f"The background becomes {ground}."
+    after = replace(scene, background=ground)
+    return Edit("background", *said, "background", "whole", None, WHOLE, after)
 
 
 def _style(scene: Scene, random: Random) -> Edit:
     style = choose(random, STYLES)
     form = choose(random, ("Make it look like {}.", "Turn the picture into {}."))
-    return Edit(
-        "style",
-        form.format(with_article(style)),
-        f"The picture becomes {with_article(style)}.",
-        "picture",
-        "whole",
-        None,
-        WHOLE,
-        replace(scene, style=style),
-    )
-
-
-def _with(scene: Scene, index: int, thing: Thing) -> Scene:
-    things = list(scene.things)
-    things[index] = thing
-    return replace(scene, things=tuple(things))
+    words = with_article(style)
+    said = form.format(words), f"The picture becomes {words}."
+    return Edit("style", *said, "picture", "whole", None, WHOLE, replace(scene, style=style))
 
 
 SURROUND = 1
