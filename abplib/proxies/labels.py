@@ -114,10 +114,10 @@ def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Label
         AbpError: `n` is not in 1..len(samples).
     """
     check_number(n, samples)
-    taken = [take(samples, index, partial(check, encoder))[:3] for index in range(n)]
+    taken = [take(samples, index, partial(check, encoder)) for index in range(n)]
     rows = [(index, name, fault, bool(fault)) for index, (name, _, fault) in enumerate(taken)]
     frame = pd.DataFrame(rows, columns=["index", "sample_id", "answer", "refused"])
-    boxes = [sample and sample.box for _, sample, _ in taken]
+    boxes = [None if sample is None else sample.box for _, sample, _ in taken]
     key = {"boxes": "exact", "samples": samples.fingerprint, "vlm": encoder.fingerprint}
     return Labels(_table(frame, boxes), key, "The labels are the samples' exact boxes.")
 
@@ -145,13 +145,11 @@ def _shipped(path: Path | None, key: dict[str, Any]) -> tuple[pd.DataFrame, str]
 
 def _read(said: pd.DataFrame) -> pd.DataFrame:
     """`Labels.frame` of what `kept_answers` gives."""
-    boxes = [
-        None
-        if row.refused
-        else next(iter(boxes_in(row.answer, (row.across, row.down), cut=row.cut)), None)
-        for row in said.itertuples()
-    ]
-    return _table(said, boxes)
+    answers = (
+        [] if r["refused"] else boxes_in(r["answer"], (r["across"], r["down"]), cut=r["cut"])
+        for r in said.to_dict("records")
+    )
+    return _table(said, [boxes[0] if boxes else None for boxes in answers])
 
 
 def _table(rows: pd.DataFrame, boxes: Sequence[Box | None]) -> pd.DataFrame:

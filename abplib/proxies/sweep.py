@@ -155,8 +155,8 @@ class _Run:
         order = _order(len(self.rows), settings.n_batches * settings.batch_size, self.inputs.seed)
         batches = order.reshape(settings.n_batches, settings.batch_size)[bank.n_steps :]
         parts = [self._parts(batch) for batch in batches]
-        rows = [self.rows[part] for some in parts for part in some]
-        passes = self._passes(self.inputs.train_set, rows)
+        asked = [self.rows[part] for some in parts for part in some]
+        passes = self._passes(self.inputs.train_set, asked)
         hidden = None if parallel.is_first() else True
         with tqdm(
             total=settings.n_batches, initial=bank.n_steps, desc="proxies", disable=hidden

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -85,7 +85,9 @@ class Taken(NamedTuple):
 
 
 def take(
-    samples: SampleSet, index: int, check: Callable[[Sample], object] = lambda _: None
+    samples: SampleSet | Sequence[Sample],
+    index: int,
+    check: Callable[[Sample], object] = lambda _: None,
 ) -> Taken:
     """Sample `index`, or why it cannot be used: it cannot be read, or `check` refuses it."""
     name = str(index)

@@ -288,11 +288,8 @@ class ConditionEncoder:
         check_number(n, samples)
         for start in range(0, n, batch):
             some = [samples[index] for index in range(start, min(start + batch, n))]
-            images, instructions = [s.image for s in some], [s.instruction for s in some]
-            yield (
-                some,
-                self.encode(images, instructions, layers=layers, final=final, attention=attention),
-            )
+            prepared = self.read(some)
+            yield some, self.encode(prepared, layers=layers, final=final, attention=attention)
 
     def check_layers(self, layers: Sequence[int | str]) -> None:
         """Refuse a layer that the model does not have."""

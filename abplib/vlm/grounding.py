@@ -207,7 +207,8 @@ def _asked(
 
 def _parts(place: Path, rows: range) -> list[tuple[range, Path]]:
     """The parts of some rows and their files: those that are there as they are, then new ones."""
-    present = dict(map(int, file.stem.split("-")) for file in place.glob("*-*.parquet"))
+    names = (file.stem.split("-") for file in place.glob("*-*.parquet"))
+    present = {int(start): int(stop) for start, stop in names}
     parts, start = [], rows.start
     while start < rows.stop:
         part = range(start, present.get(start) or min(start + _PART, rows.stop))

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from conftest import noise
+from conftest import CASES, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abplib.__main__ import main
 from abplib.core import store
 from abplib.core.errors import AbpError
+from abplib.core.images import load_image
 from abplib.samples import omniedit
 from abplib.samples.base import SampleSet
 from abplib.samples.omniedit import Manifest, OmniEdit, choose, fetch, write_labels
@@ -42,9 +43,13 @@ def png(seed: int) -> bytes:
     return file.getvalue()
 
 
+COMFY = (CASES / "03-png-large-workflow-text/comfy.png").read_bytes()
+"""Field case 03: a picture with a megabyte of compressed text."""
+
+
 def record(number: int) -> dict[str, object]:
     """Rows 3, 13, ... have no picture that can be read; 7, 17, ... no instruction."""
-    picture = b"no picture" if number % 10 == 3 else png(number)
+    picture = {3: b"no picture", 4: COMFY}.get(number % 10, png(number))
     return {
         "omni_edit_id": f"task_{number:03d}",
         "task": TASKS[number % 5],
@@ -134,7 +139,9 @@ def test_fetched_rows_are_samples_in_the_order_of_the_manifest(
     assert [samples[i].id for i in range(len(samples))] == [f"task_{n:03d}" for n in good]
     assert samples[4].instruction == f"swap {good[4]}"
     assert samples[4].facts["task"] == TASKS[good[4] % 5]
-    assert samples[4].image.tobytes() == noise(16, 12, good[4]).tobytes()
+    for sample, number in zip((samples[i] for i in range(len(good))), good, strict=True):
+        shown = load_image(COMFY) if number % 10 == 4 else noise(16, 12, number)
+        assert sample.image.tobytes() == shown.tobytes()
     assert samples.unusable == {
         "unreadable_image": sum(n % 10 == 3 for n in numbers),
         "no_instruction": sum(n % 10 == 7 for n in numbers),

@@ -129,21 +129,6 @@ def test_relative_maps_of_the_generic_instruction_are_one_on_average(
     assert (maps.raw.sum((-2, -1)) < 1).all()
 
 
-def test_the_untrained_twin_is_of_the_same_make_and_seeded(encoder: ConditionEncoder) -> None:
-    before = torch.random.get_rng_state()
-    twins = [encoder.untrained(seed) for seed in (0, 0, 1)]
-    assert torch.equal(torch.random.get_rng_state(), before)
-    weights = [twin.model.state_dict() for twin in twins]
-    name = "model.language_model.layers.1.mlp.up_proj.weight"
-    assert torch.equal(weights[0][name], weights[1][name])
-    assert not torch.equal(weights[0][name], weights[2][name])
-    assert weights[0].keys() == encoder.model.state_dict().keys()
-    assert not torch.equal(weights[0][name], encoder.model.state_dict()[name])
-    assert len({encoder.fingerprint, *(twin.fingerprint for twin in twins)}) == 3
-    encoding = twins[0].encode([noise(64, 64)], ["move it"], attention=[2])
-    assert encoding.attention[2].isfinite().all()
-
-
 BOX: Box = (0.25, 0.0, 0.75, 0.5)
 """Of 4 x 4 cells the four in rows 0 and 1, columns 1 and 2."""
 
