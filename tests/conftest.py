@@ -12,6 +12,7 @@ from hubcache import hub_cache
 from PIL import Image
 
 from abplib.core import code
+from abplib.samples.base import Sample
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.twins import smoke_vlm
 
@@ -38,6 +39,12 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of results of the test's own."""
     monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
     return tmp_path / "results"
+
+
+class Listed(list[Sample]):
+    """A sample set that is written out."""
+
+    name = fingerprint = "listed"
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import toybook
 import yaml
 from click.testing import CliRunner
+from conftest import Listed
 from safetensors.torch import load_file
 
 from abplib.__main__ import main
@@ -20,26 +22,12 @@ from abplib.profiles import Profile
 from abplib.proxies.qformer import Proxy
 from abplib.proxies.selection import GuidingProxy
 from abplib.proxies.settings import ProxyConfig
-from abplib.samples.base import Sample
 from abplib.samples.scenes.sets import tuning
 from abplib.vlm.encoder import ConditionEncoder
 
 SMOKE = Profile.load("smoke")
 SCENES = tuning()
-
-
-class Few:
-    """The first samples of a set, all with the same box."""
-
-    name = "few"
-    fingerprint = "few"
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> Sample:
-        source = SCENES[index]
-        return Sample(source.id, source.image, source.instruction, (0.2, 0.2, 0.4, 0.4))
+FEW = Listed(replace(SCENES[index], box=(0.2, 0.2, 0.4, 0.4)) for index in range(3))
 
 
 def of(profile: Profile, **parts: Any) -> Experiment:
@@ -162,7 +150,7 @@ def test_a_shipped_proxy_of_another_vlm_or_none_is_said_and_not_taken(
     encoder: ConditionEncoder, shipping: Profile, tmp_path: Path
 ) -> None:
     def guide(**changes: object) -> GuidingProxy:
-        return of(shipping.model_copy(update=changes), encoder=encoder, tuning=Few()).guide()
+        return of(shipping.model_copy(update=changes), encoder=encoder, tuning=FEW).guide()
 
     config = tmp_path / "shipped" / "config.json"
     config.write_text(config.read_text().replace(encoder.fingerprint, "another"))
@@ -180,7 +168,7 @@ def test_the_command_ships_the_guide_that_the_sweep_gives(
     path, folder = tmp_path / "own.yaml", tmp_path / "proxy"
     path.write_text(yaml.safe_dump({**SMOKE.model_dump(), "proxy": str(folder)}))
     profile = Profile.load(str(path))
-    monkeypatch.setattr(Experiment, "tuning", Few())
+    monkeypatch.setattr(Experiment, "tuning", FEW)
     trained = of(profile, encoder=encoder).guide()
     done = CliRunner().invoke(main, ["guide", "--profile", str(path)])
     assert done.exit_code == 0, done.output

@@ -137,16 +137,14 @@ def key(step: Callable[..., object] | str, profile: str) -> str:
 @click.option("-n", "number", type=click.IntRange(1), help="Rows; default: the paper's 128,000.")
 @click.option("--shards", type=click.IntRange(1), help="Of the set; default: as many as hold them.")
 @click.option("--seed", type=int, help="Of the choice; default: 0.")
-@click.option("--label", "profile", help="Then let this profile's VLM label them.")
 def omniedit(
     out: Path | None,
     location: str | None,
     number: int | None,
     shards: int | None,
     seed: int | None,
-    profile: str | None,
 ) -> None:
-    """Choose rows of OmniEdit, fetch them and label them, or go on where a run was stopped.
+    """Choose rows of OmniEdit and fetch them, or go on where a run was stopped.
 
     All 571 shards are 3 TB to read; the 61 that hold 128,000 rows are a tenth of that.
     """
@@ -160,7 +158,6 @@ def omniedit(
         OmniEdit,
         choose,
         fetch,
-        write_labels,
     )
 
     folder = out or paths.root() / FOLDER
@@ -183,11 +180,3 @@ def omniedit(
     samples = OmniEdit(folder)
     click.echo(f"{len(samples)} rows in {folder}, {samples.unusable or 'none'} unusable")
     click.echo(f"manifest {manifest.fingerprint}")
-    if profile:
-        from abplib.experiment import Experiment
-        from abplib.proxies.labels import predict_labels
-
-        encoder = Experiment(Profile.load(profile)).encoder
-        found = predict_labels(encoder, samples, len(samples))
-        write_labels(found.frame, folder / "labels.jsonl")
-        click.echo(f"{len(found.usable)} labels usable, {found.unusable or 'none'} not")

@@ -13,7 +13,6 @@ fetch goes on with the next shard. Edited images are not fetched: proxies learn 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from abplib.core import hub, paths, store
-from abplib.core.boxes import CORNERS
 from abplib.core.errors import AbpError
 from abplib.core.images import load_image
 from abplib.samples.base import Sample
@@ -317,16 +315,6 @@ def training() -> OmniEdit:
     if not (folder / MANIFEST).is_file():
         raise AbpError(f"There are no rows of OmniEdit in {folder}: run `abp omniedit`.")
     return OmniEdit(folder)
-
-
-def write_labels(frame: pd.DataFrame, path: Path) -> None:
-    """Write `Labels.frame` to a JSONL file, one row a line, missing boxes as null."""
-    lines = []
-    for row in frame.to_dict("records"):
-        box = [row.pop(side) for side in CORNERS]
-        row["box"] = None if pd.isna(box).any() else box
-        lines.append(json.dumps(row))
-    store.write_text(path, "\n".join(lines) + "\n")
 
 
 def _rows(location: str, name: str, wanted: set[int]) -> Iterator[dict[str, Any]]:

@@ -65,7 +65,8 @@ def fit_image(image: ImageLike, area: int, processor: ProcessorMixin) -> Image.I
     The pipeline rounds the sides to multiples of 32, the power of two nearest to the 28 pixels
     of one of the VLM's image tokens; models with finer tokens round to theirs.
     """
-    return resize(image, area, token_side(processor))
+    vision = processor.image_processor
+    return resize(image, area, vision.patch_size * vision.merge_size)
 
 
 def resize(image: ImageLike, area: int, side: int) -> Image.Image:
@@ -82,11 +83,6 @@ def resize(image: ImageLike, area: int, side: int) -> Image.Image:
     width = math.sqrt(area * ratio)
     sides = (max(1, round(side / multiple)) * multiple for side in (width, width / ratio))
     return upright.resize(tuple(sides), Image.Resampling.LANCZOS)
-
-
-def token_side(processor: ProcessorMixin) -> int:
-    """Pixels along the side of the square that one image token stands for."""
-    return processor.image_processor.patch_size * processor.image_processor.merge_size
 
 
 def tokenize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Listed
 from PIL import Image
 
 from abplib.core.errors import AbpError
@@ -23,26 +23,10 @@ from abplib.vlm.encoder import ConditionEncoder
 pytestmark = pytest.mark.usefixtures("results")
 
 
-@dataclass
-class Pictures:
-    """A `SampleSet` of given images and instructions."""
-
-    images: list[Image.Image]
-    instructions: list[str]
-    name: str = "pictures"
-    fingerprint: str = "0"
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Sample:
-        box = (0.0, 0.0, 0.5, 0.5)
-        return Sample(f"p{index}", self.images[index], self.instructions[index], box)
-
-
 @pytest.fixture
-def samples(images: list[Image.Image], instructions: list[str]) -> Pictures:
-    return Pictures(images, instructions)
+def samples(images: list[Image.Image], instructions: list[str]) -> Listed:
+    pairs = enumerate(zip(images, instructions, strict=True))
+    return Listed(Sample(f"p{i}", image, text, (0, 0, 0.5, 0.5)) for i, (image, text) in pairs)
 
 
 @pytest.fixture
@@ -59,7 +43,7 @@ def folder(encoder: ConditionEncoder, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("tokens", ["prompt", "all"])
 def test_weights_are_the_proxys_own(
     encoder: ConditionEncoder,
-    samples: Pictures,
+    samples: Listed,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     tokens: str,
@@ -72,7 +56,7 @@ def test_weights_are_the_proxys_own(
     np.testing.assert_allclose(found.masses.sum(-1), 1, rtol=1e-5)
     proxy = Proxy.load(folder, encoder.fingerprint)
     for row in range(2):
-        alone = encoder.encode([samples.images[row]], [samples.instructions[row]], layers=(1, 3))
+        alone = encoder.encode([samples[row].image], [samples[row].instruction], layers=(1, 3))
         expected = torch.cat(proxy.attention(*configuration.select(alone)), 1)[0]
         length = expected.shape[-1]
         np.testing.assert_allclose(found.weights[row, ..., :length], expected, atol=1e-6)
@@ -80,7 +64,7 @@ def test_weights_are_the_proxys_own(
         told = found.tokens[found.tokens["sample_id"] == f"p{row}"]
         assert told["slot"].tolist() == list(range(length))
         prompt = told[told["span"] == "prompt"]
-        assert "".join(prompt["text"]) == samples.instructions[row]
+        assert "".join(prompt["text"]) == samples[row].instruction
         assert prompt["token"].tolist() == alone.prompt_tokens[0].nonzero()[:, 0].tolist()
         assert (told["span"] == "image").sum() == (
             0 if tokens == "prompt" else math.prod(alone.grids[0])
@@ -90,10 +74,10 @@ def test_weights_are_the_proxys_own(
     np.testing.assert_array_equal(again.weights, found.weights)
 
 
-def test_bad_input_is_refused(encoder: ConditionEncoder, samples: Pictures, folder: Path) -> None:
+def test_bad_input_is_refused(encoder: ConditionEncoder, samples: Listed, folder: Path) -> None:
     two = Configuration("two", (1, 3), "prompt")
     for n in (0, 3):
-        with pytest.raises(AbpError, match=f"{n} samples are asked for, but pictures holds 2"):
+        with pytest.raises(AbpError, match=f"{n} samples are asked for, but listed holds 2"):
             read_attention(encoder, samples, n, two, folder)
     final = Configuration("last", (3, "final"))
     with pytest.raises(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import Listed
 from PIL import Image
 
 from abplib.core.boxes import Box
@@ -17,24 +18,13 @@ LOWER: Box = (0.0, 0.4, 0.2, 0.6)
 RIGHT: Box = (0.8, 0.1, 1.0, 0.3)
 
 
-class Told:
+def told(*pairs: tuple[str, Box]) -> Listed:
     """Samples of given instructions and boxes."""
-
-    name = "told"
-    fingerprint = "told"
-
-    def __init__(self, *pairs: tuple[str, Box]) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        instruction, box = self.pairs[index]
-        return Sample(f"s{index}", Image.new("RGB", (8, 8)), instruction, box)
+    picture = Image.new("RGB", (8, 8))
+    return Listed(Sample(f"s{i}", picture, text, box) for i, (text, box) in enumerate(pairs))
 
 
-LEARNED = Told(
+LEARNED = told(
     ("Turn the leftmost cup blue.", LEFT),
     ("Remove the leftmost dog.", LOWER),
     ("Turn the second cup from the right blue.", RIGHT),
@@ -69,7 +59,7 @@ def test_the_term_is_the_spatial_words_in_order(instruction: str, term: str) -> 
 
 
 def test_the_answer_is_the_mean_box_of_the_term() -> None:
-    asked = Told(
+    asked = told(
         ("Move the leftmost chair.", (0.3, 0.2, 0.5, 0.4)),
         ("Move the second chair from the right.", RIGHT),
     )
@@ -86,7 +76,7 @@ def test_the_answer_is_the_mean_box_of_the_term() -> None:
 
 
 def test_an_unknown_term_gets_the_mean_of_all_and_is_said() -> None:
-    found = by_term(LEARNED, Told(("Move the topmost chair.", RIGHT)), 1)
+    found = by_term(LEARNED, told(("Move the topmost chair.", RIGHT)), 1)
     assert found["x1"].tolist() == pytest.approx([0.8 / 3])
     assert found["known"].tolist() == [False]
 

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Listed
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.proxies import selection
 from abplib.proxies.qformer import Proxy
 from abplib.proxies.settings import ProxyConfig
-from abplib.samples.base import Sample
 from abplib.samples.scenes.sets import tuning
 from abplib.vlm.encoder import ConditionEncoder
 
 pytestmark = pytest.mark.usefixtures("results")
 
-SCENES = tuning()
 
-
-class Few:
-    """The first samples of a set, with boxes of one's own."""
-
-    name = "few"
-    fingerprint = "few"
-
-    def __init__(self, boxes: list[Box]) -> None:
-        self.boxes = boxes
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, index: int) -> Sample:
-        source = SCENES[index]
-        return Sample(source.id, source.image, source.instruction, self.boxes[index])
+def few(boxes: list[Box]) -> Listed:
+    """The first tuning samples, with boxes of one's own."""
+    return Listed(replace(tuning()[index], box=box) for index, box in enumerate(boxes))
 
 
 @pytest.fixture
@@ -52,14 +39,14 @@ def proxies(encoder: ConditionEncoder, tmp_path: Path) -> Path:
 def boxes_of(encoder: ConditionEncoder, proxies: Path, layer: int, n: int) -> list[Box]:
     proxy = Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint)
     guide = selection.GuidingProxy(proxy, layer, 0.0, "")
-    return guide.boxes(encoder, Few([(0, 0, 1, 1)] * n), n)
+    return guide.boxes(encoder, few([(0, 0, 1, 1)] * n), n)
 
 
 def test_the_proxy_with_the_most_overlap_on_the_tuning_samples_is_chosen(
     encoder: ConditionEncoder, proxies: Path
 ) -> None:
     for layer in encoder.middle_layers:
-        tuning = Few(boxes_of(encoder, proxies, layer, 3))  # that layer's own answers
+        tuning = few(boxes_of(encoder, proxies, layer, 3))  # that layer's own answers
         found = selection.choose(encoder, proxies, tuning)
         assert found.layer == layer
         assert found.iou == pytest.approx(1, abs=1e-4)
@@ -71,8 +58,7 @@ def test_boxes_are_ordered_fractions_whatever_the_batches(
     layer = encoder.middle_layers[0]
     found = boxes_of(encoder, proxies, layer, 3)
     assert all(0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 for x1, y1, x2, y2 in found)
-    few = partial(selection.predict, batch=2)
-    monkeypatch.setattr(selection, "predict", few)
+    monkeypatch.setattr(selection, "predict", partial(selection.predict, batch=2))
     monkeypatch.setenv("ABP_RESULTS", str(proxies / "again"))
     again = boxes_of(encoder, proxies, layer, 3)
     assert torch.tensor(again) == pytest.approx(torch.tensor(found), abs=1e-5)
@@ -94,4 +80,4 @@ def test_without_tuning_samples_there_is_no_choice(
     encoder: ConditionEncoder, proxies: Path
 ) -> None:
     with pytest.raises(AbpError, match="no tuning samples to choose a proxy on"):
-        selection.choose(encoder, proxies, Few([]))
+        selection.choose(encoder, proxies, few([]))

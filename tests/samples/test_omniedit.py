@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +22,7 @@ from abplib.core.errors import AbpError
 from abplib.core.images import load_image
 from abplib.samples import omniedit
 from abplib.samples.base import SampleSet
-from abplib.samples.omniedit import Manifest, OmniEdit, choose, fetch, write_labels
+from abplib.samples.omniedit import Manifest, OmniEdit, choose, fetch
 
 TASKS = ("swap", "swap", "swap", "removal", "style")
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -192,17 +190,6 @@ def test_a_stopped_fetch_goes_on(
     assert stopped.fingerprint == whole.fingerprint
     with pytest.raises(AbpError, match="holds another choice"):
         fetch(choose(location, n=40, seed=5), tmp_path / "rows", quiet)
-
-
-def test_labels_are_written_a_line_each(tmp_path: Path) -> None:
-    rows = [("a", 0.1, 0.2, 0.3, 0.4, ""), ("b", *[float("nan")] * 4, "no_box")]
-    names = ["sample_id", "x1", "y1", "x2", "y2", "reason"]
-    write_labels(pd.DataFrame(rows, columns=names), tmp_path / "labels.jsonl")
-    written = map(json.loads, (tmp_path / "labels.jsonl").read_text().splitlines())
-    assert list(written) == [
-        {"sample_id": "a", "reason": "", "box": [0.1, 0.2, 0.3, 0.4]},
-        {"sample_id": "b", "reason": "no_box", "box": None},
-    ]
 
 
 def test_the_command(location: str, tmp_path: Path) -> None:

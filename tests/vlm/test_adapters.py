@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import dispatch_model
-from conftest import noise
+from conftest import Listed, noise
 
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
@@ -23,6 +23,11 @@ from abplib.vlm.twins import TWINS, qwen3_vl_folder
 
 AREA = 64 * 64
 PICTURES, ASKED = [noise(96, 64, seed=3), noise(40, 160, seed=4)], ["remove it", "turn it blue"]
+
+SAMPLES = Listed(
+    Sample(text, picture, text, (0, 0, 0.5, 0.5))
+    for picture, text in zip(PICTURES, ASKED, strict=True)
+)
 
 
 def twin(family: str) -> ConditionEncoder:
@@ -138,26 +143,15 @@ def test_the_tables_of_the_chapter() -> None:
     assert table.loc["runs"].tolist() == ["fails", "passes"]
 
 
-class Pictures:
-    name = "pictures"
-    fingerprint = ""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(str(index), PICTURES[index], ASKED[index], (0.0, 0.0, 0.5, 0.5))
-
-
 def test_changes_are_parts_of_the_states_size() -> None:
     encoder = twin("qwen3_vl")
-    same = adapting.changes(encoder, encoder, Pictures(), 2)
+    same = adapting.changes(encoder, encoder, SAMPLES, 2)
     assert (same["change"] == 0).all() and len(same) == 2 * 4
     vision = encoder.model.model.visual.merger.linear_fc2.bias
     louder = twin("qwen3_vl")
     torch.nn.init.ones_(louder.model.model.visual.merger.linear_fc2.bias)
     assert vision.abs().max() == 0
-    other = adapting.change_by_layer(adapting.changes(encoder, louder, Pictures(), 2), seed=0)
+    other = adapting.change_by_layer(adapting.changes(encoder, louder, SAMPLES, 2), seed=0)
     right, wrong = (e.encode(PICTURES, ASKED, layers=[1]).states[1] for e in (encoder, louder))
     expected = ((wrong - right).norm(dim=(1, 2)) / right.norm(dim=(1, 2))).mean()
     assert other["value"][1] == pytest.approx(float(expected), rel=1e-5)
