@@ -129,9 +129,14 @@ def test_a_set_without_fault_is_left_as_it_is(encoder: ConditionEncoder) -> None
         usable(encoder, Bad(), len(BAD))
 
 
-def test_an_experiment_leaves_them_out_without_loading_the_vlm() -> None:
+def test_an_experiment_goes_on_without_them() -> None:
     own = dict.fromkeys(("eval_set", "tuning_set", "train_set"), f"{__name__}:Mixed")
-    made = Experiment(Profile.load("smoke", n_eval=12, **own))
+    few = {"n_batches": 2, "batch_size": 6, "micro_batch": 3, "width": 8, "n_queries": 2}
+    made = Experiment(Profile.load("smoke", n_eval=12, labels="exact", sweep=few, **own))
     assert made.n == 6 and len(made.evaluation) == 21 - 6
     assert len(made.tuning) == 11 and len(made.training) == 21
-    assert "encoder" not in vars(made)
+    assert "encoder" not in vars(made)  # its weights are not needed to say so
+    swept = made.sweep()
+    assert set(swept.samples["sample_id"]) == {f"good {2 * i}" for i in range(6)}
+    assert swept.summary["usable"] == swept.summary["unusable"]["refused"] == 6
+    assert len(made.swept_guide().boxes(made.encoder, made.evaluation, made.n)) == 6
