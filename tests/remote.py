@@ -6,17 +6,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-_LOADED = {  # tag -> the attribute by which a page loads something
-    "script": "src",
-    "link": "href",
-    "img": "src",
-    "source": "src",
-    "video": "src",
-    "audio": "src",
-    "iframe": "src",
-    "embed": "src",
-    "object": "data",
-}
+_LOADS = {"link": "href", "object": "data"}
+"""By what a tag loads something; others by `src`."""
 _CSS_REMOTE = re.compile(r"""(?:@import\s+|url\()\s*["']?((?:https?:)?//[^"')\s]+)""")
 _SCRIPT_REMOTE = re.compile(r"""["']((?:https?:)?//[^"'\s]*\.m?js)\b""")
 
@@ -29,8 +20,7 @@ def remote(html: Path) -> list[str]:
         page.feed(path.read_text(encoding="utf-8"))
         found += [f"{path.name}: {address}" for address in page.remote]
     for path in sorted(html.rglob("*.css")):
-        text = path.read_text(encoding="utf-8")
-        addresses = _CSS_REMOTE.findall(text)
+        addresses = _CSS_REMOTE.findall(path.read_text(encoding="utf-8"))
         found += [f"{path.name}: {address}" for address in addresses]
     return found
 
@@ -44,7 +34,7 @@ class _Loads(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
-        address = attributes.get(_LOADED.get(tag, "")) or ""
+        address = attributes.get(_LOADS.get(tag, "src")) or ""
         if attributes.get("rel") != "canonical" and address.startswith(("http:", "https:", "//")):
             self.remote.append(address)
 

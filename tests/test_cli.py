@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import toybook
 from click.testing import CliRunner, Result
+from conftest import noise
+from safetensors.torch import load_file
 
 from abplib.__main__ import main
-from abplib.core import store
+from abplib.core import paths, store
 
 
 @pytest.fixture
@@ -104,3 +106,19 @@ def test_the_command_finds_modules_of_the_working_directory(
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     abp("profiles")
     assert importlib.util.find_spec("nearby") is not None
+
+
+def test_paths_may_hold_blanks_and_any_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chapters and the graph of steps do so in `tests/publish`."""
+    smoke = paths.root() / "abplib/profiles/smoke.yaml"
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "Ergebnisse ü"))
+    monkeypatch.chdir(tmp_path)
+    Path("größe x.yaml").write_text(smoke.read_text())
+    noise(64, 48).save("ein Bild.png")
+    asked = ("ein Bild.png", "Turn it blue.", "--profile", "größe x.yaml")
+    assert "The answer holds no box" in abp("ground", *asked).stderr  # of random weights
+    done = abp("states", *asked, "Zustände x.safetensors")
+    assert done.exit_code == 0, done.stderr
+    assert set(load_file("Zustände x.safetensors")) == {"final", "prompt_tokens"}

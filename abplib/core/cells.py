@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import jupytext
@@ -26,12 +27,17 @@ def code_cells(name: str) -> list[str]:
     return [source for source, _ in told_cells(name)]
 
 
-def told_cells(name: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Source and metadata of the code cells of a chapter; AbpError where it has no source."""
+def source_of(name: str) -> Path:
+    """The MyST source of the chapter called `name`; AbpError where it is missing."""
     path = paths.root() / "book" / "chapters" / f"{name}.md"
     if not path.is_file():
         raise AbpError(f"Chapter {name} has no source: {path} is missing.")
-    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
+    return path
+
+
+def told_cells(name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Source and metadata of the code cells of a chapter; AbpError where it has no source."""
+    notebook = jupytext.reads(source_of(name).read_text(encoding="utf-8"), fmt="md:myst")
     return [(c.source, c.metadata) for c in notebook.cells if c.cell_type == "code"]
 
 

@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillException, PapermillExecutionError
 from traitlets.config import Config
 
 from abplib import chapter as chapters
-from abplib.core import paths, store
+from abplib.core import cells, paths, store
 from abplib.core.errors import AbpError
 from abplib.profiles import model_of, parse
 
@@ -38,24 +38,11 @@ EXECUTED = "executed.ipynb"
 _START_TIMEOUT = 300  # seconds; a kernel on a busy machine exceeds the usual 60
 
 
-def source_of(name: str) -> Path:
-    """The MyST source of the chapter called `name`.
-
-    Raises:
-        AbpError: there is no such chapter, or its file is missing.
-    """
-    model_of(name)
-    path = paths.root() / "book" / "chapters" / f"{name}.md"
-    if not path.is_file():
-        raise AbpError(f"Chapter {name} has no source: {path} is missing.")
-    return path
-
-
 def convert(source: Path) -> NotebookNode:
     """The notebook of one chapter: no outputs, and cell ids that follow from the cells' text.
 
     Raises:
-        AbpError: the `parameters` cell is missing or disagrees with `abplib.parameters`.
+        AbpError: the `parameters` cell is missing or disagrees with `abplib.profiles`.
     """
     notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="md:myst")
     notebook.metadata = nbformat.from_dict(_KERNEL)
@@ -109,7 +96,7 @@ def execute(name: str, values: Mapping[str, Any]) -> Path:
     executed = place / EXECUTED
     with store.alone(executed):  # its kernel, another process, writes the rest of the folder
         if not _ran(place):
-            _run(name, convert(source_of(name)), values, executed)
+            _run(name, convert(cells.source_of(name)), values, executed)
         summary = store.summary_of(place)
         if summary is None:
             executed.unlink()
@@ -142,18 +129,18 @@ def as_written(name: str, place: Path) -> NotebookNode:
 
     The code is that of the run, since a folder belongs to its code; prose and tags may be newer.
     """
-    notebook, ran = convert(source_of(name)), nbformat.read(place / EXECUTED, as_version=4)
+    notebook, ran = convert(cells.source_of(name)), nbformat.read(place / EXECUTED, as_version=4)
     injected = [cell for cell in ran.cells if "injected-parameters" in _tags(cell)]
     made = [c for c in ran.cells if c.cell_type == "code" and c not in injected]
-    cells = []
+    merged = []
     for cell in notebook.cells:
-        cells.append(cell)
+        merged.append(cell)
         if cell.cell_type == "code":
             done = made.pop(0)
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
         if "parameters" in _tags(cell):
-            cells += injected
-    notebook.cells, notebook.metadata = cells, ran.metadata
+            merged += injected
+    notebook.cells, notebook.metadata = merged, ran.metadata
     return notebook
 
 
@@ -228,14 +215,10 @@ def _check_parameters(name: str, notebook: NotebookNode) -> None:
         raise AbpError(
             f"The parameters cell of chapter {name} must hold plain assignments of literals."
         ) from error
-    expected = model_of(name)().model_dump()
-    if assigned != expected:
-        differing = sorted(
-            key
-            for key in assigned.keys() | expected.keys()
-            if (key in assigned, assigned.get(key)) != (key in expected, expected.get(key))
-        )
+    expected, absent = model_of(name)().model_dump(), object()
+    named = sorted(assigned.keys() | expected.keys())
+    if differing := [k for k in named if assigned.get(k, absent) != expected.get(k, absent)]:
         raise AbpError(
-            f"The parameters cell of chapter {name} disagrees with abplib/parameters.py on "
+            f"The parameters cell of chapter {name} disagrees with abplib/profiles.py on "
             f"{', '.join(differing)}."
         )

@@ -54,39 +54,31 @@ from recipes.multi_entity.rows import (
 Log = Callable[[str], None]
 
 
-class Writer(Protocol):
-    """Writes text."""
-
+class _Model(Protocol):
     @property
     def name(self) -> str:
         """What is kept with its work."""
         ...
+
+
+class Writer(_Model, Protocol):
+    """Writes text."""
 
     def write(self, system: str, request: str, schema: dict[str, Any] | None = None) -> str:
         """The answer to a request under a system prompt, as JSON of a schema if one is given."""
         ...
 
 
-class Painter(Protocol):
+class Painter(_Model, Protocol):
     """Makes images of structured prompts."""
-
-    @property
-    def name(self) -> str:
-        """What is kept with its work."""
-        ...
 
     def paint(self, prompt: str, seed: int) -> Image.Image:
         """One image; the same seed gives the same."""
         ...
 
 
-class Describer(Protocol):
+class Describer(_Model, Protocol):
     """Writes text about an image."""
-
-    @property
-    def name(self) -> str:
-        """What is kept with its work."""
-        ...
 
     def describe(self, system: str, image: Image.Image) -> str:
         """The answer to an image under a system prompt."""
@@ -307,27 +299,19 @@ def split(folder: Path, seed: int, log: Log) -> dict[str, Any]:
     texts = usable(folder, "instructions", Instruction)
     order = sorted(verified, key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).hexdigest())
     rows = [
-        {
-            "id": row_id,
-            "instruction": texts[row_id].instruction,
-            "box": verified[row_id].box,
-            "source": pictures[row_id].source,
-            "source_sha256": store.file_hash(folder / pictures[row_id].source),
-            "target": pictures[row_id].target,
-            "target_sha256": store.file_hash(folder / pictures[row_id].target),
-        }
+        {"id": row_id, "instruction": texts[row_id].instruction, "box": verified[row_id].box}
+        | _file(folder, "source", pictures[row_id].source)
+        | _file(folder, "target", pictures[row_id].target)
         for row_id in order
     ]
     half = len(rows) // 2
-    manifest: dict[str, Any] = {
-        "licence": "CC-BY-4.0",
-        "seed": seed,
-        "training": rows[half:],
-        "evaluation": rows[:half],
-    }
-    manifest["fingerprints"] = {
-        part: store.digest(manifest[part]) for part in ("training", "evaluation")
-    }
+    parts = {"training": rows[half:], "evaluation": rows[:half]}
+    manifest = {"licence": "CC-BY-4.0", "seed": seed, **parts}
+    manifest["fingerprints"] = {part: store.digest(rows) for part, rows in parts.items()}
     store.write_json(folder / MANIFEST, manifest)
     log(f"split: {len(rows) - half} to train on, {half} to evaluate")
     return manifest
+
+
+def _file(folder: Path, role: str, name: str) -> dict[str, Any]:
+    return {role: name, f"{role}_sha256": store.file_hash(folder / name)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -41,13 +41,6 @@ def test_each_failure_is_one_sentence(error: Exception, said: str) -> None:
     with pytest.raises(AbpError, match=said) as caught, hub.explained("a/b"):
         raise error
     assert "a/b" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_access_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(HfApi, "auth_check", lambda _api, name, repo_type: asked.append(name))
-    hub.check_access("a/b")
-    assert asked == ["a/b"]
 
 
 def test_a_data_set_is_fetched_as_one() -> None:
@@ -85,12 +78,6 @@ def test_the_hub_is_asked_once_and_the_cache_serves_where_it_is_silent(
     assert hub.only_here("nobody/never")
     monkeypatch.setattr(HfApi, "auth_check", lambda _api, name, repo_type: None)
     assert not hub.only_here("nobody/never")
-
-
-def test_a_vlm_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AbpError, match=r"^nobody/never is not here .* `hf download nobody/never`"):
-        load_vlm("nobody/never")
 
 
 def test_what_was_never_fetched_is_not_here() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from abplib.core.errors import AbpError
-from abplib.core.images import load_image
+from abplib.core.images import data_url, digest, load_image
 
 GREY = CASES / "01-sixteen-bit-gray"
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "La", "RGBa",
@@ -147,3 +148,12 @@ def test_whatever_the_file_a_picture_or_a_sentence(
     except AbpError as error:
         assert "\n" not in str(error)
         assert cuts or exif
+
+
+def test_an_image_is_its_pixels_and_its_size() -> None:
+    image = Image.new("RGB", (4, 2), (1, 2, 3))
+    assert digest(image) == digest(image.convert("RGBA"))
+    assert digest(image) != digest(image.resize((2, 4)))
+    head, _, data = data_url(image).partition(",")
+    again = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert head == "data:image/png;base64" and digest(again) == digest(image)

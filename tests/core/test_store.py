@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 from safetensors import SafetensorError
 
 from abplib.core import store
@@ -140,10 +141,41 @@ def test_a_folder_is_found_by_its_inputs(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_folder_is_known_by_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "one").write_text("1")
-    first = store.digest_folder(tmp_path / "a")
-    (tmp_path / "a").rename(tmp_path / "elsewhere")
-    assert store.digest_folder(tmp_path / "elsewhere") == first
-    (tmp_path / "elsewhere" / "b" / "one").rename(tmp_path / "elsewhere" / "one")
-    moved = store.digest_folder(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "one").write_text("2")
-    assert len({first, moved, store.digest_folder(tmp_path / "elsewhere")}) == 3
+    found = [store.digest_folder(tmp_path / "a")]
+    moved = (tmp_path / "a").rename(tmp_path / "elsewhere")
+    assert store.digest_folder(moved) == found[0]
+    one = (moved / "b" / "one").rename(moved / "one")
+    found.append(store.digest_folder(moved))
+    one.write_text("2")
+    assert len({*found, store.digest_folder(moved)}) == 3
+
+
+class Note(BaseModel):
+    """A line."""
+
+    text: str
+
+
+def test_a_half_line_is_no_line_and_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "notes.jsonl"
+    assert store.read_lines(path, Note) == []
+    for text in ("ä", "b\nb"):
+        store.append_line(path, Note(text=text))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"text": "c')
+    assert [note.text for note in store.read_lines(path, Note)] == ["ä", "b\nb"]
+    store.append_line(path, Note(text="d"))
+    assert path.read_bytes() == whole + b'{"text":"d"}\n'
+    path.write_bytes(b"{")
+    store.append_line(path, Note(text="e"))
+    assert [note.text for note in store.read_lines(path, Note)] == ["e"]
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{}\n")
+    with pytest.raises(AbpError, match=r"Line 1 of .*file is no note"):
+        store.read_lines(tmp_path / "file", Note)
+    with pytest.raises(AbpError, match=r"Cannot write .*lines before are kept"):
+        store.append_line(tmp_path / "file" / "notes.jsonl", Note(text="a"))
+    with pytest.raises(AbpError, match="cannot be read"):
+        store.read_lines(tmp_path, Note)

@@ -21,7 +21,7 @@ CHAPTER = "02_proxies"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The checkout of a toy book that has been built; its profile is `toy.yaml`."""
-    folder = tmp_path_factory.mktemp("toybook")
+    folder = tmp_path_factory.mktemp("a book’s ü folder")
     with pytest.MonkeyPatch.context() as patch:
         profile = str(toybook.make(folder, patch))
         notebooks.execute(CHAPTER, {"profile": profile})
