@@ -17,6 +17,7 @@ import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit as stock
 import torch
 from PIL import Image
 
+from abplib.editing.base import Request
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from benchmarks.measuring import compared, machine, take_turns, write
@@ -35,7 +36,7 @@ def measure(
     seeds = range(n_samples)
 
     def batched() -> list[Image.Image]:
-        return editor.edit_many(images, instructions, seeds)
+        return editor.edit_many([*map(Request, images, instructions, seeds)])
 
     def naive() -> list[Image.Image]:
         return [

@@ -113,20 +113,18 @@ def evaluating(test: Connection, base: Path) -> None:
     ask = _asking(test)
     made = Experiment(Profile.load("smoke"))
     samples, editor = made.evaluation, made.editor
+    os.environ["ABP_RESULTS"] = str(base)  # where all but the twins lie
     edit_many = QwenImageEditor._edit_many
 
-    def asking_edit(self: Any, images: Any, instructions: Any, seeds: Any, *rest: Any) -> Any:
-        ask(Moment("edit", f"{self.name} {seeds[0] // BATCH}"))
-        return edit_many(self, images, instructions, seeds, *rest)
+    def asking_edit(self: Any, requests: Any) -> Any:
+        ask(Moment("edit", f"{self.name} {requests[0].seed // BATCH}"))
+        return edit_many(self, requests)
 
     QwenImageEditor._edit_many = asking_edit  # type: ignore[method-assign]
     runs._BATCH = verdicts._BATCH = BATCH
     boxes = {"exact": [samples[index].box for index in range(N_EDITS)]}
-    files = {
-        name: runs.make_edits(name, editor, samples, N_EDITS, 0, boxes, base=base)
-        for name in METHODS
-    }
-    verdicts.judged(files, samples, AskingOracle(ask), Preservation(side=32), base=base)
+    files = {name: runs.make_edits(name, editor, samples, N_EDITS, 0, boxes) for name in METHODS}
+    verdicts.judged(files, samples, AskingOracle(ask), Preservation(side=32))
 
 
 def _asking(test: Connection) -> Ask:

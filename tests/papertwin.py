@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import othertwins
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,10 +24,9 @@ from labelling import label
 from PIL import Image
 
 from abplib.core import paths
-from abplib.core.boxes import Box, to_pixels
-from abplib.core.images import ImageLike
+from abplib.core.boxes import to_pixels
 from abplib.editing import twins
-from abplib.editing.base import Editor
+from abplib.editing.base import Editor, Request
 from abplib.experiment import Experiment
 from abplib.judging.human.labels import DRAW_BOX
 from abplib.profiles import Profile
@@ -45,10 +45,10 @@ IDS = {
     "editor": str(REPOSITORY / "data/mini/editor"),
 }
 OTHERS = {
-    "qwen_image_edit_2509": "smoke_2509",
-    "fibo_edit": "smoke_fibo",
-    "flux2_dev": "smoke_flux2",
-    "flux_kontext": "smoke_kontext",
+    "qwen_image_edit_2509": othertwins.smoke_2509,
+    "fibo_edit": othertwins.smoke_fibo,
+    "flux2_dev": othertwins.smoke_flux2,
+    "flux_kontext": twins.smoke_kontext,
 }
 SIZES = {
     "image_area": 128 * 128, "n_steps": 2, "n_eval": 6, "sweep": {
@@ -86,15 +86,8 @@ class Leveller(Editor):
     name = "leveller"
     fingerprint = "leveller"
 
-    def _edit_many(
-        self,
-        images: Sequence[ImageLike],
-        instructions: Sequence[str],
-        seeds: Sequence[int],
-        boxes: Sequence[Box | None],
-        batch_size: int,
-    ) -> list[Image.Image]:
-        return [SCENES[seed].image for seed in seeds]
+    def _edit_many(self, requests: Sequence[Request]) -> list[Image.Image]:
+        return [SCENES[request.seed].image for request in requests]
 
 
 class Speaker:
@@ -121,9 +114,9 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
     (root / "runs/paper").mkdir(parents=True)
     (root / "runs/paper/lora").symlink_to(REPOSITORY / "data/mini/editor/lora")
     fields = yaml.safe_load((REPOSITORY / "abplib/profiles/paper.yaml").read_text())
-    for name, made in OTHERS.items():
+    for name, twin in OTHERS.items():
         fields["other_editors"][name] |= {
-            "source": str(getattr(twins, made)()),
+            "source": str(twin()),
             "n_steps": 2,
         }
     path = root / "paper.yaml"

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import papertwin
 import pytest
 from labelling import label
 from loopback import KEY, hurry, serving
+from torch import nn
 
 from abplib import chapter
 from abplib.core import cells, store
-from abplib.editing import conditions
+from abplib.editing import conditions, loading
 from abplib.editing.runs import make_edits
 from abplib.experiment import Experiment
 from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge
 from abplib.profiles import CHAPTERS, Profile
 from abplib.sections import vlm_boxes
+from abplib.vlm import loading as vlms
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +53,44 @@ def run(name: str, **given: Any) -> dict[str, Any]:
     return values
 
 
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> set[frozenset[str]]:
+    """What of VLM and whole pipelines is held, each time that one is loaded."""
+    held: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+    seen: set[frozenset[str]] = set()
+    load_vlm, place = vlms.load_vlm, loading.place
+
+    def hold(model: nn.Module, name: str) -> None:
+        gc.collect()
+        held[model] = name
+        seen.add(frozenset(held.values()))
+
+    def loaded(*source: Any, **how: Any) -> Any:
+        model, processor = load_vlm(*source, **how)
+        if how["device"] != "meta":
+            hold(model, "VLM")
+        return model, processor
+
+    def placed(pipeline: Any, device: Any) -> Any:
+        if pipeline.transformer is not None:
+            hold(pipeline.transformer, type(pipeline).__name__)
+        return place(pipeline, device)
+
+    monkeypatch.setattr(vlms, "load_vlm", loaded)
+    monkeypatch.setattr(loading, "place", placed)
+    return seen
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_every_chapter_runs_to_its_end(paper: Path, name: str) -> None:
+def test_every_chapter_runs_to_its_end_and_holds_what_the_plan_says(
+    paper: Path, name: str, together: set[frozenset[str]]
+) -> None:
     assert {value["profile"] for value in run(name, profile=str(paper)).values()} == {"paper"}
+    if name.startswith(("01", "05")):
+        editor = "QwenImageEditPipeline"
+        at_most = {frozenset(["VLM", editor])} if name.startswith("05") else set()
+        assert {group for group in together if len(group) > 1} == at_most
+        assert frozenset([editor]) in together
 
 
 def test_only_ids_and_sizes_are_not_the_papers(paper: Path) -> None:

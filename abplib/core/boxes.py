@@ -6,6 +6,9 @@ A box is `(x1, y1, x2, y2)` with x1 <= x2 and y1 <= y2, as fractions of the sour
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -73,11 +76,25 @@ def from_pixels(box: Box, size: tuple[int, int]) -> Box:
     return order_and_clamp((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
 
 
+def pixels_inside(box: Box, height: int, width: int) -> np.ndarray:
+    """Bool [height, width]: the pixels whose centres lie in a box."""
+    x1, y1, x2, y2 = box
+    xs, ys = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    return np.outer((ys >= y1) & (ys <= y2), (xs >= x1) & (xs <= x2))
+
+
 def draw_overlay(image: Image.Image, box: Box, colour: str = "red", width: int = 3) -> Image.Image:
-    """A copy of the image with the outline of the box, `width` pixels thick, drawn inside it."""
+    """A copy of the image with an outline of `width` pixels around the box, of which it hides none.
+
+    Where the image ends there is no room outside, and the outline keeps to the image's edge.
+    """
     drawn = image.convert("RGB")
     x1, y1, x2, y2 = to_pixels(order_and_clamp(box), image.size)
-    right, bottom = min(x2, image.width - 1), min(y2, image.height - 1)
-    corners = (min(x1, right), min(y1, bottom), right, bottom)
-    ImageDraw.Draw(drawn).rectangle(corners, outline=colour, width=width)
+    outer = (
+        max(0, math.floor(x1) - width),
+        max(0, math.floor(y1) - width),
+        min(image.width, math.ceil(x2) + width) - 1,
+        min(image.height, math.ceil(y2) + width) - 1,
+    )
+    ImageDraw.Draw(drawn).rectangle(outer, outline=colour, width=width)
     return drawn

@@ -8,7 +8,6 @@
   changes, greedily; a second pass gives the final states of image, instruction and that text. The
   paper leaves open how they are put together; here the user's turn is the image, the instruction, a
   space and the text.
-- `layer_<k>`: the raw states of block k.
 
 The negative prompt is read in the same way; it is not described.
 """
@@ -24,13 +23,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from abplib.core.errors import AbpError
 from abplib.prompts import EDIT_TEMPLATE
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import NOTHING, ConditionEncoder, Prepared
 from abplib.vlm.loading import Answer
 
-NAMED = ("final", "norm_avg", "full_description")
+KINDS = ("final", "norm_avg", "full_description")
 MAX_DESCRIPTION = 1024
 """New tokens that a description may have: the features of the image come before the place."""
 
@@ -58,23 +56,13 @@ def stacked(first: Condition, second: Condition) -> Condition:
     return Condition(torch.cat([first.states, second.states]), torch.cat([first.mask, second.mask]))
 
 
-def check_kind(kind: str, n_layers: int) -> None:
-    """Refuse a kind of condition that a VLM of `n_layers` blocks does not have."""
-    if kind not in NAMED and kind not in {f"layer_{layer}" for layer in range(n_layers)}:
-        raise AbpError(
-            f"There is no condition {kind!r}; choose {', '.join(NAMED)}, or layer_0 to "
-            f"layer_{n_layers - 1}."
-        )
-
-
 def positive(
     encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image], instructions: Sequence[str]
 ) -> Condition:
-    """The condition of one instruction for each image.
+    """The condition of one of `KINDS`, of one instruction for each image.
 
-    Raises AbpError as `ConditionEncoder.prepare` does, and for an unknown kind.
+    Raises AbpError as `ConditionEncoder.prepare` does.
     """
-    check_kind(kind, encoder.n_layers)
     described: list[Answer] = []
     if kind == "full_description":
         described = describe(encoder, images, instructions)
@@ -88,7 +76,6 @@ def positive(
 
 def negative(encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image]) -> Condition:
     """The condition of the pipeline's negative prompt for each image."""
-    check_kind(kind, encoder.n_layers)
     return _read(encoder, kind, encoder.prepare(images, [NOTHING] * len(images)))
 
 
@@ -105,21 +92,14 @@ def describe(
 
 
 def _read(encoder: ConditionEncoder, kind: str, prepared: Prepared) -> Condition:
-    if kind.startswith("layer_"):
-        layer = int(kind.removeprefix("layer_"))
-        encoding = encoder.encode(prepared, layers=[layer])
-        return Condition(encoding.states[layer], encoding.mask)
     if kind == "norm_avg":
         encoding = encoder.encode(prepared, layers=range(encoder.n_layers - 1), final=True)
-        layers = torch.stack([_normed(states) for states in encoding.states.values()])
-        return Condition(layers.mean(0).to(encoder.model.dtype), encoding.mask)
+        width = (encoder.width,)  # in float32; padding stays 0
+        layers = [F.layer_norm(states.float(), width) for states in encoding.states.values()]
+        mean = torch.stack(layers).mean(0).to(encoder.model.dtype)
+        return Condition(mean, encoding.mask)
     encoding = encoder.encode(prepared, final=True)
     return Condition(encoding.states["final"], encoding.mask)
-
-
-def _normed(states: Tensor) -> Tensor:
-    """Each state with mean 0 and variance 1, in float32; padding stays 0."""
-    return F.layer_norm(states.float(), states.shape[-1:])
 
 
 def _padded(condition: Condition, n_tokens: int) -> Condition:

@@ -11,11 +11,11 @@ from functools import cached_property
 
 from PIL import Image
 
-from abplib.core.boxes import Box, to_pixels
+from abplib.core.boxes import pixels_inside
 from abplib.core.errors import AbpError
-from abplib.core.images import ImageLike, load_image
+from abplib.core.images import load_image
 from abplib.core.store import digest
-from abplib.editing.base import Editor
+from abplib.editing.base import Editor, Request
 from abplib.samples.base import EditedSamples
 
 
@@ -32,15 +32,8 @@ class Identity(Editor):
         """The same everywhere."""
         return digest("identity")
 
-    def _edit_many(
-        self,
-        images: Sequence[ImageLike],
-        instructions: Sequence[str],
-        seeds: Sequence[int],
-        boxes: Sequence[Box | None],
-        batch_size: int,
-    ) -> list[Image.Image]:
-        return [load_image(image) for image in images]
+    def _edit_many(self, requests: Sequence[Request]) -> list[Image.Image]:
+        return [load_image(request.image) for request in requests]
 
 
 class Paste(Editor):
@@ -59,18 +52,8 @@ class Paste(Editor):
         """That of the samples."""
         return digest(["paste", self.samples.fingerprint])
 
-    def _edit_many(
-        self,
-        images: Sequence[ImageLike],
-        instructions: Sequence[str],
-        seeds: Sequence[int],
-        boxes: Sequence[Box | None],
-        batch_size: int,
-    ) -> list[Image.Image]:
-        return [
-            self._pasted(load_image(image), instruction)
-            for image, instruction in zip(images, instructions, strict=True)
-        ]
+    def _edit_many(self, requests: Sequence[Request]) -> list[Image.Image]:
+        return [self._pasted(load_image(asked.image), asked.instruction) for asked in requests]
 
     def _pasted(self, source: Image.Image, instruction: str) -> Image.Image:
         index = self._indices.get(_key(source, instruction))
@@ -79,8 +62,8 @@ class Paste(Editor):
                 f"{instruction!r} on this image is no sample of {self.samples.name}, and the "
                 "exact edits of others are not known; give that set's images and instructions."
             )
-        pixels = _pixels_in(self.samples[index].box, source.size)
-        source.paste(self.samples.edited(index).crop(pixels), pixels)
+        inside = pixels_inside(self.samples[index].box, source.height, source.width)
+        source.paste(self.samples.edited(index), mask=Image.fromarray(inside))
         return source
 
     @cached_property
@@ -92,9 +75,3 @@ class Paste(Editor):
 
 def _key(image: Image.Image, instruction: str) -> bytes:
     return hashlib.sha256(image.tobytes() + instruction.encode()).digest()
-
-
-def _pixels_in(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The rectangle of the pixels whose centres lie in the box: left, top, right, bottom."""
-    left, top, right, bottom = (round(side) for side in to_pixels(box, size))
-    return left, top, right, bottom

@@ -16,7 +16,6 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from abplib.core import hub
@@ -32,7 +31,7 @@ ROOM = 8 * 1024**3
 """Bytes that a GPU needs beside the weights for `MOST_PIXELS`: an estimate."""
 
 UNLOADABLE = (
-    OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError,
+    OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, AttributeError,
     SafetensorError,
 )  # fmt: skip
 """What the libraries raise on files that are missing, corrupt or of another model."""
@@ -72,12 +71,6 @@ class Source:
         if Path(source).is_dir():
             files = {part: digest_folder(folder / part) for part in _parts(folder)}
         return cls(kind, folder, digest([files, str(dtype)]), dtype, device, unused)
-
-    @property
-    def n_layers(self) -> int:
-        """Decoder blocks of the text encoder."""
-        config = AutoConfig.from_pretrained(self.folder, subfolder="text_encoder")
-        return int(config.get_text_config().num_hidden_layers)
 
     @cached_property
     def pipeline(self) -> Any:
@@ -196,6 +189,10 @@ class PipelineEditor(Editor):
         settings = [self.title, self.image_area, self.n_steps, self.guidance]
         return digest([self.source.fingerprint, settings])
 
+    def load(self) -> None:
+        """Load the pipeline."""
+        _ = self.pipeline
+
     def let_go(self) -> None:
         """Free the pipeline's memory."""
         self.source.let_go()
@@ -273,8 +270,11 @@ def _unusable(source: str | Path, error: BaseException) -> AbpError:
 
 
 def _parts(folder: Path) -> dict[str, tuple[str, str]]:
-    """Library and class of each part, by name."""
-    config = DiffusionPipeline.load_config(folder)
+    """Library and class of each part, by name; AbpError where the index of them is unreadable."""
+    try:
+        config = DiffusionPipeline.load_config(folder)
+    except UNLOADABLE as error:
+        raise _unusable(folder, error) from error
     return {
         name: (value[0], value[1])
         for name, value in config.items()

@@ -45,7 +45,7 @@ class System:
     editor: str
     """Its editor's class, as `module:class`."""
     note: str = ""
-    """What its row of the table must say."""
+    """What must be said beside its row of the table."""
 
 
 OTHERS: dict[str, System] = {
@@ -55,8 +55,9 @@ OTHERS: dict[str, System] = {
     "fibo_edit": System(
         "FIBO-Edit",
         "abplib.editing.stock:FiboEditor",
-        "FIBO-Edit was trained on long descriptions as JSON, which a VLM writes; here it is given "
-        "the instruction alone, so its row is of a model out of its format.",
+        "FIBO-Edit was trained on whole descriptions as JSON, which Bria has a VLM write; here it "
+        "is given the instruction alone, as `edit_instruction`, so its row is of a model out of "
+        "its format.",
     ),
     "flux2_dev": System("FLUX.2 dev", "abplib.editing.stock:Flux2Editor"),
     "flux_kontext": System("FLUX.1 Kontext", "abplib.editing.stock:FluxKontextEditor"),

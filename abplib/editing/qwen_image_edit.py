@@ -1,12 +1,11 @@
 """Qwen-Image-Edit and what section 4.6 makes of it: other conditions, boxes drawn on the source.
 
 Edits equal those of `QwenImageEditPipeline.__call__` given the same condition, noise and size (a
-test); they are made in batches, at any image area, and what seeds share is encoded once.
+test); they are made in batches and at any image area.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,24 +18,33 @@ from PIL import Image
 from tqdm import tqdm
 
 from abplib.core.boxes import Box, draw_overlay
-from abplib.core.images import ImageLike, load_image
+from abplib.core.errors import AbpError
+from abplib.core.images import load_image
 from abplib.core.parallel import at_once, side_by_side
 from abplib.core.store import digest, digest_files
 from abplib.editing import conditions, loading, qwen_pipeline
+from abplib.editing.base import Request
 from abplib.editing.loading import PipelineEditor
 from abplib.editing.methods import METHODS
+from abplib.samples.base import Sample
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import ConditionEncoder
 
 T = TypeVar("T")
 
-_NAMED = [METHODS[name] for name in ("baseline", "norm_avg", "full_description")]
+_BATCH = 16
+"""Edits made together; fewer of large pictures."""
+_LABELS = {
+    METHODS[name].condition: METHODS[name].label
+    for name in ("baseline", "norm_avg", "full_description")
+}
 
 
 def with_box(picture: Image.Image, box: Box) -> Image.Image:
-    """The fitted picture with the box on it, in training as in use (appendix B.2).
+    """The fitted picture with a red line around the box, in training as in use (appendix B.2).
 
-    The line is red and a 64th of the picture's side thick (that of the square of its area).
+    The line is a 64th of the picture's side thick (that of the square of its area), and lies
+    outside of the box.
     """
     side = math.sqrt(picture.width * picture.height)
     return draw_overlay(picture, box, width=max(1, round(side / 64)))
@@ -68,16 +76,18 @@ class QwenImageEditor(PipelineEditor):
     def __post_init__(self) -> None:
         """Raises AbpError for a setting that cannot be, and where there is no LoRA."""
         super().__post_init__()
-        conditions.check_kind(self.condition, self.source.n_layers)
+        if self.condition not in conditions.KINDS:
+            raise AbpError(
+                f"There is no condition {self.condition!r}; choose {', '.join(conditions.KINDS)}."
+            )
         if self.lora is not None:
             object.__setattr__(self, "lora", qwen_pipeline.lora_file(self.lora))
             object.__setattr__(self, "_adapter", "lora_" + digest_files(self.lora))
 
     @property
     def name(self) -> str:
-        """As Table 1 calls it; a condition that is not there goes by its own name."""
-        names = {method.condition: method.label for method in _NAMED}
-        return "Ours" if self.lora else names.get(self.condition, self.condition)
+        """As Table 1 calls it."""
+        return METHODS["ours"].label if self.lora else _LABELS[self.condition]
 
     @property
     def fingerprint(self) -> str:
@@ -89,6 +99,11 @@ class QwenImageEditor(PipelineEditor):
     def reads_boxes(self) -> bool:
         """Whether there is a LoRA."""
         return self.lora is not None
+
+    def check(self, sample: Sample) -> None:
+        """Refuse what the VLM does not take."""
+        picture = self.picture(sample.image, None)
+        self.encoder(picture.size).prepare([picture], [sample.instruction])
 
     def picture(self, source: Image.Image, box: Box | None) -> Image.Image:
         """What the VAE sees of an upright RGB source: fitted to the area, its box drawn on it.
@@ -108,91 +123,67 @@ class QwenImageEditor(PipelineEditor):
         )
 
     @torch.inference_mode()
-    def _edit_many(
-        self,
-        images: Sequence[ImageLike],
-        instructions: Sequence[str],
-        seeds: Sequence[int],
-        boxes: Sequence[Box | None],
-        batch_size: int,
-    ) -> list[Image.Image]:
-        vlms.check_instructions(instructions, self.pipeline.processor)
-        batch_size = min(batch_size, max(1, loading.MOST_PIXELS // self.image_area))
-        sizes: list[tuple[int, int]] = []
-        requests: dict[tuple[object, ...], _Request] = {}
-        for row, image in enumerate(images):
-            source = load_image(image)
-            sizes.append(source.size)
-            picture = self.picture(source, boxes[row])
-            pixels = hashlib.sha256(picture.tobytes()).digest()
-            key = picture.size, pixels, instructions[row]
-            seen = picture if self.vlm_sees_box else self.picture(source, None)
-            request = _Request(picture, seen, instructions[row], [])
-            requests.setdefault(key, request).rows.append(row)
-        edits: dict[int, Image.Image] = {}
-        device = self.pipeline._execution_device
+    def _edit_many(self, requests: Sequence[Request]) -> list[Image.Image]:
+        vlms.check_instructions([r.instruction for r in requests], self.pipeline.processor)
+        sources = [load_image(request.image) for request in requests]
+        pictures = [self.picture(s, r.box) for s, r in zip(sources, requests, strict=True)]
+        batch_size = min(_BATCH, max(1, loading.MOST_PIXELS // self.image_area))
+        together = batch_size * at_once(self.pipeline._execution_device)
         qwen_pipeline.for_stills(self.pipeline.vae)
         qwen_pipeline.use_lora(self.pipeline, self.lora, self._adapter)
-        with tqdm(total=len(sizes), desc=f"editing, {self.name}", disable=None) as progress:
-            for size in {request.picture.size for request in requests.values()}:
-                alike = [request for request in requests.values() if request.picture.size == size]
-                for batch in _batches(alike, batch_size * at_once(device)):
-                    for row, edit in self._edited(batch, seeds, batch_size):
-                        edits[row] = edit.resize(sizes[row], Image.Resampling.LANCZOS)
+        edits: dict[int, Image.Image] = {}
+        with tqdm(total=len(sources), desc=f"editing, {self.name}", disable=None) as progress:
+            for size in dict.fromkeys(picture.size for picture in pictures):
+                alike = [row for row, picture in enumerate(pictures) if picture.size == size]
+                for rows in _batches(alike, together):
+                    shown = [pictures[row] for row in rows]
+                    seen = shown
+                    if not self.vlm_sees_box:
+                        seen = [self.picture(sources[row], None) for row in rows]
+                    asked = [requests[row] for row in rows]
+                    made = self._edited(shown, seen, asked, batch_size)
+                    for row, edit in zip(rows, made, strict=True):
+                        edits[row] = edit.resize(sources[row].size, Image.Resampling.LANCZOS)
                         edits[row].info |= edit.info
-                        progress.update()
+                    progress.update(len(rows))
         self.pipeline.maybe_free_model_hooks()
-        return [edits[row] for row in range(len(sizes))]
+        return [edits[row] for row in range(len(sources))]
 
     def _edited(
-        self, requests: Sequence[_Request], seeds: Sequence[int], batch_size: int
-    ) -> Iterator[tuple[int, Image.Image]]:
-        """Rows and their edits, of requests for pictures of one size."""
-        pictures, seen = ([getattr(r, which) for r in requests] for which in ("picture", "seen"))
-        size = pictures[0].size
+        self,
+        shown: Sequence[Image.Image],
+        seen: Sequence[Image.Image],
+        requests: Sequence[Request],
+        batch_size: int,
+    ) -> list[Image.Image]:
+        """Edits of pictures of one size: what the VAE is shown, and what the VLM sees."""
+        size = shown[0].size
         encoder = self.encoder(size)
         positive = conditions.positive(
             encoder, self.condition, seen, [request.instruction for request in requests]
         )
         negative = conditions.negative(encoder, self.condition, seen) if self.guidance > 1 else None
-        source = qwen_pipeline.source_latents(self.pipeline, pictures)
-        wanted = [(place, row) for place, request in enumerate(requests) for row in request.rows]
+        source = qwen_pipeline.source_latents(self.pipeline, shown)
 
         @torch.inference_mode()  # of the thread that it runs in
-        def edit(batch: Sequence[tuple[int, int]]) -> list[Image.Image]:
-            places = [place for place, _ in batch]
+        def edit(rows: Sequence[int]) -> list[Image.Image]:
             latents = qwen_pipeline.denoise(
                 self.pipeline,
-                source[places],
-                positive[places],
-                None if negative is None else negative[places],
-                [seeds[row] for _, row in batch],
+                source[rows],
+                positive[rows],
+                None if negative is None else negative[rows],
+                [requests[row].seed for row in rows],
                 size=size,
                 n_steps=self.n_steps,
                 guidance=self.guidance,
             )
             return qwen_pipeline.decode(self.pipeline, latents, size)
 
-        batches = list(_batches(wanted, batch_size))
-        for batch, edits in zip(batches, side_by_side(edit, batches, source.device), strict=True):
-            for (place, row), made in zip(batch, edits, strict=True):
-                if positive.described:
-                    text, _, whole = positive.described[place]
-                    made.info |= {"description": text, "cut": not whole}
-                yield row, made
-
-
-@dataclass(frozen=True, eq=False)
-class _Request:
-    """One picture and instruction, whatever the number of seeds."""
-
-    picture: Image.Image
-    """The VAE's."""
-    seen: Image.Image
-    """The VLM's."""
-    instruction: str
-    rows: list[int]
-    """Of the edits that ask for it."""
+        batches = list(_batches([*range(len(shown))], batch_size))
+        edits = [made for batch in side_by_side(edit, batches, source.device) for made in batch]
+        for made, (text, _, whole) in zip(edits, positive.described, strict=False):
+            made.info |= {"description": text, "cut": not whole}
+        return edits
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

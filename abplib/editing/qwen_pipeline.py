@@ -54,6 +54,14 @@ def use_lora(pipeline: QwenImageEditPipeline, file: Path | None, name: str | Non
             }
             if strange := sorted({key.split(".lora_")[0] for key in tensors} - modules):
                 raise KeyError(f"the pipeline has no {strange[0]}")
+            first, second = (
+                {key.split(".lora_")[0] for key in tensors if f".lora_{half}." in key}
+                for half in "AB"
+            )
+            if lone := sorted(first ^ second):
+                raise KeyError(f"{lone[0]} has one of lora_A and lora_B alone")
+            if not tensors:
+                raise KeyError("it holds no tensors")
             pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
         except UNLOADABLE as error:
             raise AbpError(

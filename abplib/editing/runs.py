@@ -1,7 +1,8 @@
 """Edits on disk: Table 1's methods on the evaluation samples, made once.
 
 An edit is a PNG in its method's folder, written as its batch is done; a killed run makes only the
-missing ones. An editor whose edits are all there is not loaded.
+missing ones. An editor whose edits are all there is not loaded. A sample that an editor cannot edit
+stops none of the others.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ALL, Shard
 from abplib.core.store import stored
-from abplib.editing.base import Editor
+from abplib.editing import faults
+from abplib.editing.base import Editor, Request
 from abplib.editing.controls import Identity, Paste
 from abplib.editing.methods import METHODS, Guide, Method
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.samples.base import EditedSamples, SampleSet, check_number
+from abplib.samples.base import EditedSamples, SampleSet, check_number, take
 
 _BATCH = 32
 """Samples edited together: what a killed run loses at most; the least part of a shard."""
@@ -38,9 +40,8 @@ def make_edits(
     guides: Mapping[Guide, Sequence[Box | None]],
     *,
     shard: Shard = ALL,
-    base: Path | None = None,
-) -> list[Path]:
-    """Edit the first `n` samples by the method called `name`; the files of the edits, in order.
+) -> list[Path | None]:
+    """Edit the first `n` samples by the method called `name`.
 
     Args:
         name: a key of `METHODS`.
@@ -50,59 +51,48 @@ def make_edits(
         seed: sample i is edited with the random numbers of `seed + i`.
         guides: boxes for each of the `n` samples, where the method wants them.
         shard: which part of the samples is edited and returned; all by default.
-        base: in place of the folder of results.
+
+    Returns: the files of the edits, in order; None for a sample that cannot be edited, of which the
+        standard error tells the id and why.
 
     Raises:
         AbpError: there is no such method, `n` is not in 1..len(samples), boxes that the method
-            wants are missing, exact edits are to be pasted that are not known, or as editors do.
+            wants are missing, exact edits are to be pasted that are not known, no sample can be
+            edited, or the editor cannot be loaded.
     """
     if name not in METHODS:
         raise AbpError(f"There is no method {name!r}: choose from {', '.join(METHODS)}.")
     check_number(n, samples)
     shown = _shown(METHODS[name], guides, n)
-    return _files(_editor(name, editor, samples), samples, shown, seed, shard, base)
+    return _files(_editor(name, editor, samples), samples, shown, seed, shard)
 
 
 def make_other_edits(
-    editor: Editor,
-    samples: SampleSet,
-    n: int,
-    seed: int,
-    *,
-    shard: Shard = ALL,
-    base: Path | None = None,
-) -> list[Path]:
-    """The same by another system of Table 1, which is shown no boxes and is let go afterwards.
-
-    Raises:
-        AbpError: `n` is not in 1..len(samples), or as editors do.
-    """
+    editor: Editor, samples: SampleSet, n: int, seed: int, *, shard: Shard = ALL
+) -> list[Path | None]:
+    """The same by another system of Table 1, which is shown no boxes and is let go afterwards."""
     check_number(n, samples)
-    files = _files(editor, samples, [None] * n, seed, shard, base)
+    files = _files(editor, samples, [None] * n, seed, shard)
     editor.let_go()
     return files
 
 
-def n_cut(files: Sequence[Path]) -> int:
+def n_cut(files: Sequence[Path | None]) -> int:
     """On how many edits the VLM's description was cut off before its end."""
     cut = 0
-    for file in files:
+    for file in filter(None, files):
         with Image.open(file) as image:
             cut += image.info.get("cut") == "True"
     return cut
 
 
 def _files(
-    editor: Editor,
-    samples: SampleSet,
-    shown: Sequence[Box | None],
-    seed: int,
-    shard: Shard,
-    base: Path | None,
-) -> list[Path]:
+    editor: Editor, samples: SampleSet, shown: Sequence[Box | None], seed: int, shard: Shard
+) -> list[Path | None]:
     """Files of a shard of the edits, one for each of `shown`; what is missing is made."""
-    place = _made(editor, samples, shown, seed, shard=shard, base=base)
-    return [file for batch in _batches(place, len(shown), shard) for file in batch]
+    place = _made(editor, samples, shown, seed, shard=shard)
+    files = [file for batch in _batches(place, len(shown), shard) for file in batch]
+    return faults.made(files, f"edits of {samples.name} by {editor.name}")
 
 
 @stored("edits", free=["shard"], lock=None)
@@ -114,28 +104,28 @@ def _made(
     seed: int,
     *,
     shard: Shard,
-    base: Path | None,
 ) -> None:
-    batches = _batches(place, len(shown), shard)
-    todo = [batch for batch in batches if not all(file.exists() for file in batch)]
+    todo = [batch for batch in _batches(place, len(shown), shard) if faults.waiting(batch)]
+    if todo:
+        editor.load()
     for batch in tqdm(todo, desc=editor.name, disable=not todo, mininterval=5):
         with store.alone(*batch):
-            part = [int(file.stem) for file in batch if not file.exists()]
-            if not part:  # another process made them meanwhile
-                continue
-            asked = [samples[index] for index in part]
-            made = editor.edit_many(
-                [sample.image for sample in asked],
-                [sample.instruction for sample in asked],
-                [seed + index for index in part],
-                boxes=[shown[index] for index in part] if editor.reads_boxes else None,
-            )
-            for index, image in zip(part, made, strict=True):
+            asked: dict[Path, Request] = {}
+            for file in faults.waiting(batch):  # another process may have made some meanwhile
+                index = int(file.stem)
+                taken = take(samples, index, editor.check)
+                if (sample := taken.sample) is None:
+                    faults.give_up(file, taken)
+                    continue
+                box = shown[index] if editor.reads_boxes else None
+                asked[file] = Request(sample.image, sample.instruction, seed + index, box)
+            edits = editor.edit_many([*asked.values()])
+            for file, image in zip(asked, edits, strict=True):
                 told = PngInfo()
                 for key in ("description", "cut"):
                     if key in image.info:
                         told.add_itxt(key, str(image.info[key]))
-                with store.replacing(place / f"{index:04d}.png") as scratch:
+                with store.replacing(file) as scratch:
                     image.save(scratch, format="png", pnginfo=told)
 
 
@@ -165,10 +155,10 @@ def _shown(
     """The boxes that a method draws, one for each of `n` samples; None for none."""
     if method.guide is None:
         return [None] * n
-    found = list(guides.get(method.guide, ()))
-    if len(found) < n:
+    boxes = list(guides.get(method.guide, ()))
+    if len(boxes) < n:
         raise AbpError(
-            f"{method.label} is shown boxes, and for {n} samples there are {len(found)} from "
+            f"{method.label} is shown boxes, and for {n} samples there are {len(boxes)} from "
             f"{method.guide!r}: give one for each, or None where none is known."
         )
-    return found[:n]
+    return boxes[:n]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,11 +22,12 @@ from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from PIL import Image
 from tqdm import tqdm
 
-from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
-from abplib.core.images import ImageLike, load_image
-from abplib.editing.loading import MOST_PIXELS, SIDE, PipelineEditor
+from abplib.core.images import load_image
+from abplib.editing.base import Request
+from abplib.editing.loading import SIDE, PipelineEditor
 from abplib.editing.methods import OTHERS
+from abplib.samples.base import Sample
 
 _SHORTEST = 64
 """Side in pixels under which FLUX.2 takes no picture."""
@@ -39,8 +40,6 @@ class StockEditor(PipelineEditor):
     unused = ("lm_head",)
     most_tokens: ClassVar[int]
     """What the pipeline's text encoder is given at most; it cuts off the rest."""
-    several: ClassVar[bool] = False
-    """Whether the pipeline edits several sources at once."""
 
     @abstractmethod
     def size(self, source: tuple[int, int]) -> tuple[int, int]:
@@ -58,78 +57,49 @@ class StockEditor(PipelineEditor):
         """How the pipeline is told an instruction."""
         return instruction
 
-    def run(
-        self, pictures: list[Image.Image], instructions: Sequence[str], seeds: Sequence[int]
-    ) -> list[Image.Image]:
-        """What the pipeline makes of pictures of one size; of a single one unless `several`.
+    def check(self, sample: Sample) -> None:
+        """Refuse what the text encoders would not read as words, or not to its end."""
+        self.size(sample.image.size)
+        self._check(sample.instruction)
 
-        Each edit has its own random numbers, drawn on the CPU, so that it does not depend on its
-        batch.
-        """
-        width, height = pictures[0].size
-        edits: list[Image.Image] = self.pipeline(
-            image=pictures,
-            prompt=[self.prompt(instruction) for instruction in instructions],
+    def _check(self, instruction: str) -> None:
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise AbpError("The instruction is empty; say in words what to edit.")
+        tokenizers = (getattr(self.pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
+        markers = sorted({token for t in tokenizers if t is not None for token in _markers(t)})
+        if marker := next((marker for marker in markers if marker in instruction), None):
+            raise AbpError(
+                f"The instruction holds {marker}, which {self.name} does not read as text; remove "
+                "it."
+            )
+        if (n_tokens := self.n_tokens(instruction)) > self.most_tokens:
+            raise AbpError(
+                f"The instruction makes {n_tokens} tokens where {self.name} takes "
+                f"{self.most_tokens}; shorten it."
+            )
+
+    def _edit_many(self, requests: Sequence[Request]) -> list[Image.Image]:
+        for request in requests:
+            self._check(request.instruction)
+        return [self._edited(request) for request in tqdm(requests, self.name, disable=None)]
+
+    def _edited(self, request: Request) -> Image.Image:
+        """What the pipeline makes of a picture; its random numbers are drawn on the CPU."""
+        source = load_image(request.image)
+        width, height = self.size(source.size)
+        (edit,) = self.pipeline(
+            image=[source.resize((width, height), Image.Resampling.LANCZOS)],
+            prompt=[self.prompt(request.instruction)],
             width=width,
             height=height,
             max_sequence_length=self.most_tokens,
             num_inference_steps=self.n_steps,
             guidance_scale=self.guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            generator=torch.Generator().manual_seed(request.seed),
             **self.options((width, height)),
         ).images
-        return edits
-
-    def _edit_many(
-        self,
-        images: Sequence[ImageLike],
-        instructions: Sequence[str],
-        seeds: Sequence[int],
-        boxes: Sequence[Box | None],
-        batch_size: int,
-    ) -> list[Image.Image]:
-        self._check(instructions)
-        sources = [load_image(image) for image in images]
-        sizes = [self.size(source.size) for source in sources]
-        edits: dict[int, Image.Image] = {}
-        with tqdm(total=len(sizes), desc=f"editing, {self.name}", disable=None) as progress:
-            for rows in self._batches(sizes, batch_size):
-                made = self.run(
-                    [sources[row].resize(sizes[row], Image.Resampling.LANCZOS) for row in rows],
-                    [instructions[row] for row in rows],
-                    [seeds[row] for row in rows],
-                )
-                for row, edit in zip(rows, made, strict=True):
-                    edits[row] = edit.resize(sources[row].size, Image.Resampling.LANCZOS)
-                progress.update(len(rows))
-        return [edits[row] for row in range(len(sizes))]
-
-    def _batches(self, sizes: list[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
-        """Rows of pictures of one size."""
-        most = min(batch_size, max(1, MOST_PIXELS // self.image_area))
-        most = most if self.several else 1
-        for size in dict.fromkeys(sizes):
-            alike = [row for row, other in enumerate(sizes) if other == size]
-            for start in range(0, len(alike), most):
-                yield alike[start : start + most]
-
-    def _check(self, instructions: Sequence[str]) -> None:
-        """Refuse what the text encoders would not read as words, or not to its end."""
-        tokenizers = (getattr(self.pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
-        markers = sorted({token for t in tokenizers if t is not None for token in _markers(t)})
-        for number, instruction in enumerate(instructions):
-            if not isinstance(instruction, str) or not instruction.strip():
-                raise AbpError(f"Instruction {number} is empty; say in words what to edit.")
-            if marker := next((marker for marker in markers if marker in instruction), None):
-                raise AbpError(
-                    f"Instruction {number} holds {marker}, which {self.name} does not read as "
-                    "text; remove it."
-                )
-            if (n_tokens := self.n_tokens(instruction)) > self.most_tokens:
-                raise AbpError(
-                    f"Instruction {number} makes {n_tokens} tokens where {self.name} takes "
-                    f"{self.most_tokens}; shorten it."
-                )
+        brought_back: Image.Image = edit.resize(source.size, Image.Resampling.LANCZOS)
+        return brought_back
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +115,6 @@ class FluxKontextEditor(StockEditor):
     steps = 28
     scale = 2.5
     most_tokens = 512
-    several = True
 
     def size(self, source: tuple[int, int]) -> tuple[int, int]:
         """The sizes that the model was trained on."""
@@ -207,10 +176,7 @@ class FiboEditor(StockEditor):
 
     With N blocks, they read the last N of the LLM's hidden states in turn; the last two (of which
     the last is normed) make the condition itself. The LLM is not shown the image, and nothing is
-    dropped; guidance leads away from an empty prompt. The model was trained on a whole description
-    as JSON, which a VLM writes, and the paper does not say how instructions were put into it: it is
-    given the least that the pipeline accepts, `{"edit_instruction": instruction}`, so its row of
-    Table 1 is of a model out of its format.
+    dropped; guidance leads away from an empty prompt. What it is told is in `OTHERS`.
     """
 
     kind = BriaFiboEditPipeline
@@ -229,7 +195,7 @@ class FiboEditor(StockEditor):
         return len(self.pipeline.tokenizer(self.prompt(instruction)).input_ids)
 
     def prompt(self, instruction: str) -> str:
-        """As JSON."""
+        """The least that the pipeline accepts."""
         return json.dumps({"edit_instruction": instruction})
 
 

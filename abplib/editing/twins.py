@@ -1,8 +1,8 @@
 """Twins of the editors: the real pipelines' classes from small shapes, with random weights.
 
 Qwen-Image-Edit's parts take a shape, since the miniature is made of them too. All keep what the
-real pipelines fix: how many pixels a token covers, how many tokens are read, which layers. A
-`smoke_` function gives a folder that `from_pretrained` reads, made when absent.
+real pipelines fix: how many pixels a token covers, how many tokens are read. A `smoke_` function
+gives a folder that `from_pretrained` reads, made when absent.
 """
 
 from __future__ import annotations
@@ -16,30 +16,20 @@ import torch
 import transformers as hf
 from diffusers import (
     AutoencoderKL,
-    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
-    AutoencoderKLWan,
-    BriaFiboEditPipeline,
-    BriaFiboTransformer2DModel,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    Flux2Pipeline,
-    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
     ModelMixin,
     QwenImageEditPipeline,
-    QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
-from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from tokenizers import pre_tokenizers
 from torch import nn
 
 from abplib.core import paths, store
-from abplib.core.errors import AbpError
 from abplib.editing.lora import adapter
-from abplib.prompts import EDIT_TEMPLATE
 from abplib.vlm import twins as vlm_twins
 from abplib.vlm.loading import load_vlm
 
@@ -95,51 +85,28 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
 def assemble(
     vlm_folder: str | Path, vae: AutoencoderKLQwenImage, dit: QwenImageTransformer2DModel
 ) -> QwenImageEditPipeline:
-    """The pipeline of these parts around the VLM saved in a folder.
-
-    Raises:
-        AbpError: the VLM cannot be loaded, or `dit` reads states of another width.
-    """
+    """The pipeline of these parts around the VLM saved in a folder, whose width `dit` reads."""
     vlm, processor = load_vlm(vlm_folder)
-    width = vlm.config.text_config.hidden_size
-    if dit.config.joint_attention_dim != width:
-        raise AbpError(
-            f"The diffusion transformer reads states of width {dit.config.joint_attention_dim} "
-            f"where {vlm_folder} gives {width}; build it with condition_width={width}."
-        )
     return QwenImageEditPipeline(
         scheduler=build_scheduler(), vae=vae, text_encoder=vlm, tokenizer=processor.tokenizer,
         processor=processor, transformer=dit,
     )  # fmt: skip
 
 
-def save_editor(pipeline: QwenImageEditPipeline, folder: Path) -> Path:
-    """Write a pipeline as `from_pretrained` reads it; whole or not at all.
+def save_pipeline(
+    pipeline: DiffusionPipeline, folder: Path, more: Callable[[Path], object] = lambda _: None
+) -> Path:
+    """Write a pipeline as `from_pretrained` reads it, and what `more` adds, whole or not at all.
 
-    Raises:
-        AbpError: a LoRA is loaded, under which the transformer's weights have other names.
+    Its parts' configurations do not name the folders that they came from.
     """
-    if getattr(pipeline.transformer, "peft_config", None):
-        raise AbpError(
-            "The pipeline has a LoRA loaded, with which it cannot be saved: call its "
-            "unload_lora_weights() first, and save the LoRA on its own."
-        )
-    return _whole(folder, lambda partial: _save(pipeline, partial))
-
-
-def _save(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Write a pipeline; its parts' configurations do not name the folders that they came from."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     for part in pipeline.components.values():
         if isinstance(part, ModelMixin):
             part.register_to_config(_name_or_path="")
-    pipeline.save_pretrained(folder)
-
-
-def _whole(folder: Path, write: Callable[[Path], object]) -> Path:
-    """Let a folder be written anew, whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write(partial)
+    pipeline.save_pretrained(partial)
+    more(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
@@ -152,90 +119,58 @@ SMOKE = EditorShape(
 WIDTH = 32
 """Of hidden states of the twins that follow."""
 
-_CHANNELS = 4
-_TEXT = {
-    "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}  # fmt: skip
-_DIT = {
+CHANNELS = 4
+DIT = {
     "patch_size": 1, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16,
     "num_attention_heads": 2,
 }  # fmt: skip
-_FLUX_VAE = {
+FLUX_VAE = {
     "in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4, "block_out_channels": [8, 8, 16, 16],
-    "layers_per_block": 1, "latent_channels": _CHANNELS, "norm_num_groups": 4,
+    "layers_per_block": 1, "latent_channels": CHANNELS, "norm_num_groups": 4,
 }  # fmt: skip
-_MISTRAL_TURN = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'system' %}[SYSTEM_PROMPT]{% else %}[INST]{% endif %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}[IMG]{% else %}{{ c['text'] }}"
-    "{% endif %}{% endfor %}"
-    "{% if m['role'] == 'system' %}[/SYSTEM_PROMPT]{% else %}[/INST]{% endif %}{% endfor %}"
-)
 
 
 def smoke_editor() -> Path:
     """A tiny Qwen-Image-Edit and, in its folder, a LoRA."""
-
-    def build() -> DiffusionPipeline:
-        dit = build_dit(SMOKE, vlm_twins.SMOKE.width, seed=2)
-        return assemble(vlm_twins.smoke_vlm(), build_vae(SMOKE, seed=1), dit)
-
-    def add_lora(folder: Path, pipeline: DiffusionPipeline) -> None:
-        adapter.add_lora(pipeline.transformer, rank=4, seed=3, trained=True)
-        adapter.save_lora(pipeline.transformer, folder / "lora")
-
-    return _made("editor", build, add_lora)
-
-
-def smoke_2509() -> Path:
-    """Qwen-Image-Edit-2509: the parts of `smoke_editor` under the other pipeline."""
-
-    def build() -> DiffusionPipeline:
-        return QwenImageEditPlusPipeline(
-            **QwenImageEditPipeline.from_pretrained(smoke_editor()).components
-        )
-
-    return _made("2509", build)
+    return made("editor", _editor)
 
 
 def smoke_kontext() -> Path:
     """FLUX.1 Kontext: letters as tokens, two blocks of each text encoder."""
-    return _made("kontext", _kontext)
+    return made("kontext", _kontext)
 
 
-def smoke_flux2() -> Path:
-    """FLUX.2: a VLM of 40 blocks, as deep as the real one, of which three are read."""
-    return _made("flux2", _flux2)
-
-
-def smoke_fibo() -> Path:
-    """FIBO-Edit: an LLM of six blocks, of whose hidden states the last three are read."""
-    return _made("fibo", _fibo)
-
-
-def _made(
-    name: str,
-    build: Callable[[], DiffusionPipeline],
-    more: Callable[[Path, DiffusionPipeline], object] = lambda *_: None,
-) -> Path:
+def made(name: str, build: Callable[[], DiffusionPipeline]) -> Path:
+    """The folder of a twin, made when absent; a Qwen-Image-Edit has a LoRA in its own."""
     made_by = store.digest(
-        [store.digest_files(__file__, adapter.__file__), vlm_twins.smoke_vlm().name]
+        [
+            store.digest_files(__file__, adapter.__file__, build.__code__.co_filename),
+            vlm_twins.smoke_vlm().name,
+        ]
     )
     folder = paths.results() / "twins" / f"smoke_{name}-{made_by}"
-
-    def write(partial: Path) -> None:
+    with store.alone(folder):
+        if folder.exists():
+            return folder
         torch.manual_seed(0)
         pipeline = build()
+
+        def add_lora(partial: Path) -> None:
+            adapter.add_lora(pipeline.transformer, rank=4, seed=3, trained=True)
+            adapter.save_lora(pipeline.transformer, partial / "lora")
+
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.eval()
-        _save(pipeline, partial)
-        more(partial, pipeline)
+        if isinstance(pipeline, QwenImageEditPipeline):
+            return save_pipeline(pipeline, folder, add_lora)
+        return save_pipeline(pipeline, folder)
 
-    with store.alone(folder):
-        return folder if folder.exists() else _whole(folder, write)
+
+def _editor() -> QwenImageEditPipeline:
+    dit = build_dit(SMOKE, vlm_twins.SMOKE.width, seed=2)
+    return assemble(vlm_twins.smoke_vlm(), build_vae(SMOKE, seed=1), dit)
 
 
 def _kontext() -> DiffusionPipeline:
@@ -265,7 +200,7 @@ def _kontext() -> DiffusionPipeline:
             base_image_seq_len=256, max_image_seq_len=4096,
         ),
         vae=AutoencoderKL(
-            **_FLUX_VAE, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611,
+            **FLUX_VAE, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611,
             shift_factor=0.1159,
         ),
         text_encoder=hf.CLIPTextModel(clip_config),
@@ -273,75 +208,7 @@ def _kontext() -> DiffusionPipeline:
         text_encoder_2=hf.T5EncoderModel(t5_config),
         tokenizer_2=t5,
         transformer=FluxTransformer2DModel(
-            **_DIT, in_channels=4 * _CHANNELS, joint_attention_dim=WIDTH,
+            **DIT, in_channels=4 * CHANNELS, joint_attention_dim=WIDTH,
             pooled_projection_dim=WIDTH, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
         ),
-    )  # fmt: skip
-
-
-def _flux2() -> DiffusionPipeline:
-    markers = ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"]
-    markers += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
-    tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=vlm_twins.byte_level_bpe([SYSTEM_MESSAGE], 600), padding_side="left",
-        bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
-        model_max_length=1024, extra_special_tokens=markers,
-    )  # fmt: skip
-    processor = hf.PixtralProcessor(
-        image_processor=hf.PixtralImageProcessor(size={"longest_edge": 64}, patch_size=8),
-        tokenizer=tokenizer, patch_size=8, spatial_merge_size=2, chat_template=_MISTRAL_TURN,
-    )  # fmt: skip
-    ids = {
-        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
-    }
-    config = hf.Mistral3Config(
-        text_config={
-            **_TEXT, **ids, "model_type": "mistral", "tie_word_embeddings": False,
-            "vocab_size": len(tokenizer), "num_hidden_layers": 40, "head_dim": 8,
-            "max_position_embeddings": 1024, "sliding_window": None,
-        },
-        vision_config={
-            "model_type": "pixtral", "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH,
-            "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8, "image_size": 64,
-            "patch_size": 8,
-        },
-        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2,
-        vision_feature_layer=-1, tie_word_embeddings=False,
-    )  # fmt: skip
-    return Flux2Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
-        vae=AutoencoderKLFlux2(**_FLUX_VAE),
-        text_encoder=hf.Mistral3ForConditionalGeneration(config),
-        tokenizer=processor,
-        transformer=Flux2Transformer2DModel(
-            **_DIT, in_channels=4 * _CHANNELS, joint_attention_dim=3 * WIDTH,
-            timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4),
-        ),
-    )  # fmt: skip
-
-
-def _fibo() -> DiffusionPipeline:
-    tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=vlm_twins.byte_level_bpe([EDIT_TEMPLATE], 600), eos_token="<|im_end|>",
-        pad_token="<|im_end|>", model_max_length=4096,
-    )  # fmt: skip
-    config = hf.SmolLM3Config(
-        **_TEXT, num_hidden_layers=6, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        vocab_size=128_001,  # the pipeline's token for an empty prompt is the last
-    )  # fmt: skip
-    return BriaFiboEditPipeline(
-        transformer=BriaFiboTransformer2DModel(
-            **_DIT, in_channels=16, joint_attention_dim=2 * WIDTH, text_encoder_dim=WIDTH,
-            axes_dims_rope=[4, 6, 6],
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=AutoencoderKLWan(
-            base_dim=8, decoder_base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
-            temperal_downsample=[False, True, True], latents_mean=[0.0] * 16,
-            latents_std=[1.0] * 16, is_residual=True, in_channels=12, out_channels=12, patch_size=2,
-            scale_factor_spatial=16, scale_factor_temporal=4,
-        ),
-        text_encoder=hf.SmolLM3ForCausalLM(config),
-        tokenizer=tokenizer,
     )  # fmt: skip

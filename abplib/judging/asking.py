@@ -17,7 +17,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -76,10 +76,12 @@ _EDITION = re.compile(r"(?:[-@:](?:latest|preview|exp|\d+))*")
 Score = Annotated[int, Field(ge=0, le=BEST)]
 
 
-class Scores(BaseModel):
-    """A judge's answer; the reason comes first, so that the scores follow from it."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Scores(_Strict):
+    """A judge's answer; the reason comes first, so that the scores follow from it."""
 
     reason: Annotated[str, Field(min_length=1)]
     edit: Score
@@ -104,10 +106,8 @@ class Question:
     sample: str
     """Id of the sample."""
     instruction: str
-    source: Image.Image
-    marked: Image.Image
-    """The source with the target's box outlined."""
-    edited: Image.Image
+    images: tuple[Image.Image, ...]
+    """As the prompt names them: the source, the source with the target's box outlined, the edit."""
     repeat: int
     """The same edit is asked about several times; from 0."""
 
@@ -116,20 +116,14 @@ class Question:
         """The text that goes with the images."""
         return PROMPT.format(instruction=self.instruction)
 
-    @property
-    def images(self) -> tuple[Image.Image, ...]:
-        """The images in the order in which the prompt names them."""
-        return self.source, self.marked, self.edited
-
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of each image's pixels."""
         return tuple(map(images.digest, self.images))
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What came back: the part of an `Answer` that the wire knows."""
+class Reply(_Strict):
+    """What came back."""
 
     text: str
     """The answer; where none can be found, the whole reply."""
@@ -163,10 +157,8 @@ class Wire(Protocol):
         ...
 
 
-class Answer(BaseModel):
+class Answer(Reply):
     """One line of the record: a `Reply` as it came, and what it replies to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     key: str
     """Hash of the question and of who was asked."""
@@ -176,15 +168,10 @@ class Answer(BaseModel):
     """Hash of who was asked and how: model, settings, prompt, schema."""
     model: str
     """As it was asked for."""
-    version: str
     sample: str
     images: tuple[str, ...]
     """SHA-256 of the pixels of what was shown: source, source with the box, edit."""
     repeat: int
-    text: str
-    refusal: str | None
-    tokens_in: int | None
-    tokens_out: int | None
     time: str
     """When the answer came, UTC, ISO 8601."""
 
@@ -209,6 +196,11 @@ class Answer(BaseModel):
         return version.startswith(asked) and _EDITION.fullmatch(edition) is not None
 
 
+def that_counts(answers: Sequence[Answer]) -> Answer:
+    """Of the answers to one question the first that can be used or is a refusal, else the last."""
+    return next((a for a in answers if a.outcome != UNUSABLE), answers[-1])
+
+
 class Record:
     """A file of answers, JSON lines that are never rewritten; several threads may add to it."""
 
@@ -220,10 +212,10 @@ class Record:
         for answer in store.read_lines(path, Answer):
             self._answers.setdefault(answer.key, []).append(answer)
 
-    def __iter__(self) -> Iterator[Answer]:
-        """All answers, those to one question together."""
+    def __iter__(self) -> Iterator[list[Answer]]:
+        """The answers to each question."""
         with self._lock:
-            return iter([answer for tries in self._answers.values() for answer in tries])
+            return iter([list(tries) for tries in self._answers.values()])
 
     def of(self, key: str) -> list[Answer]:
         """All answers to one question, in the order in which they came."""
@@ -233,7 +225,7 @@ class Record:
     @property
     def fingerprint(self) -> str:
         """Hash of all answers, in whatever order they came."""
-        return digest(sorted(answer.model_dump_json() for answer in self))
+        return digest(sorted(answer.model_dump_json() for tries in self for answer in tries))
 
     def add(self, answer: Answer) -> None:
         """Append an answer; it is on the disk when this returns. Raises AbpError if it cannot."""
@@ -244,24 +236,27 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Asker:
-    """Asks one wire and keeps the answers in one record."""
+    """Asks one wire, or only its record where that holds the answers."""
 
     wire: Wire
-    record: Record
-    parallel: int
+    record_file: Path
+    """JSONL; made when the first answer comes."""
+    _: KW_ONLY
+    parallel: int = 8
     """Questions on their way at once."""
-    answers: int
+    answers: int = 3
     """Answers paid for in place of unusable ones, the first included."""
 
     @cached_property
-    def judge(self) -> str:
+    def record(self) -> Record:
+        """What was answered so far."""
+        return Record(self.record_file)
+
+    @cached_property
+    def whom(self) -> str:
         """Hash of who is asked and how."""
         asked = {"prompt": PROMPT, "schema": Scores.model_json_schema()}
         return digest({"model": self.wire.model, "settings": dict(self.wire.settings), **asked})
-
-    def key(self, question: Question) -> str:
-        """Hash of all that decides an answer."""
-        return digest([self.judge, question.instruction, question.digests, question.repeat])
 
     def answer(self, question: Question) -> Answer | None:
         """The recorded answer that counts, None where there is none yet.
@@ -271,12 +266,12 @@ class Asker:
         Raises:
             AbpError: another model answered than the one that was asked.
         """
-        answers = self.record.of(self.key(question))
+        answers = self.record.of(self._key(question))
         if strange := [answer for answer in answers if not answer.as_asked]:
             raise AbpError(
                 f"{strange[0].model} was asked and {strange[0].version} answered, so its scores "
                 f"are not taken: set judge_model to {strange[0].version}, or restore a record of "
-                f"{strange[0].model} ({self.record.path.name})."
+                f"{strange[0].model} ({self.record_file.name})."
             )
         counting = that_counts(answers) if answers else None
         if counting and counting.outcome == UNUSABLE and len(answers) < self.answers:
@@ -290,10 +285,10 @@ class Asker:
             AbpError: the wire gives up, another model answers, or the record cannot be written; all
                 answers that came are recorded, and those on their way are waited for.
         """
-        todo = {self.key(q): q for q in questions if self.answer(q) is None}
+        todo = {self._key(q): q for q in questions if self.answer(q) is None}
         stop = threading.Event()
         with ThreadPoolExecutor(self.parallel) as pool:
-            asked = [pool.submit(self._settle, key, q, stop) for key, q in todo.items()]
+            asked = [pool.submit(self._settle, question, stop) for question in todo.values()]
             try:
                 done, _ = wait(asked, return_when=FIRST_EXCEPTION)
             finally:
@@ -302,25 +297,25 @@ class Asker:
             for future in done:
                 future.result()
 
-    def _settle(self, key: str, question: Question, stop: threading.Event) -> None:
+    def _settle(self, question: Question, stop: threading.Event) -> None:
         """Pay for answers until one counts."""
+        key = self._key(question)
         while self.answer(question) is None and not stop.is_set():
             reply = self.wire.ask(question)
             self.record.add(
                 Answer(
+                    **reply.model_dump(),
                     key=key,
                     attempt=len(self.record.of(key)),
-                    judge=self.judge,
+                    judge=self.whom,
                     model=self.wire.model,
                     sample=question.sample,
                     images=question.digests,
                     repeat=question.repeat,
                     time=datetime.now(UTC).isoformat(timespec="seconds"),
-                    **asdict(reply),
                 )
             )
 
-
-def that_counts(answers: Sequence[Answer]) -> Answer:
-    """Of the answers to one question the first that can be used or is a refusal, else the last."""
-    return next((a for a in answers if a.outcome != UNUSABLE), answers[-1])
+    def _key(self, question: Question) -> str:
+        """Hash of all that decides an answer."""
+        return digest([self.whom, question.instruction, question.digests, question.repeat])

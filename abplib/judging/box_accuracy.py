@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torchvision.ops import masks_to_boxes
 
-from abplib.core.boxes import Box, center_distance, iou
+from abplib.core.boxes import Box, center_distance, iou, pixels_inside
 from abplib.samples.base import Sample
 
 MIN_COVERAGE = 0.9
@@ -102,10 +102,7 @@ def _covered(exact: Box, box: Box) -> float:
 
 def _parts_inside(masks: np.ndarray, box: Box) -> np.ndarray:
     """Part of each mask's pixels whose centres lie in the box, [n]; 0 for an empty mask."""
-    _, height, width = masks.shape
-    x1, y1, x2, y2 = box
-    xs, ys = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
-    inside = np.outer((ys >= y1) & (ys <= y2), (xs >= x1) & (xs <= x2))
+    inside = pixels_inside(box, *masks.shape[1:])
     return (masks & inside).sum(axis=(1, 2)) / masks.sum(axis=(1, 2)).clip(min=1)
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 
@@ -33,6 +33,8 @@ TRIES = 8
 """Calls for one answer, before a failing server is given up."""
 MAX_NEW_TOKENS = 400
 """Of a VLM on hand."""
+GREEDY = {"temperature": 0.0}
+"""Which servers answer much alike but not always the same: hence the repeats."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,7 @@ class Gemini:
     timeout: float = 120.0
     """Seconds for one call."""
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Greedy, which Gemini answers much alike but not always the same: hence the repeats."""
-        return {"temperature": 0.0}
+    settings: ClassVar[Mapping[str, Any]] = GREEDY
 
     def ask(self, question: Question) -> Reply:
         """See `Wire.ask`."""
@@ -72,11 +71,13 @@ class Gemini:
         return _reply(
             body,
             self.model,
-            _at(body, "candidates", 0, "content", "parts"),
-            blocked or _at(body, "candidates", 0, "finishReason"),
-            _at(body, "modelVersion"),
-            _at(body, "usageMetadata", "promptTokenCount"),
-            _at(body, "usageMetadata", "candidatesTokenCount"),
+            said=_at(body, "candidates", 0, "content", "parts"),
+            ended=blocked or _at(body, "candidates", 0, "finishReason"),
+            version=_at(body, "modelVersion"),
+            tokens=(
+                _at(body, "usageMetadata", "promptTokenCount"),
+                _at(body, "usageMetadata", "candidatesTokenCount"),
+            ),
         )
 
     @cached_property
@@ -94,10 +95,7 @@ class OpenAICompatible:
     timeout: float = 120.0
     """Seconds for one call."""
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """As greedy as the server is."""
-        return {"temperature": 0.0}
+    settings: ClassVar[Mapping[str, Any]] = GREEDY
 
     def ask(self, question: Question) -> Reply:
         """See `Wire.ask`."""
@@ -117,15 +115,14 @@ class OpenAICompatible:
             raise failure(self.model, error.status_code, error.response.text, (KEY,)) from None
         body = json.loads(response.text)
         choice = _at(body, "choices", 0)
-        said = _at(choice, "message", "refusal")
+        refusal = _at(choice, "message", "refusal")
         return _reply(
             body,
             self.model,
-            _at(choice, "message", "content"),
-            f"refusal: {said}" if said else _at(choice, "finish_reason"),
-            _at(body, "model"),
-            _at(body, "usage", "prompt_tokens"),
-            _at(body, "usage", "completion_tokens"),
+            said=_at(choice, "message", "content"),
+            ended=f"refusal: {refusal}" if refusal else _at(choice, "finish_reason"),
+            version=_at(body, "model"),
+            tokens=(_at(body, "usage", "prompt_tokens"), _at(body, "usage", "completion_tokens")),
         )
 
     @cached_property
@@ -199,7 +196,7 @@ class LocalVlm:
             top_k=None,
         )[:, n_prompt:]
         answer = processor.tokenizer.decode(generated, skip_special_tokens=True)
-        return Reply(answer, self.model, None, n_prompt, len(generated))
+        return Reply(text=answer, version=self.model, tokens_in=n_prompt, tokens_out=len(generated))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -298,17 +295,18 @@ def _said(code: int, words: object) -> httpx2.Response:
 
 
 def _reply(
-    body: Any, model: str, said: Any, ended: Any, version: Any, tokens_in: Any, tokens_out: Any
+    body: Any, model: str, *, said: Any, ended: Any, version: Any, tokens: tuple[Any, Any]
 ) -> Reply:
     """A reply from what lies where the server's format has it, whatever that is."""
-    text, ended = _text(said), _clean(ended) if isinstance(ended, str) else None
-    refused = ended is not None and ended.partition(":")[0] in REFUSALS
+    text, word = _text(said), _clean(ended)
+    refused = word.partition(":")[0] in REFUSALS
+    tokens_in, tokens_out = map(_count, tokens)
     return Reply(
-        _clean(text or json.dumps(body)),
-        _clean(version) if isinstance(version, str) and version else model,
-        ended if refused or not text else None,
-        _count(tokens_in),
-        _count(tokens_out),
+        text=_clean(text or json.dumps(body)),
+        version=_clean(version) or model,
+        refusal=word if word and (refused or not text) else None,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
     )
 
 
@@ -316,14 +314,13 @@ def _text(said: Any) -> str:
     """An answer in one piece, or in those that are neither thought nor of another kind."""
     if isinstance(said, str):
         return said
-    pieces = [
+    return "".join(
         piece["text"]
         for piece in (said if isinstance(said, list) else ())
         if isinstance(_at(piece, "text"), str)
         and piece.get("type", "text") == "text"
         and not piece.get("thought")
-    ]
-    return "".join(pieces)
+    )
 
 
 def _at(value: Any, *path: str | int) -> Any:
@@ -336,9 +333,9 @@ def _at(value: Any, *path: str | int) -> Any:
     return value
 
 
-def _clean(text: str) -> str:
-    """Without halves of characters, which no file can hold."""
-    return text.encode(errors="replace").decode()
+def _clean(text: Any) -> str:
+    """Without halves of characters, which no file can hold; empty where it is no text."""
+    return text.encode(errors="replace").decode() if isinstance(text, str) else ""
 
 
 def _count(value: Any) -> int | None:

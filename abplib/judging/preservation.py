@@ -12,7 +12,6 @@ is open in the paper, and the ways to do it differ:
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 
@@ -26,8 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from abplib.core import paths
-from abplib.core.boxes import Box
+from abplib.core.boxes import Box, pixels_inside
 from abplib.core.errors import AbpError
+from abplib.core.store import digest, identify
 
 COLUMNS = ("lpips", "lpips_zero_fill", "lpips_spatial", "l2", "ssim")
 
@@ -35,7 +35,6 @@ WEIGHTS = "data/lpips/alexnet_features.safetensors"
 """The ImageNet AlexNet under LPIPS; its source and licence stand beside it."""
 
 _SMALLEST = 31  # pixels a side that AlexNet needs
-_BATCH = 16  # pairs at a time
 
 
 class Preservation:
@@ -65,104 +64,59 @@ class Preservation:
     @property
     def fingerprint(self) -> str:
         """Hash of the network's weights and the working resolution."""
-        digest = hashlib.sha256(str(self._side).encode())
-        for name, tensor in self._net.state_dict().items():
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        return digest.hexdigest()
+        return digest([self._side, identify(self._net.state_dict())[0]])
 
-    def rows(
-        self,
-        sources: Sequence[Image.Image],
-        edits: Sequence[Image.Image],
-        boxes: Sequence[Box],
-    ) -> pd.DataFrame:
-        """One row for each source, its edit and the exact box (fractions of the source).
+    @torch.inference_mode()
+    def rows(self, source: Image.Image, edits: Sequence[Image.Image], box: Box) -> pd.DataFrame:
+        """One row for each of one or more edits of a source, whose exact box is `box`.
 
         Columns: lpips (composite), lpips_zero_fill, lpips_spatial; l2, the mean squared difference
         of pixels in [0, 1] outside; ssim, the mean structural similarity outside, of the composite
-        (1 where nothing changed). All are NaN where the box leaves nothing outside. A source that
-        neighbouring pairs share, as the same object, costs its passes once.
+        (1 where nothing changed). All are NaN where the box leaves nothing outside.
 
         Raises:
-            AbpError: the lists differ in length, an edit has another size than its source, an
-                image is too narrow for LPIPS, or a box is none.
+            AbpError: an edit has another size than its source, they are too narrow for LPIPS, or
+                the box is none.
         """
-        if not len(sources) == len(edits) == len(boxes):
-            raise AbpError(
-                f"There are {len(sources)} sources, {len(edits)} edits and {len(boxes)} boxes; "
-                "give one of each for every pair."
-            )
-        of_size: dict[tuple[int, int], list[int]] = {}
-        for index, (source, edit, box) in enumerate(zip(sources, edits, boxes, strict=True)):
-            self._check(index, source, edit, box)
-            of_size.setdefault(source.size, []).append(index)
-        measured = np.empty((len(sources), len(COLUMNS)))
-        for same in of_size.values():
-            for start in range(0, len(same), _BATCH):
-                chunk = same[start : start + _BATCH]
-                measured[chunk] = self._measure(
-                    [sources[i] for i in chunk],
-                    [edits[i] for i in chunk],
-                    [boxes[i] for i in chunk],
-                )
-        return pd.DataFrame(measured, columns=list(COLUMNS))
+        self._check(source, edits, box)
+        original, edit = _pixels([source]), _pixels(edits)
+        outside = _outside(box, *original.shape[2:])
+        composite = torch.where(outside, edit, original)
+        small_original, small = self._resized(original), self._resized(composite)
+        small_outside = _outside(box, *small.shape[2:])
 
-    def _check(self, index: int, source: Image.Image, edit: Image.Image, box: Box) -> None:
+        def mean_outside(maps: Tensor) -> Tensor:
+            return (maps * small_outside).sum((1, 2, 3)) / small_outside.sum()
+
+        area = outside.float().mean()
+        composed = self._distances(small_original, small)
+        filled = self._distances(self._resized(original * outside), self._resized(edit * outside))
+        spatial = self._distances(small_original, self._resized(edit))
+        columns = {
+            "lpips": (_mean(composed) / area).where(area > 0, torch.nan),
+            "lpips_zero_fill": _mean(filled).where(area > 0, torch.nan),
+            "lpips_spatial": mean_outside(_upsampled(spatial, small.shape[2:])),
+            "l2": (composite - original).square().mean((1, 2, 3)) / area,
+            "ssim": mean_outside(_ssim_map(small_original, small)),
+        }
+        return pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
+
+    def _check(self, source: Image.Image, edits: Sequence[Image.Image], box: Box) -> None:
         width, height = source.size
-        if edit.size != source.size:
-            raise AbpError(
-                f"Pair {index}: the edit has {edit.width} x {edit.height} pixels and its source "
-                f"{width} x {height}; resize the edit to its source first."
-            )
+        for edit in edits:
+            if edit.size != source.size:
+                raise AbpError(
+                    f"The edit has {edit.width} x {edit.height} pixels and its source {width} x "
+                    f"{height}; resize the edit to its source first."
+                )
         if min(self._working_size(height, width)) < _SMALLEST:
             raise AbpError(
-                f"Pair {index}: {width} x {height} pixels leave less than the {_SMALLEST} a side "
-                "that LPIPS needs; give larger or less narrow images."
+                f"{width} x {height} pixels leave less than the {_SMALLEST} a side that LPIPS "
+                "needs; give larger or less narrow images."
             )
         x1, y1, x2, y2 = box
         if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
-            raise AbpError(
-                f"Pair {index}: {tuple(box)} is no box; give ordered corners as fractions of the "
-                "image."
-            )
-
-    @torch.inference_mode()
-    def _measure(
-        self, sources: list[Image.Image], edits: list[Image.Image], boxes: list[Box]
-    ) -> np.ndarray:
-        """[B, columns] for pairs of one size."""
-        keys = list(zip(map(id, sources), boxes, strict=True))
-        distinct = list(dict.fromkeys(keys))
-        of_pair = [distinct.index(key) for key in keys]
-        shown = [keys.index(key) for key in distinct]  # the first pair of each source and box
-
-        source = _pixels([sources[i] for i in shown])
-        outside = torch.stack([_outside(boxes[i], *source.shape[2:]) for i in shown])
-        small_source, small_filled = self._resized(source), self._resized(source * outside)
-        source_seen = [layer[of_pair] for layer in self._features(small_source)]
-        filled_seen = [layer[of_pair] for layer in self._features(small_filled)]
-
-        source, outside, edit = source[of_pair], outside[of_pair], _pixels(edits)
-        composite = torch.where(outside, edit, source)
-        small = self._resized(composite)
-        size = small.shape[2:]
-        small_outside = torch.stack([_outside(box, *size) for box in boxes])
-
-        def mean_outside(maps: Tensor) -> Tensor:
-            return (maps * small_outside).sum((1, 2, 3)) / small_outside.sum((1, 2, 3))
-
-        area = outside.float().mean((1, 2, 3))
-        composed = self._distances(source_seen, self._features(small))
-        filled = self._distances(filled_seen, self._features(self._resized(edit * outside)))
-        spatial = self._distances(source_seen, self._features(self._resized(edit)))
-        columns = {
-            "lpips": _mean(composed) / area,
-            "lpips_zero_fill": _mean(filled).where(area > 0, torch.nan),
-            "lpips_spatial": mean_outside(_upsampled(spatial, size)),
-            "l2": (composite - source).square().mean((1, 2, 3)) / area,
-            "ssim": mean_outside(_ssim_map(small_source[of_pair], small)),
-        }
-        return torch.stack([columns[name] for name in COLUMNS], dim=1).double().numpy()
+            raise AbpError(f"{tuple(box)} is no box; give ordered corners as fractions.")
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
         scale = min(1.0, self._side / max(height, width)) if self._side else 1.0
@@ -174,14 +128,14 @@ class Preservation:
             return images
         return F.interpolate(images, size, mode="bilinear", antialias=True)
 
-    def _features(self, images: Tensor) -> list[Tensor]:
-        """Pixels [B, 3, H, W] in [0, 1] -> features of each layer [B, c, h, w], of unit length."""
-        layers = self._net.net(self._net.scaling_layer(2 * images - 1))
-        return [lpips.normalize_tensor(layer) for layer in layers]
-
-    def _distances(self, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-        """LPIPS's weighted squared differences, a map [B, 1, h, w] a layer."""
-        return [head((x - y).square()) for head, x, y in zip(self._net.lins, a, b, strict=True)]
+    def _distances(self, original: Tensor, others: Tensor) -> list[Tensor]:
+        """LPIPS's weighted squared differences, a map [B, 1, h, w] a layer, of pixels in [0, 1]."""
+        maps = []
+        layers = [self._net.net(self._net.scaling_layer(2 * x - 1)) for x in (original, others)]
+        for head, first, second in zip(self._net.lins, *layers, strict=True):
+            difference = lpips.normalize_tensor(first) - lpips.normalize_tensor(second)
+            maps.append(head(difference.square()))
+        return maps
 
 
 def _load() -> lpips.LPIPS:
@@ -207,10 +161,7 @@ def _pixels(images: Sequence[Image.Image]) -> Tensor:
 
 def _outside(box: Box, height: int, width: int) -> Tensor:
     """Bool [1, H, W]: the pixels whose centres lie outside the box."""
-    x1, y1, x2, y2 = box
-    xs, ys = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
-    inside = ((ys >= y1) & (ys <= y2))[:, None] & ((xs >= x1) & (xs <= x2))
-    return ~inside[None]
+    return ~torch.from_numpy(pixels_inside(box, height, width))[None]
 
 
 def _mean(distances: list[Tensor]) -> Tensor:
@@ -225,12 +176,12 @@ def _upsampled(distances: list[Tensor], size: torch.Size) -> Tensor:
 
 
 def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of the luma of [B, 3, H, W] -> [B, 1, H, W].
+    """Structural similarity (Wang et al. 2004) of the luma, [1 or B, 3, H, W] -> [B, 1, H, W].
 
     Gaussian windows of 11 pixels, sigma 1.5, mirrored at the border.
     """
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    x, y = ((image * luma).sum(1, keepdim=True) for image in (a, b))
+    x, y = ((image * luma).sum(1, keepdim=True) for image in (a.expand_as(b), b))
     moments = torch.cat([x, y, x * x, y * y, x * y], dim=1)
     moments = _blurring(a.shape[2]) @ moments @ _blurring(a.shape[3]).T
     mean_x, mean_y, xx, yy, xy = moments.split(1, dim=1)

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from abplib.core import code, paths, store
+from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.core.images import load_image
+from abplib.core.store import stored
 from abplib.editing.methods import label
 from abplib.judging.base import Judge
-from abplib.judging.preservation import Preservation
+from abplib.judging.preservation import COLUMNS, Preservation
 from abplib.paper import VQA
 from abplib.samples.base import SampleSet
 
@@ -30,23 +30,18 @@ _BATCH = 32
 
 
 def judged(
-    files: Mapping[str, Sequence[Path]],
+    files: Mapping[str, Sequence[Path | None]],
     samples: SampleSet,
     judge: Judge,
     preservation: Preservation,
-    *,
-    base: Path | None = None,
 ) -> pd.DataFrame:
     """Verdicts and distances of the edits of some methods: one row a method and sample.
 
     What is on disk is not judged again. Columns: method, index, sample_id, those of `VERDICTS`,
-    those of `Preservation.rows`.
+    those of `Preservation.rows`; all but the first three are open where there is no edit.
     """
-    places = {
-        name: _place(base, edits=made, samples=samples, judge=judge, preservation=preservation)
-        for name, made in files.items()
-    }
-    with store.alone((base or paths.results()) / "verdicts"):  # chapters judge the same edits
+    places = {name: _kept(made, samples, judge, preservation) for name, made in files.items()}
+    with store.alone(paths.results() / "verdicts"):  # chapters judge the same edits
         missing = [name for name, place in places.items() if store.summary_of(place) is None]
         _judge({name: files[name] for name in missing}, places, samples, judge, preservation)
         for name in missing:
@@ -61,14 +56,19 @@ def judged(
     return rows[["method", *rows.columns.drop("method")]]
 
 
-def _place(base: Path | None, **inputs: Any) -> Path:
-    known, types = store.identify(inputs)
-    reached = code.digest(code.naming(judged), *sorted(map(code.naming, types)))
-    return store.folder("verdicts", base=base, **known, code=reached)
+@stored("verdicts", lock=None)
+def _kept(
+    place: Path,
+    edits: Sequence[Path | None],
+    samples: SampleSet,
+    judge: Judge,
+    preservation: Preservation,
+) -> None:
+    """Where the rows of one method lie, which are made with those of the others."""
 
 
 def _judge(
-    files: Mapping[str, Sequence[Path]],
+    files: Mapping[str, Sequence[Path | None]],
     places: Mapping[str, Path],
     samples: SampleSet,
     judge: Judge,
@@ -76,41 +76,36 @@ def _judge(
 ) -> None:
     """Write what is missing of some methods.
 
-    Where one method lacks a part, all of them are judged: who is judged together decides the last
-    bit of a distance.
+    Where one lacks a part, all are judged: the company decides the last bit of a distance.
     """
-    longest = max(map(len, files.values()), default=0)
-    for start in tqdm(range(0, longest, _BATCH), "judging edits", mininterval=5, disable=None):
-        batch = {name: made[start : start + _BATCH] for name, made in files.items()}
-        parts = {name: places[name] / f"{start:04d}.parquet" for name in batch if batch[name]}
+    n = max(map(len, files.values()), default=0)
+    for start in tqdm(range(0, n, _BATCH), "judging edits", mininterval=5, disable=None):
+        parts = {name: places[name] / f"{start:04d}.parquet" for name in files}
         if all(part.exists() for part in parts.values()):
             continue
-        rows = []
-        for offset in range(min(_BATCH, longest - start)):
-            there = {name: made[offset] for name, made in batch.items() if offset < len(made)}
-            rows.append(_rows(there, start + offset, samples, judge, preservation))
-        found = pd.concat(rows)
+        batch = range(start, min(start + _BATCH, n))
+        rows = pd.concat([_rows(files, index, samples, judge, preservation) for index in batch])
         for name, part in parts.items():
-            own = found[found["method"] == name]
-            store.write_parquet(part, own.drop(columns="method"))
+            store.write_parquet(part, rows[rows["method"] == name].drop(columns="method"))
 
 
 def _rows(
-    files: Mapping[str, Path],
+    files: Mapping[str, Sequence[Path | None]],
     index: int,
     samples: SampleSet,
     judge: Judge,
     preservation: Preservation,
 ) -> pd.DataFrame:
     """Verdicts and distances of the methods' edits of one sample."""
-    sample, edits = samples[index], [load_image(path) for path in files.values()]
-    facts = [
-        {"method": name, "index": index, "sample_id": sample.id, **asdict(verdict)}
-        for name, verdict in zip(files, judge.judge(samples, index, edits), strict=True)
-    ]
-    n = len(edits)
-    kept = preservation.rows([sample.image] * n, edits, [sample.box] * n)
-    return pd.concat([pd.DataFrame(facts), kept], axis=1)
+    sample = samples[index]
+    rows = pd.DataFrame({"method": list(files), "index": index, "sample_id": sample.id})
+    made = {name: file for name, edits in files.items() if (file := edits[index]) is not None}
+    if not made:
+        return rows.reindex(columns=[*rows.columns, *VERDICTS, *COLUMNS])
+    edits = [load_image(file) for file in made.values()]
+    verdicts = pd.DataFrame([asdict(v) for v in judge.judge(samples, index, edits)])
+    kept = preservation.rows(sample.image, edits, sample.box)
+    return rows.merge(pd.concat([verdicts, kept], axis=1).assign(method=list(made)), how="left")
 
 
 def succeeded(rows: pd.DataFrame) -> pd.Series:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +23,7 @@ from abplib.core.boxes import draw_overlay
 from abplib.core.errors import AbpError
 from abplib.core.stats import cohen_kappa
 from abplib.core.store import digest
-from abplib.judging.asking import OUTCOMES, Answer, Asker, Question, Record, Wire, that_counts
+from abplib.judging.asking import OUTCOMES, Answer, Asker, Question, Wire, that_counts
 from abplib.judging.base import BEST, LEAKAGE, NO_EDIT, WRONG_RESULT, Judge, Judgement
 from abplib.judging.clients import Gemini, LocalVlm, OpenAICompatible
 from abplib.judging.jury import Jury
@@ -37,18 +35,11 @@ RECORDS = "data/judgements"
 
 
 @dataclass(frozen=True, eq=False)
-class VqaJudge:
+class VqaJudge(Asker):
     """A `Judge` that asks a VLM, or only its record where that holds every answer."""
 
-    wire: Wire
-    record_file: Path
-    """JSONL; made when the first answer comes."""
     repeats: int = 3
     """How often each edit is asked about; its scores are the means."""
-    parallel: int = 8
-    """Questions on their way at once."""
-    answers: int = 3
-    """Answers paid for in place of unusable ones, the first included."""
 
     @property
     def name(self) -> str:
@@ -58,7 +49,7 @@ class VqaJudge:
     @property
     def fingerprint(self) -> str:
         """Hash of who is asked, how often, and of all answers so far."""
-        return digest([self._asker.judge, self.repeats, self._asker.record.fingerprint])
+        return digest([self.whom, self.repeats, self.record.fingerprint])
 
     def judge(
         self, samples: SampleSet, index: int, edited_images: Sequence[Image.Image]
@@ -69,16 +60,16 @@ class VqaJudge:
             AbpError: an answer is missing and cannot be had; see `Asker.ask`.
         """
         sample = samples[index]
-        marked = draw_overlay(sample.image, sample.box)
+        shown = sample.image, draw_overlay(sample.image, sample.box)
         questions = [
             [
-                Question(sample.id, sample.instruction, sample.image, marked, edited, repeat)
+                Question(sample.id, sample.instruction, (*shown, edited), repeat)
                 for repeat in range(self.repeats)
             ]
             for edited in edited_images
         ]
-        self._asker.ask(question for repeats in questions for question in repeats)
-        return [_judgement(list(map(self._asker.answer, repeats))) for repeats in questions]
+        self.ask(question for repeats in questions for question in repeats)
+        return [_judgement(list(map(self.answer, repeats))) for repeats in questions]
 
     def table(self) -> pd.DataFrame:
         """Every recorded question to this judge: one row each, in order of sample, edit, repeat.
@@ -87,18 +78,14 @@ class VqaJudge:
         `asking.OUTCOMES`), edit, accuracy, leakage (NaN unless answered), reason (or why the judge
         refused, or the unusable answer), paid (answers, unusable ones included).
         """
-        counted: dict[str, list[Answer]] = {}
-        for answer in self._asker.record:
-            if answer.judge == self._asker.judge and answer.repeat < self.repeats:
-                counted.setdefault(answer.key, []).append(answer)
-        rows = [_row(answers) for answers in counted.values()]
+        rows = [
+            _row(tries)
+            for tries in self.record
+            if tries[0].judge == self.whom and tries[0].repeat < self.repeats
+        ]
         columns = ["sample_id", "image", "repeat", "outcome", *SCORES, "reason", "paid"]
         frame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(SCORES, float))
         return frame.sort_values(["sample_id", "image", "repeat"], ignore_index=True)
-
-    @cached_property
-    def _asker(self) -> Asker:
-        return Asker(self.wire, Record(self.record_file), self.parallel, self.answers)
 
 
 @dataclass(frozen=True)
@@ -137,23 +124,17 @@ def tally(table: pd.DataFrame) -> dict[str, float]:
     """
     edits = table.groupby(["sample_id", "image"])
     differing = edits[list(SCORES)].nunique().gt(1).any(axis=1)
-    found: dict[str, float] = {"questions": len(table)}
-    found |= {outcome: int((table["outcome"] == outcome).sum()) for outcome in OUTCOMES}
-    found |= {
-        "paid": int(table["paid"].sum()),
+    counts = {
+        "questions": len(table),
+        **{outcome: (table["outcome"] == outcome).sum() for outcome in OUTCOMES},
+        "paid": table["paid"].sum(),
         "edits": edits.ngroups,
-        "without_score": int((edits["edit"].count() == 0).sum()),
-        "differing": int(differing.sum()),
+        "without_score": (edits["edit"].count() == 0).sum(),
+        "differing": differing.sum(),
     }
-    for score in SCORES:
-        pairs = table.pivot(index=["sample_id", "image"], columns="repeat", values=score)
-        both = pairs.reindex(columns=[0, 1]).dropna().to_numpy(int)
-        found[f"kappa_{score}"] = (
-            cohen_kappa(both[:, 0], both[:, 1], range(BEST + 1), quadratic=True)
-            if len(both)
-            else np.nan
-        )
-    return found
+    return {name: float(n) for name, n in counts.items()} | {
+        f"kappa_{score}": _kappa(table, score) for score in SCORES
+    }
 
 
 def asked(judge: Judge) -> pd.DataFrame:
@@ -188,6 +169,14 @@ def _named(model: str | None) -> str:
     if not model:
         raise AbpError("No model is named to judge: set judge_model in the profile.")
     return model
+
+
+def _kappa(table: pd.DataFrame, score: str) -> float:
+    pairs = table.pivot(index=["sample_id", "image"], columns="repeat", values=score)
+    both = pairs.reindex(columns=[0, 1]).dropna().to_numpy(int)
+    if not len(both):
+        return np.nan
+    return cohen_kappa(both[:, 0], both[:, 1], range(BEST + 1), quadratic=True)
 
 
 def _marked(told: Judgement) -> Judgement:

@@ -111,7 +111,8 @@ def edit(method: str, profile: str, shard: Shard) -> None:
             boxes["vlm"] = answered_boxes(ask(made.encoder, samples, n))
         case "exact":
             boxes["exact"] = [samples[index].box for index in range(n)]
-    make_edits(method, made.editor, samples, n, SEED, boxes, shard=shard)
+    editor = made.editor if METHODS[method].lora else made.baseline
+    make_edits(method, editor, samples, n, SEED, boxes, shard=shard)
 
 
 def key(step: Callable[..., object] | str, profile: str) -> str:

@@ -27,6 +27,7 @@ from abplib.core.stats import (
 )
 from abplib.experiment import Experiment
 from abplib.sections.claims import measure as numbered
+from abplib.vlm.loading import fingerprint
 
 LABELS = {
     "final": "Final states",
@@ -75,10 +76,8 @@ def find(experiment: Experiment) -> tuple[Trained | None, str]:
             "train-conditions makes it."
         )
     run = store.read_json(path.with_suffix(".json"))
-    if (run["vlm"], run["samples"]) != (
-        experiment.encoder.fingerprint,
-        experiment.evaluation.fingerprint,
-    ):
+    vlm = fingerprint(experiment.vlm_source, experiment.profile.revision)
+    if (run["vlm"], run["samples"]) != (vlm, experiment.evaluation.fingerprint):
         return None, (
             f"The comparison in {path.name} was made around another VLM or on other samples, so it "
             "is not shown; the command train-conditions makes it anew."

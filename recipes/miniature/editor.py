@@ -15,7 +15,7 @@ from abplib.editing.lora.settings import LoraTraining
 from abplib.editing.lora.training import train_lora
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.editing.qwen_pipeline import for_stills
-from abplib.editing.twins import EditorShape, assemble, build_dit, save_editor
+from abplib.editing.twins import EditorShape, assemble, build_dit, save_pipeline
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import multi_entity
 from abplib.vlm.encoder import ConditionEncoder
@@ -62,7 +62,7 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     dit = build_dit(plan.shape, encoder.width, plan.seed)
     dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
-    save_editor(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
+    save_pipeline(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
     editor = QwenImageEditor.from_pretrained(folder, image_area=area)
     boxed = multi_entity("training")
     lora_run = train_lora(editor, boxed, plan.lora, folder / "lora", base=work, device=device)

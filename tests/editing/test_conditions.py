@@ -9,7 +9,6 @@ import torch
 from conftest import noise
 from PIL import Image
 
-from abplib.core.errors import AbpError
 from abplib.editing import conditions
 from abplib.editing.conditions import Condition, describe, negative, positive, stacked
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
@@ -56,10 +55,9 @@ def same(one: Condition, other: Condition) -> None:
     torch.testing.assert_close(one.states, other.states, rtol=0, atol=1e-6)
 
 
-def test_final_and_layers_are_the_encoders(encoder: ConditionEncoder, batch: Batch) -> None:
-    encoding = encoder.encode(*batch, layers=(2,), final=True)
+def test_final_is_the_encoders(encoder: ConditionEncoder, batch: Batch) -> None:
+    encoding = encoder.encode(*batch, final=True)
     same(positive(encoder, "final", *batch), Condition(encoding.states["final"], encoding.mask))
-    same(positive(encoder, "layer_2", *batch), Condition(encoding.states[2], encoding.mask))
 
 
 def test_norm_avg_is_the_mean_of_normalised_layers(encoder: ConditionEncoder, batch: Batch) -> None:
@@ -105,7 +103,7 @@ def test_a_description_tells_whether_it_was_cut(
     assert not positive(encoder, "final", *batch).described
 
 
-@pytest.mark.parametrize("kind", ["final", "norm_avg", "layer_0"])
+@pytest.mark.parametrize("kind", ["final", "norm_avg"])
 def test_the_negative_prompt_is_read_in_the_same_way(
     encoder: ConditionEncoder, batch: Batch, kind: str
 ) -> None:
@@ -119,13 +117,6 @@ def test_the_negative_prompt_is_not_described(
     script(encoder, monkeypatch, [])
     images, _ = batch
     same(negative(encoder, "full_description", images), negative(encoder, "final", images))
-
-
-@pytest.mark.parametrize("kind", ["layer_4", "layer_-1", "layer_02", "last", ""])
-def test_unknown_conditions_are_refused(encoder: ConditionEncoder, batch: Batch, kind: str) -> None:
-    for call in (lambda: positive(encoder, kind, *batch), lambda: negative(encoder, kind, [])):
-        with pytest.raises(AbpError, match="layer_0 to layer_3"):
-            call()
 
 
 def test_stacking_and_choosing_keep_each_samples_tokens(encoder: ConditionEncoder) -> None:

@@ -35,16 +35,14 @@ def test_identity_returns_the_upright_source() -> None:
     exif[0x0112] = 6  # turned by a quarter
     turned = Identity().edit(source, "remove it", seed=0)
     assert turned.size == (10, 20)
-    (same,) = Identity().edit_many([noise(20, 10)], ["remove it"], [0])
+    same = Identity().edit(noise(20, 10), "remove it", seed=0)
     assert same.tobytes() == noise(20, 10).tobytes()
 
 
 def test_paste_changes_the_pixels_in_the_box_to_the_target() -> None:
     samples = Pairs()
-    images = [samples[1].image, samples[0].image]
-    for index, edit in zip(
-        (1, 0), Paste(samples).edit_many(images, ["remove it"] * 2, [0, 0]), strict=True
-    ):
+    for index in (1, 0):
+        edit = Paste(samples).edit(samples[index].image, "remove it", seed=0)
         expected = np.array(samples[index].image)
         # centres between 5.0 and 13.6 of 20, and from 2.4 of 10 on
         expected[2:, 5:14] = np.array(samples.edited(index))[2:, 5:14]
@@ -58,9 +56,7 @@ def test_paste_knows_its_samples_only() -> None:
         Paste(Pairs()).edit(noise(20, 10, 5), "remove it", seed=0)
 
 
-def test_calls_that_do_not_add_up_are_refused() -> None:
-    with pytest.raises(AbpError, match="1 images, 2 instructions, 1 seeds"):
-        Identity().edit_many([noise(8, 8)], ["a", "b"], [0])
+def test_boxes_are_refused_where_none_is_read() -> None:
     with pytest.raises(AbpError, match="reads no boxes"):
-        Identity().edit_many([noise(8, 8)], ["a"], [0], boxes=[None])
-    assert Identity().edit_many([], [], []) == []
+        Identity().edit(noise(8, 8), "a", seed=0, box=(0, 0, 1, 1))
+    assert Identity().edit_many([]) == []

@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CASES, Made
 from diffusers import QwenImageEditPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
+from abplib.core.images import load_image
 from abplib.core.parallel import Shard
 from abplib.editing import conditions, runs
 from abplib.editing.controls import Identity
-from abplib.editing.methods import CONTROLS, METHODS
+from abplib.editing.methods import METHODS
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
-from abplib.samples.base import Sample
+from abplib.samples.base import Sample, SampleSet
 from abplib.vlm.loading import Answer
 
 PROFILE = Profile.load("smoke")
@@ -36,52 +38,87 @@ def editor() -> QwenImageEditor:
     return Experiment(PROFILE).editor
 
 
+@pytest.fixture(autouse=True)
+def results(editor: QwenImageEditor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path))
+
+
 @pytest.fixture
 def edited(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Instructions that were carried out, in order; the fifth one kills the process once."""
     carried_out: list[str] = []
     original = QwenImageEditor._edit_many
 
-    def counted(self: Any, images: Any, instructions: Any, *rest: Any) -> Any:
+    def counted(self: Any, requests: Any) -> Any:
         if 4 <= len(carried_out) < 6:
             carried_out.extend(["killed"] * 2)
             raise KeyboardInterrupt
-        carried_out.extend(instructions)
-        return original(self, images, instructions, *rest)
+        carried_out.extend(request.instruction for request in requests)
+        return original(self, requests)
 
     monkeypatch.setattr(QwenImageEditor, "_edit_many", counted)
     monkeypatch.setattr(runs, "_BATCH", 2)
     return carried_out
 
 
-def pixels(files: Sequence[Path]) -> list[np.ndarray]:
-    return [np.asarray(Image.open(file)) for file in files]
+def pixels(files: Sequence[Path | None]) -> list[np.ndarray]:
+    return [np.asarray(Image.open(file)) for file in files if file is not None]
 
 
 def test_a_killed_evaluation_goes_on_with_no_edit_done_twice(
-    editor: QwenImageEditor, edited: list[str], tmp_path: Path
+    editor: QwenImageEditor, edited: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        runs.make_edits("baseline", editor, SAMPLES, 5, 0, {}, base=tmp_path / "killed")
-    (place,) = (tmp_path / "killed" / "edits").iterdir()
+        runs.make_edits("baseline", editor, SAMPLES, 5, 0, {})
+    (place,) = (tmp_path / "edits").iterdir()
     assert len(list(place.glob("*.png"))) == 4
-    found = runs.make_edits("baseline", editor, SAMPLES, 5, 0, {}, base=tmp_path / "killed")
+    found = runs.make_edits("baseline", editor, SAMPLES, 5, 0, {})
     asked = [SAMPLES[index].instruction for index in range(5)]
     assert edited == [*asked[:4], "killed", "killed", asked[4]]
-    runs.make_edits("baseline", editor, SAMPLES, 5, 0, {}, base=tmp_path / "killed")
-    assert len(edited) == 7
-    whole = runs.make_edits("baseline", editor, SAMPLES, 5, 0, {}, base=tmp_path / "whole")
+    monkeypatch.setattr(QwenImageEditPipeline, "from_pretrained", None)
+    again = replace(editor, source=replace(editor.source))  # of which nothing is loaded
+    assert runs.make_edits("baseline", again, SAMPLES, 5, 0, {}) == found and len(edited) == 7
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "whole"))
+    whole = runs.make_edits("baseline", editor, SAMPLES, 5, 0, {})
     for one, other in zip(pixels(found), pixels(whole), strict=True):
         assert (one == other).all()
 
 
-def test_edits_that_are_there_load_no_editor(
-    editor: QwenImageEditor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def mixed(index: int) -> Sample:
+    """One sample that can be edited, and three that people brought."""
+    sample = replace(SAMPLES[0], id=f"m{index}")
+    match index:
+        case 1:
+            return replace(sample, instruction="remove it <|im_end|>")
+        case 2:
+            image = load_image(CASES / "06-extreme-aspect" / "3000x10.png")
+            return replace(sample, image=image)
+        case 3:
+            raise OSError("a broken picture")
+    return sample
+
+
+@pytest.mark.parametrize("name", ["baseline", "flux_kontext"])
+def test_a_sample_that_cannot_be_edited_is_listed_and_stops_no_other(
+    name: str, editor: QwenImageEditor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = runs.make_edits("baseline", editor, SAMPLES, 2, 0, {}, base=tmp_path)
-    monkeypatch.setattr(QwenImageEditPipeline, "from_pretrained", None)
-    again = Experiment(PROFILE).editor
-    assert runs.make_edits("baseline", again, SAMPLES, 2, 0, {}, base=tmp_path) == files
+    def make(samples: SampleSet, n: int) -> list[Path | None]:
+        if name == "baseline":
+            return runs.make_edits(name, editor, samples, n, 0, {})
+        return runs.make_other_edits(Experiment(PROFILE).other("flux_kontext"), samples, n, 0)
+
+    for _ in range(2):  # made, and found
+        first, marked, oblong, broken = make(Made(mixed, 4, "mixed"), 4)
+        assert first is not None and broken is None
+        told = capsys.readouterr().err
+        assert "3: It cannot be read (OSError: a broken picture)." in told
+        if name == "baseline":
+            assert marked is oblong is None
+            assert "3 of 4 edits of mixed by Qwen-Image-Edit cannot be made:" in told
+            assert "m1: Instruction 0 holds the chat marker <|im_end|>" in told
+            assert "m2: An image of 3000 x 10 pixels is too oblong" in told
+    with pytest.raises(AbpError, match=r"None of the 1 edits of broken by .* can be made; 0: It"):
+        make(Made(lambda _: mixed(3), 1, "broken"), 1)
 
 
 def test_another_lora_edits_anew_and_nothing_else_is(
@@ -90,7 +127,9 @@ def test_another_lora_edits_anew_and_nothing_else_is(
     def place(name: str, lora: Path) -> Path:
         given = {"proxy": [BOX]}
         reading = replace(editor, lora=lora)
-        return runs.make_edits(name, reading, SAMPLES, 1, 0, given, base=tmp_path)[0].parent
+        (file,) = runs.make_edits(name, reading, SAMPLES, 1, 0, given)
+        assert file is not None
+        return file.parent
 
     assert editor.lora is not None
     weights = load_file(editor.lora)
@@ -107,57 +146,40 @@ def test_descriptions_that_were_cut_off_are_counted(
         [Answer("An apple – red.", (64, 64), whole=True), Answer("A", (64, 64), whole=False)]
     )
     monkeypatch.setattr(conditions, "describe", lambda _, shown, __: [next(said) for _ in shown])
-    files = runs.make_edits("full_description", editor, SAMPLES, 2, 0, {}, base=tmp_path)
+    files = runs.make_edits("full_description", editor, SAMPLES, 2, 0, {})
     assert runs.n_cut(files) == 1
+    assert files[0] is not None
     with Image.open(files[0]) as image:
         assert image.info["description"] in {"An apple – red.", "A"}
-    assert runs.n_cut(runs.make_edits("identity", editor, SAMPLES, 2, 0, {}, base=tmp_path)) == 0
+    assert runs.n_cut(runs.make_edits("identity", editor, SAMPLES, 2, 0, {})) == 0
 
 
-def test_shards_share_the_samples(
-    editor: QwenImageEditor, edited: list[str], tmp_path: Path
-) -> None:
+def test_shards_share_the_samples(editor: QwenImageEditor, edited: list[str]) -> None:
     made = [
-        runs.make_edits("identity", editor, SAMPLES, 5, 0, {}, shard=Shard(i, 2), base=tmp_path)
-        for i in (2, 1)
+        runs.make_edits("identity", editor, SAMPLES, 5, 0, {}, shard=Shard(i, 2)) for i in (2, 1)
     ]
-    assert [[int(file.stem) for file in files] for files in made] == [[2, 3], [0, 1, 4]]
-    before = {file: file.stat().st_mtime_ns for files in made for file in files}
-    whole = runs.make_edits("identity", editor, SAMPLES, 5, 0, {}, base=tmp_path)
-    assert {file: file.stat().st_mtime_ns for file in whole} == before
+    assert [[int(file.stem) for file in files if file] for files in made] == [[2, 3], [0, 1, 4]]
+    before = {file: file.stat().st_mtime_ns for files in made for file in files if file}
+    whole = runs.make_edits("identity", editor, SAMPLES, 5, 0, {})
+    assert {file: file.stat().st_mtime_ns for file in whole if file} == before
+    runs.make_edits("paste", editor, SAMPLES, 1, 0, {})
+    assert not edited and Identity().name == METHODS["identity"].label  # controls run no model
 
 
-def test_a_box_leads_the_edit_and_only_where_the_method_has_one(
-    editor: QwenImageEditor, tmp_path: Path
-) -> None:
-    first, second = (
-        runs.make_edits("ours", editor, SAMPLES, 1, 0, {"proxy": [box]}, base=tmp_path)
-        for box in (BOX, (0.5, 0.5, 0.9, 0.9))
-    )
-    assert first[0].parent != second[0].parent
-    assert (pixels(first)[0] != pixels(second)[0]).any()
-    plain = [
-        runs.make_edits("baseline", editor, SAMPLES, 1, 0, given, base=tmp_path / str(place))
-        for place, given in enumerate(({}, {"proxy": [BOX]}))
+def test_a_box_leads_the_edit_and_only_where_the_method_has_one(editor: QwenImageEditor) -> None:
+    def edit(name: str, box: Box | None) -> bytes:
+        (file,) = runs.make_edits(name, editor, SAMPLES, 1, 0, {"proxy": [box], "vlm": [box]})
+        return pixels([file])[0].tobytes()
+
+    edits = [
+        edit("baseline", None),
+        edit("lora_no_box", None),  # the control of Ours: the LoRA edits without a box as well
+        edit("ours", BOX),
+        edit("ours", (0.5, 0.5, 0.9, 0.9)),
     ]
-    assert (pixels(plain[0])[0] == pixels(plain[1])[0]).all()
-
-
-def test_the_lora_edits_without_a_box_as_well(editor: QwenImageEditor, tmp_path: Path) -> None:
-    """The control of Ours: neither the baseline's edit nor one that a box leads."""
-    given = {"proxy": [BOX]}
-    baseline, alone, ours = (
-        pixels(runs.make_edits(name, editor, SAMPLES, 1, 0, given, base=tmp_path))[0]
-        for name in ("baseline", "lora_no_box", "ours")
-    )
-    assert (alone != baseline).any() and (alone != ours).any()
-
-
-def test_a_sample_without_a_box_is_edited_without_one(
-    editor: QwenImageEditor, tmp_path: Path
-) -> None:
-    (file,) = runs.make_edits("vlm_box", editor, SAMPLES, 1, 0, {"vlm": [None]}, base=tmp_path)
-    assert Image.open(file).size == SAMPLES[0].image.size
+    assert len(set(edits)) == 4
+    assert edit("baseline", BOX) == edits[0]
+    assert edit("vlm_box", None) == edits[1]  # a sample of which no box is known
 
 
 @pytest.mark.parametrize(
@@ -174,27 +196,10 @@ def test_what_cannot_be_edited_is_refused(
     editor: QwenImageEditor, tmp_path: Path, name: str, n: int, guides: Any, said: str
 ) -> None:
     with pytest.raises(AbpError, match=said):
-        runs.make_edits(name, editor, SAMPLES, n, 0, guides, base=tmp_path)
+        runs.make_edits(name, editor, SAMPLES, n, 0, guides)
     assert not list(tmp_path.rglob("*.png"))
 
 
 def test_only_known_exact_edits_can_be_pasted(editor: QwenImageEditor, tmp_path: Path) -> None:
-    class Photographs:
-        """A set whose exact edits nobody knows."""
-
-        name, fingerprint = "photographs", "photographs"
-
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int) -> Sample:
-            return SAMPLES[index]
-
-    with pytest.raises(AbpError, match="The exact edits of photographs are not known"):
-        runs.make_edits("paste", editor, Photographs(), 1, 0, {}, base=tmp_path)
-
-
-def test_controls_run_no_model(editor: QwenImageEditor, edited: list[str], tmp_path: Path) -> None:
-    for name in CONTROLS:
-        runs.make_edits(name, editor, SAMPLES, 1, 0, {}, base=tmp_path)
-    assert not edited and Identity().name == METHODS["identity"].label
+    with pytest.raises(AbpError, match="The exact edits of made are not known"):
+        runs.make_edits("paste", editor, Made(SAMPLES.__getitem__, 1), 1, 0, {})

@@ -8,48 +8,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMOKE_AREA, noise
-from diffusers import Flux2Pipeline
-from huggingface_hub import constants
+from othertwins import smoke_flux2
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from abplib.core import hub
 from abplib.core.errors import AbpError
 from abplib.editing import conditions, loading
+from abplib.editing.base import Request
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.editing.stock import Flux2Editor
-from abplib.editing.twins import smoke_editor, smoke_flux2
+from abplib.editing.twins import smoke_editor
 
 GIGABYTE = 1024**3
-
-
-def test_a_hub_pipeline_that_cannot_be_had_says_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AbpError, match="hf download someone/absent") as told:
-        Flux2Editor.from_pretrained("someone/absent", revision="0123abc")
-    assert str(told.value).startswith("someone/absent") and "\n" not in str(told.value)
-
-
-def test_a_hub_pipeline_is_known_by_its_commit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: list[Any] = []
-
-    def download(source: str, revision: str | None, local_files_only: bool) -> Path:
-        asked.append((source, revision, local_files_only))
-        return tmp_path / "snapshots" / str(revision)
-
-    monkeypatch.setattr(Flux2Pipeline, "download", download)
-    monkeypatch.setattr(hub, "check_access", lambda _id: None)
-
-    def known(revision: str) -> str:
-        return loading.Source.find(Flux2Pipeline, "some/pipeline", revision).fingerprint
-
-    v1 = known("c0ffee")
-    assert asked == [("some/pipeline", "c0ffee", False)]
-    assert known("c0ffee") == v1 != known("decaf")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +106,8 @@ def test_an_offloaded_qwen_image_edit_edits_the_same(monkeypatch: pytest.MonkeyP
     )
     described = dataclasses.replace(editor, condition="full_description")
     images = [noise(64, 64), noise(101, 67)]
-    expected = [e.edit_many(images, ["remove it"] * 2, [0, 1]) for e in (editor, described)]
+    asked = [Request(image, "remove it", seed) for seed, image in enumerate(images)]
+    expected = [e.edit_many(asked) for e in (editor, described)]
     woken: list[str] = []
     editor.pipeline.enable_model_cpu_offload(device="cpu")
     for name in ("text_encoder", "vae"):
@@ -148,6 +119,6 @@ def test_an_offloaded_qwen_image_edit_edits_the_same(monkeypatch: pytest.MonkeyP
             return wake(*args, **kwargs)
 
         part._hf_hook.pre_forward = waking
-    found = [e.edit_many(images, ["remove it"] * 2, [0, 1]) for e in (editor, described)]
+    found = [e.edit_many(asked) for e in (editor, described)]
     assert found == expected
     assert woken[:2] == ["text_encoder", "vae"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import openai._base_client as pauses
 from PIL import Image
 
-from abplib.judging.asking import Asker, Question, Record
+from abplib.judging.asking import Asker, Question
 from abplib.judging.clients import OpenAICompatible
 
 N, PARALLEL = 700, 4
@@ -21,10 +21,10 @@ def picture(number: int) -> Image.Image:
 def ask(address: str, record: Path) -> None:
     """Have all `N` questions answered."""
     questions = [
-        Question(f"s{n}", "Move it.", picture(0), picture(1), picture(2 + n), 0) for n in range(N)
+        Question(f"s{n}", "Move it.", (picture(0), picture(1), picture(2 + n)), 0) for n in range(N)
     ]
     wire = OpenAICompatible("some-vlm", address)
-    Asker(wire, Record(record), PARALLEL, answers=8).ask(questions)
+    Asker(wire, record, parallel=PARALLEL, answers=8).ask(questions)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from loopback import KEY, hurry, serving
 from test_human import SAMPLES as SQUARES
-from test_vqa import SAMPLES, assert_true_to, edits, lines, wire
+from test_vqa import SAMPLES, asking, assert_true_to, edits, lines, wire
 
 from abplib.core.errors import AbpError
 from abplib.judging.asking import ANSWERED, REFUSED, UNUSABLE
 from abplib.judging.human import label_studio
 from abplib.judging.human.labels import Label
 from abplib.judging.human.tasks import to_draw
-from abplib.judging.vlm_judge import VqaJudge
-
-CASES = Path(__file__).parents[1] / "field" / "cases"
 
 
 def case(name: str) -> Any:
@@ -50,7 +48,7 @@ def first_reply(kind: str, body: Any, folder: Path) -> tuple[list[Any], int]:
     """The record's lines and the number of calls, where the server's first reply is this one."""
     with serving() as server:
         server.raw = [(200, json.dumps(body).encode())]
-        judge = VqaJudge(wire(kind, server), folder / "record.jsonl", 1)
+        judge = asking(wire(kind, server), folder / "record.jsonl")
         verdicts = judge.judge(SAMPLES, 0, edits(0, 1))
         if server.calls > 1:
             assert_true_to(server, verdicts, 0)
@@ -112,12 +110,12 @@ def test_a_refusal_by_name_is_final(kind: str, body: Any, tmp_path: Path) -> Non
 def test_an_old_line_that_took_silence_for_a_refusal_is_asked_about_again(tmp_path: Path) -> None:
     record = tmp_path / "record.jsonl"
     with serving() as server:
-        judge = VqaJudge(wire("gemini", server), record, 1)
+        judge = asking(wire("gemini", server), record)
         judge.judge(SAMPLES, 0, edits(0, 1))
         (line,) = lines(record)
         old = line.model_copy(update={"text": "", "refusal": "STOP"})
         record.write_text(old.model_dump_json() + "\n")
-        healed = VqaJudge(judge.wire, record, 1)
+        healed = asking(judge.wire, record)
         assert_true_to(server, healed.judge(SAMPLES, 0, edits(0, 1)), 0)
     assert list(healed.table()["outcome"]) == [ANSWERED] and len(lines(record)) == 2
 
@@ -132,7 +130,7 @@ def test_another_model_than_was_asked_is_refused_by_name(kind: str, tmp_path: Pa
     (kept,) = lines(tmp_path / "record.jsonl")  # it was paid for
     assert kept.version == "other-2" and kept.scores is not None
     with serving() as server:
-        again = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 1)
+        again = asking(wire(kind, server), tmp_path / "record.jsonl")
         with pytest.raises(AbpError, match="other-2 answered"):
             again.judge(SAMPLES, 0, edits(0, 1))
     assert not server.calls
@@ -156,7 +154,7 @@ def test_an_error_is_told_in_the_servers_words_with_its_own_remedy(
 ) -> None:
     with serving() as server:
         server.raw = [(code, json.dumps(body).encode())] * 8
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 1)
+        judge = asking(wire(kind, server), tmp_path / "record.jsonl")
         with pytest.raises(AbpError, match=said):
             judge.judge(SAMPLES, 0, edits(0, 1))
     assert server.calls == calls and not judge.record_file.exists()

@@ -12,6 +12,7 @@ import jupytext
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Made
 from labelling import label
 from PIL import Image
 from pydantic import ValidationError
@@ -43,24 +44,14 @@ from abplib.samples.base import Sample
 N = 4
 
 
-class Squares:
-    """Four samples of 40 x 20 pixels."""
-
-    name = "squares"
-    fingerprint = "squares"
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(f"s{index}", plain(index), f"Move {index}.", (0.1, 0.2, 0.5, 0.8))
-
-
 def plain(level: int) -> Image.Image:
     return Image.new("RGB", (40, 20), (level, 100, 200))
 
 
-SAMPLES = Squares()
+SAMPLES = Made(
+    lambda index: Sample(f"s{index}", plain(index), f"Move {index}.", (0.1, 0.2, 0.5, 0.8)), N
+)
+"""Four of 40 x 20 pixels."""
 ANSWERS = pd.DataFrame(
     {
         "index": range(N),
@@ -255,54 +246,54 @@ def test_agreement_is_told_for_each_step(files: dict[str, list[Path]]) -> None:
     assert agreement(labels[:1]).empty
 
 
+def annotated(tasks: list[dict[str, Any]], labels: list[Label]) -> list[dict[str, Any]]:
+    """The tasks as Label Studio exports them once raters have given these labels."""
+    exported = json.loads(json.dumps(tasks))
+    for said in labels:
+        task = next(t for t in exported if t["data"]["item"] == said.item)
+        value: dict[str, Any] = {"choices": [f"no: {said.kind}" if said.kind else said.answer]}
+        if said.step == DRAW_BOX:
+            assert said.box is not None
+            x1, y1, x2, y2 = np.array(said.box) * (100 / np.array([*said.size] * 2))
+            value = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
+        annotation = {"completed_by": {"id": int(said.rater)}, "was_cancelled": False,
+                      "created_at": said.time.isoformat(),
+                      "result": [{"value": value}]}  # fmt: skip
+        task.setdefault("annotations", []).append(annotation)
+    return exported
+
+
 @pytest.mark.parametrize("step", list(KINDS))
-def test_label_studio_gives_back_what_it_got(step: str, files: dict[str, list[Path]]) -> None:
+def test_label_studio_gives_back_what_raters_said(step: str, files: dict[str, list[Path]]) -> None:
     random = np.random.default_rng(0)
     tasks = {
         DRAW_BOX: to_draw(SAMPLES, N),
         JUDGE_BOX: boxes_to_judge(SAMPLES, ANSWERS),
-        JUDGE_EDIT: edits_to_judge(SAMPLES, files),
+        JUDGE_EDIT: edits_to_judge(SAMPLES, {"ours": files["ours"]}),
     }[step]
     labels = []
     for number, task in enumerate(tasks):
-        for rater in ("7", "12"):
-            if step == DRAW_BOX:
-                x1, x2 = np.sort(random.uniform(0, 40, 2))
-                y1, y2 = np.sort(random.uniform(0, 20, 2))
-                labels.append(label(task, rater, box=(x1, y1, x2, y2)))
-            else:
-                words = (YES, *KINDS[task.step])
-                labels.append(label(task, rater, words[number % len(words)]))
-    exported = json.loads(json.dumps(label_studio.tasks_for(tasks, labels)))
-    back = label_studio.labels_from(exported)
+        (x1, x2), (y1, y2) = (np.sort(random.uniform(0, side, 2)) for side in (40, 20))
+        words = (YES, *KINDS[task.step])
+        answer: dict[str, Any] = {"said": words[number % len(words)]}
+        if step == DRAW_BOX:
+            answer = {"box": (x1, y1, x2, y2)}
+        labels += [label(task, rater, **answer) for rater in ("7", "12")]
+    imported = label_studio.tasks_for(tasks)
+    back = label_studio.labels_from(annotated(imported, labels))
     assert sorted(map(repr, back)) == sorted(map(repr, labels))
     controls = ElementTree.fromstring(label_studio.config(tasks[0].step))
-    names = {element.get("name"): element for element in controls.iter()}
-    for task in exported:
-        for result in (r for a in task["annotations"] for r in a["result"]):
-            assert result["from_name"] in names and result["to_name"] in names
-            chosen = result["value"].get("choices") or result["value"]["rectanglelabels"]
-            assert names[result["from_name"]].find(f"*[@value='{chosen[0]}']") is not None
-        for element in controls.iter():
-            if element.get("value", "").startswith("$"):
-                assert element.get("value", "")[1:] in task["data"]
-
-
-def test_an_export_of_label_studio_itself_is_read() -> None:
-    """With the fields that it adds, a cancelled annotation, and a corner just over the edge."""
-    (task, *_) = label_studio.tasks_for(to_draw(SAMPLES, 1))
-    value = {"x": 50.0, "y": 25.0, "width": 50.0000001, "height": 50.0, "rotation": 0,
-             "rectanglelabels": ["target"]}  # fmt: skip
-    region = {"id": "x1", "type": "rectanglelabels", "from_name": "box", "to_name": "image",
-              "original_width": 40, "original_height": 20, "value": value}  # fmt: skip
-    annotation = {"id": 5, "completed_by": {"id": 3, "email": "someone@example.org"},
-                  "result": [region], "was_cancelled": False, "lead_time": 4.2,
-                  "created_at": "2026-01-02T03:04:05.678901Z"}  # fmt: skip
-    skipped = annotation | {"was_cancelled": True, "result": []}
-    task |= {"id": 17, "annotations": [annotation, skipped], "predictions": [], "meta": {}}
-    (found,) = label_studio.labels_from([task])
-    assert found.box == (20, 5, 40, 15) and found.rater == "3"
-    assert "example.org" not in found.model_dump_json()
+    named = {element.get("name"): element for element in controls.iter()}
+    asked = named["box" if step == DRAW_BOX else "answer"]
+    choices = {"target"} if step == DRAW_BOX else {YES, *(f"no: {k}" for k in KINDS[step])}
+    assert {choice.get("value") for choice in asked} == choices
+    assert asked.get("toName") in named
+    for task in imported:
+        shown = {e.get("value", "")[1:] for e in controls.iter() if "$" in e.get("value", "")}
+        assert shown <= task["data"].keys() and ("edited" in shown) == (step == JUDGE_EDIT)
+        for start in task.get("predictions", ()):
+            (box,) = start["result"]
+            assert box["from_name"] == "box" and box["value"]["rectanglelabels"] == ["target"]
 
 
 def test_several_steps_make_no_project(files: dict[str, list[Path]]) -> None:
@@ -316,7 +307,7 @@ def test_every_cell_of_the_annotation_page_runs(
     """In this process, where the page's libraries are loaded anyway; two raters box two squares."""
     monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
     drawn = [label(task, rater, box=(1, 1, 9, 9)) for task in to_draw(SAMPLES, 2) for rater in "34"]
-    exported = json.dumps(label_studio.tasks_for(to_draw(SAMPLES, 2), drawn))
+    exported = json.dumps(annotated(label_studio.tasks_for(to_draw(SAMPLES, 2)), drawn))
     (tmp_path / "project-1-at-2026-01-02.json").write_text(exported)
     own = {"profile": "smoke", "n": 2, "labels": str(tmp_path / "labels.jsonl")}
     told: dict[str, Any] = {}

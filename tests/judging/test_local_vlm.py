@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import noise
+from conftest import Made, noise
 
 from abplib.core.errors import AbpError
 from abplib.judging import vlm_judge
@@ -16,18 +16,7 @@ from abplib.judging.clients import LocalVlm
 from abplib.judging.vlm_judge import VqaJudge
 from abplib.samples.base import Sample
 
-
-class Noise:
-    """One sample of noise."""
-
-    name = "noise"
-    fingerprint = "noise"
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample("s0", noise(64, 64), "Move the cup.", (0.1, 0.2, 0.6, 0.9))
+SAMPLES = Made(lambda _: Sample("s0", noise(64, 64), "Move the cup.", (0.1, 0.2, 0.6, 0.9)), 1)
 
 
 @pytest.fixture
@@ -40,7 +29,7 @@ def judge(smoke_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_noise_is_counted_and_never_scored(judge: VqaJudge) -> None:
-    (found,) = judge.judge(Noise(), 0, [noise(64, 64, seed=1)])
+    (found,) = judge.judge(SAMPLES, 0, [noise(64, 64, seed=1)])
     assert (found.edit, found.success) == (None, None)
     assert vlm_judge.tally(judge.table())[UNUSABLE] == 1
     held = judge.record_file.read_text()
@@ -61,7 +50,7 @@ def test_the_model_hears_the_question_and_sees_three_images(
         return torch.cat([input_ids, said], dim=1)
 
     monkeypatch.setattr(model, "generate", generate)
-    (found,) = judge.judge(Noise(), 0, [noise(64, 64, seed=1)])
+    (found,) = judge.judge(SAMPLES, 0, [noise(64, 64, seed=1)])
     assert (found.edit, found.accuracy, found.leakage, found.reason) == (4, 3, 1, "as asked")
     assert len(given["image_grid_thw"]) == 3
     heard = processor.tokenizer.decode(given["input_ids"][0])
@@ -71,4 +60,4 @@ def test_the_model_hears_the_question_and_sees_three_images(
 def test_a_missing_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ABP_ROOT", str(tmp_path))
     with pytest.raises(AbpError, match="There is no VLM at"):
-        vlm_judge.local_vlm(str(tmp_path / "none")).judge(Noise(), 0, [noise(64, 64)])
+        vlm_judge.local_vlm(str(tmp_path / "none")).judge(SAMPLES, 0, [noise(64, 64)])

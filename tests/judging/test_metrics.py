@@ -24,55 +24,35 @@ def pixels(x1: float, y1: float, x2: float, y2: float) -> Box:
     return x1 / 60, y1 / 20, x2 / 60, y2 / 20
 
 
-def test_the_exact_box_is_accurate() -> None:
-    row = evaluate_box(row_of_three(), pixels(25, 5, 35, 15))
-    assert row == {
-        "answered": True,
-        "iou": pytest.approx(1),
-        "acc50": True,
-        "center_error": pytest.approx(0, abs=1e-6),
-        "coverage": 1.0,
-        "spill": 0.0,
-        "accurate": True,
-        "wrong_entity": False,
-    }
-
-
 @pytest.mark.parametrize(
-    ("box", "coverage", "spill", "accurate"),
+    ("box", "coverage", "spill", "accurate", "wrong"),
     [
-        (pixels(26, 5, 37, 15), 0.9, 0.0, True),  # just holds enough of the target
-        (pixels(27, 5, 37, 15), 0.8, 0.0, False),
-        (pixels(25, 5, 47, 15), 1.0, 0.2, True),  # just not too much of another
-        (pixels(25, 5, 48, 15), 1.0, 0.3, False),
-        (pixels(0, 0, 60, 20), 1.0, 1.0, False),
-        (pixels(13, 5, 47, 15), 1.0, 0.2, True),  # the most of any other, not their sum
+        (pixels(25, 5, 35, 15), 1.0, 0.0, True, False),
+        (pixels(26, 5, 37, 15), 0.9, 0.0, True, False),  # just holds enough of the target
+        (pixels(27, 5, 37, 15), 0.8, 0.0, False, False),
+        (pixels(25, 5, 47, 15), 1.0, 0.2, True, False),  # just not too much of another
+        (pixels(25, 5, 48, 15), 1.0, 0.3, False, False),
+        (pixels(0, 0, 60, 20), 1.0, 1.0, False, True),
+        (pixels(13, 5, 47, 15), 1.0, 0.2, True, False),  # the most of any other, not their sum
+        (pixels(5, 5, 15, 15), 0.0, 1.0, False, True),  # another object
+        (pixels(15, 0, 21, 2), 0.0, 0.0, False, True),  # touches none, the first is nearest
+        (pixels(19, 0, 25, 2), 0.0, 0.0, False, False),  # touches none, the target is nearest
     ],
 )
-def test_accuracy_weighs_the_target_against_any_other_object(
-    box: Box, coverage: float, spill: float, accurate: bool
+def test_a_box_is_weighed_against_the_target_and_all_other_objects(
+    box: Box, coverage: float, spill: float, accurate: bool, wrong: bool
 ) -> None:
     row = evaluate_box(row_of_three(), box)
-    assert (row["coverage"], row["spill"], row["accurate"]) == (coverage, spill, accurate)
-
-
-@pytest.mark.parametrize(
-    ("box", "wrong"),
-    [
-        (pixels(5, 5, 15, 15), True),  # another object
-        (pixels(20, 2, 40, 18), False),
-        (pixels(15, 0, 21, 2), True),  # touches none, the first is nearest
-        (pixels(19, 0, 25, 2), False),  # touches none, the target is nearest
-    ],
-)
-def test_wrong_entity_is_overlap_first_and_then_distance(box: Box, wrong: bool) -> None:
-    assert evaluate_box(row_of_three(), box)["wrong_entity"] is wrong
+    assert (row["coverage"], row["spill"]) == (coverage, spill)
+    assert (row["answered"], row["accurate"], row["wrong_entity"]) == (True, accurate, wrong)
 
 
 def test_distance_and_overlap_are_those_of_the_boxes() -> None:
     row = evaluate_box(row_of_three(), pixels(25, 10, 35, 20))
     assert row["center_error"] == pytest.approx(0.25)
     assert row["iou"] == pytest.approx(1 / 3) and row["acc50"] is False
+    exact = evaluate_box(row_of_three(), pixels(25, 5, 35, 15))
+    assert exact["iou"] == pytest.approx(1) and exact["acc50"] is True
 
 
 def test_no_answer_counts_as_a_miss() -> None:

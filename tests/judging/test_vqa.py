@@ -14,6 +14,7 @@ from pathlib import Path
 import killed
 import numpy as np
 import pytest
+from conftest import Made
 from loopback import FAULTS, KEY, UNPAID, Loopback, expected, hurry, serving
 from PIL import Image
 
@@ -29,7 +30,6 @@ from abplib.judging.asking import (
     UNUSABLE,
     Answer,
     Question,
-    Record,
     Reply,
     Wire,
 )  # fmt: skip
@@ -43,26 +43,14 @@ MANY = 8
 WIRES = ("gemini", "openai")
 
 
-class Noise:
-    """Samples of small noisy images."""
-
-    name = "noise"
-    fingerprint = "noise"
-
-    def __len__(self) -> int:
-        return 200
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(f"s{index}", noisy(index), f"Move {index}.", (0.1, 0.2, 0.6, 0.9))
-
-
-SAMPLES = Noise()
-
-
 def noisy(seed: int) -> Image.Image:
     return Image.fromarray(
         np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     )
+
+
+BOX = (0.1, 0.2, 0.6, 0.9)
+SAMPLES = Made(lambda index: Sample(f"s{index}", noisy(index), f"Move {index}.", BOX), 200)
 
 
 def edits(index: int, n: int = 7) -> list[Image.Image]:
@@ -82,6 +70,15 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    return tmp_path / "record.jsonl"
+
+
+def asking(by: Wire, record: Path, repeats: int = 1, **how: int) -> VqaJudge:
+    return VqaJudge(by, record, **{"answers": MANY, **how}, repeats=repeats)
 
 
 def without_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,40 +103,40 @@ def assert_true_to(server: Loopback, verdicts: Sequence[Judgement], index: int) 
 
 @pytest.mark.parametrize("kind", WIRES)
 def test_a_question_carries_the_papers_words_and_the_answer_comes_back(
-    kind: str, tmp_path: Path
+    kind: str, record: Path
 ) -> None:
     with serving() as server:
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", repeats=2, answers=MANY)
-        verdicts = judge.judge(SAMPLES, 3, edits(3, 2))
-    assert_true_to(server, verdicts, 3)
+        judge = asking(wire(kind, server), record, repeats=2)
+        assert_true_to(server, judge.judge(SAMPLES, 3, edits(3, 2)), 3)
     (prompt,) = server.prompts
     assert "Move 3." in prompt and all(words in prompt for words in (EDIT, ACCURACY, LEAKAGE))
     assert server.calls == 4  # two edits, two repeats
-    first = lines(tmp_path / "record.jsonl")[0]
+    first = lines(record)[0]
     assert (first.sample, first.model, first.tokens_in) == ("s3", judge.name, 900)
     assert first.images[0] == images.digest(SAMPLES[3].image) != first.images[1]
 
 
 @pytest.mark.parametrize("kind", WIRES)
-@pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_is_survived_and_none_becomes_a_score(
-    fault: str, kind: str, tmp_path: Path
+def test_every_fault_is_survived_and_none_becomes_a_score_or_gives_a_secret_away(
+    kind: str, tmp_path: Path, record: Path
 ) -> None:
-    with serving([fault]) as server:
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 1, answers=MANY)
-        verdicts = judge.judge(SAMPLES, 0, edits(0, 1))
-    assert_true_to(server, verdicts, 0)
-    assert server.calls == 2
-    outcomes = [answer.outcome for answer in lines(judge.record_file)]
-    assert outcomes == ([ANSWERED] if fault in UNPAID else [UNUSABLE, ANSWERED])
+    for fault in FAULTS:
+        record.unlink(missing_ok=True)
+        with serving([fault]) as server:
+            judge = asking(wire(kind, server), record)
+            assert_true_to(server, judge.judge(SAMPLES, 0, edits(0, 1)), 0)
+        assert server.calls == 2
+        outcomes = [answer.outcome for answer in lines(record)]
+        assert outcomes == ([ANSWERED] if fault in UNPAID else [UNUSABLE, ANSWERED]), fault
+        written = record.read_text() + json.dumps(judge.table().to_dict())
+        for secret in (KEY, "127.0.0.1", str(tmp_path), str(Path.home()), str(Path.cwd())):
+            assert secret not in written
 
 
-def test_a_server_that_hangs_is_given_up_and_asked_again(tmp_path: Path) -> None:
+def test_a_server_that_hangs_is_given_up_and_asked_again(record: Path) -> None:
     with serving() as server:
         server.before_reply = lambda calls: server.slow.wait() if calls == 1 else None
-        judge = VqaJudge(
-            wire("openai", server, timeout=0.1), tmp_path / "record.jsonl", 1, answers=MANY
-        )
+        judge = asking(wire("openai", server, timeout=0.1), record)
         verdicts = judge.judge(SAMPLES, 0, edits(0, 1))
         server.slow.set()
     assert_true_to(server, verdicts, 0)
@@ -148,14 +145,14 @@ def test_a_server_that_hangs_is_given_up_and_asked_again(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("kind", "n"), [("gemini", 20), ("openai", 200)])
 def test_a_fifth_of_the_calls_may_fail(
-    kind: str, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, n: int, record: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven edits of each of `n` samples, as many as Table 1 has rows."""
     with serving(0.2, seed=1) as server:
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 1, answers=MANY)
+        judge = asking(wire(kind, server), record)
         for index in range(n):
             assert_true_to(server, judge.judge(SAMPLES, index, edits(index)), index)
-    answers = lines(judge.record_file)
+    answers = lines(record)
     usable = Counter(answer.images[-1] for answer in answers if answer.outcome == ANSWERED)
     assert len(usable) == 7 * n and set(usable.values()) == {1}
     assert usable == server.paid
@@ -164,15 +161,14 @@ def test_a_fifth_of_the_calls_may_fail(
     table = judge.table()
     assert vlm_judge.tally(table)["paid"] == len(answers)
     without_key(monkeypatch)  # and the server is gone: only the record is left
-    again = VqaJudge(judge.wire, judge.record_file, 1, answers=MANY)
+    again = asking(judge.wire, record)
     for index in range(n):
         assert_true_to(server, again.judge(SAMPLES, index, edits(index)), index)
     assert again.table().equals(table)
     assert again.fingerprint == judge.fingerprint
 
 
-def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None:
-    record = tmp_path / "record.jsonl"
+def test_a_killed_run_goes_on_and_pays_for_nothing_twice(record: Path) -> None:
     with serving(0.2, seed=2) as server:
         address = server.address + "/v1"
         running = subprocess.Popen([sys.executable, killed.__file__, address, str(record)])
@@ -196,29 +192,24 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
     answered = Counter(a.images[-1] for a in lines(record) if a.outcome == ANSWERED)
     assert len(answered) == killed.N and set(answered.values()) == {1}
     assert server.paid - answered == lost
-    judge = VqaJudge(OpenAICompatible("some-vlm", address), record, 1, answers=MANY)
-    table = judge.table()
-    assert vlm_judge.tally(table)[ANSWERED] == killed.N
     whole = record.read_bytes()
     killed.ask(address, record)  # and the server is gone
     assert record.read_bytes() == whole
-    for said, image in zip(table.to_dict("records"), table["image"], strict=True):
-        assert {name: said[name] for name in expected(image)} == expected(image)
 
 
 def test_an_interrupted_run_keeps_what_is_on_its_way(
-    tmp_path: Path, request: pytest.FixtureRequest
+    record: Path, request: pytest.FixtureRequest
 ) -> None:
     former = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     with serving() as server:
-        judge = VqaJudge(wire("openai", server), tmp_path / "record.jsonl", 1, parallel=2)
+        judge = asking(wire("openai", server), record, parallel=2)
         server.before_reply = lambda calls: (
             os.kill(os.getpid(), signal.SIGINT) if calls == 3 else None
         )
         with pytest.raises(KeyboardInterrupt):
             judge.judge(SAMPLES, 0, edits(0))
-        answers = lines(judge.record_file)
+        answers = lines(record)
         assert 3 <= len(answers) < 7
         assert Counter(answer.images[-1] for answer in answers) == server.paid
         assert_true_to(server, judge.judge(SAMPLES, 0, edits(0)), 0)
@@ -226,16 +217,15 @@ def test_an_interrupted_run_keeps_what_is_on_its_way(
 
 
 @pytest.mark.parametrize("kind", WIRES)
-def test_refusals_are_final_and_counted(kind: str, tmp_path: Path) -> None:
+def test_refusals_are_final_and_counted(kind: str, record: Path) -> None:
     with serving() as server:
         server.refused = {images.digest(edits(0)[1])}
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 2, answers=MANY)
+        judge = asking(wire(kind, server), record, repeats=2)
         for _ in range(2):
             found = judge.judge(SAMPLES, 0, edits(0, 2))
     assert server.calls == 4
     assert found[0].edit is not None
-    assert (found[1].edit, found[1].accuracy, found[1].leakage) == (None, None, None)
-    assert found[1].reason == "No score: refused."
+    assert found[1] == Judgement(None, None, None, None, None, "No score: refused.")
     counts = vlm_judge.tally(judge.table())
     assert (counts[ANSWERED], counts[REFUSED], counts[UNUSABLE]) == (2, 2, 0)
     assert (counts["edits"], counts["without_score"], counts["differing"]) == (2, 1, 0)
@@ -243,78 +233,71 @@ def test_refusals_are_final_and_counted(kind: str, tmp_path: Path) -> None:
     assert refused["edit"].isna().all() and (refused["reason"].str.len() > 3).all()
 
 
-def test_answers_that_stay_unusable_are_counted_and_not_paid_for_forever(tmp_path: Path) -> None:
+def test_answers_that_stay_unusable_are_counted_and_not_paid_for_forever(record: Path) -> None:
     with serving(["out of range"] * 9) as server:
-        judge = VqaJudge(wire("openai", server), tmp_path / "record.jsonl", 1)
+        judge = asking(wire("openai", server), record, answers=3)
         for _ in range(2):
             (found,) = judge.judge(SAMPLES, 0, edits(0, 1))
-    assert server.calls == judge.answers == 3
+    assert server.calls == 3
     assert found == Judgement(None, None, None, None, None, "No score: unusable.")
     assert vlm_judge.tally(judge.table())[UNUSABLE] == 1
 
 
 @pytest.mark.parametrize("kind", WIRES)
 def test_a_missing_or_wrong_key_is_told_without_the_key(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, record: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_key(monkeypatch)
     with serving() as server:
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 1, answers=MANY)
         said = "set GEMINI_API_KEY" if kind == "gemini" else "check the key"
         with pytest.raises(AbpError, match=said):
-            judge.judge(SAMPLES, 0, edits(0, 1))
+            asking(wire(kind, server), record).judge(SAMPLES, 0, edits(0, 1))
         monkeypatch.setenv("GEMINI_API_KEY", "wrong-key-42")
         monkeypatch.setenv("OPENAI_API_KEY", "wrong-key-42")
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 1, answers=MANY)
         with pytest.raises(AbpError, match=r"HTTP 401.*check the key") as caught:
-            judge.judge(SAMPLES, 0, edits(0, 7))
+            asking(wire(kind, server), record).judge(SAMPLES, 0, edits(0, 7))
     assert "wrong-key-42" not in str(caught.value)
-    assert not judge.record_file.exists()
-
-
-def test_an_unknown_server_is_told_before_anything_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    judge = VqaJudge(OpenAICompatible("vlm"), tmp_path / "record.jsonl", 1, answers=MANY)
-    with pytest.raises(AbpError, match="set OPENAI_BASE_URL"):
-        judge.judge(SAMPLES, 0, edits(0, 1))
+    assert not record.exists()
 
 
 @pytest.mark.parametrize("kind", WIRES)
-def test_no_key_address_or_path_gets_into_the_record(kind: str, tmp_path: Path) -> None:
-    with serving(FAULTS) as server:
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 1, answers=MANY)
-        judge.judge(SAMPLES, 0, edits(0))
-        written = judge.record_file.read_text() + json.dumps(judge.table().to_dict())
-    for secret in (KEY, "127.0.0.1", str(tmp_path), str(Path.home()), str(Path.cwd())):
-        assert secret not in written
+def test_a_server_that_stays_busy_or_is_not_known_is_given_up(
+    kind: str, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = rf"in {TRIES} tries \(HTTP 503: not now\): run again"
+    with serving(["503"] * 99) as server, pytest.raises(AbpError, match=said):
+        asking(wire(kind, server), record).judge(SAMPLES, 0, edits(0, 1))
+    assert server.calls == TRIES and not record.exists()
+    with pytest.raises(AbpError, match=r"HTTP 503: ConnectError"):
+        asking(wire(kind, server), record).judge(SAMPLES, 0, edits(0, 1))
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(AbpError, match="set OPENAI_BASE_URL"):
+        asking(OpenAICompatible("vlm"), record).judge(SAMPLES, 0, edits(0, 1))
 
 
 class Moody:
     """A wire without a network: gives what it is told, one after the other."""
 
     model = "moody"
-    settings = {"temperature": 1.0}  # noqa: RUF012
 
-    def __init__(self, *replies: str) -> None:
-        self.replies = list(replies)
+    def __init__(self, *replies: str, temperature: float = 1.0) -> None:
+        self.replies, self.settings = list(replies), {"temperature": temperature}
         self.asked: list[Question] = []
 
     def ask(self, question: Question) -> Reply:
         self.asked.append(question)
-        return Reply(self.replies.pop(0), "moody-1")
+        return Reply(text=self.replies.pop(0), version="moody-1")
 
 
 def scores(edit: int) -> str:
     return json.dumps({"reason": "so", "edit": edit, "accuracy": 4, "leakage": 2})
 
 
-def test_repeats_are_averaged_and_their_disagreement_counted(tmp_path: Path) -> None:
+def test_repeats_are_averaged_and_their_disagreement_counted(record: Path) -> None:
     moody = Moody(
         scores(1), scores(4), scores(4), "```json\n" + scores(3) + "\n```", scores(3), scores(3)
     )
-    judge = VqaJudge(moody, tmp_path / "record.jsonl", 3, parallel=1)
+    judge = asking(moody, record, repeats=3, parallel=1)
     found = judge.judge(SAMPLES, 0, edits(0, 2))
     assert [(v.edit, v.accuracy, v.leakage) for v in found] == [(3, 4, 2), (3, 4, 2)]
     counts = vlm_judge.tally(judge.table())
@@ -323,46 +306,28 @@ def test_repeats_are_averaged_and_their_disagreement_counted(tmp_path: Path) -> 
     assert np.isnan(counts["kappa_accuracy"])  # all fours
 
 
-def test_equal_edits_are_asked_about_once_and_other_ones_anew(tmp_path: Path) -> None:
+def test_equal_edits_are_asked_about_once_and_other_ones_anew(record: Path) -> None:
     moody = Moody(*[scores(2)] * 3)
-    judge = VqaJudge(moody, tmp_path / "record.jsonl", 1, parallel=1)
+    judge = asking(moody, record, parallel=1)
     judge.judge(SAMPLES, 0, [edits(0)[0]] * 3)
     judge.judge(SAMPLES, 0, [edits(0)[0], edits(0)[1]])
     judge.judge(SAMPLES, 1, [edits(0)[0]])
     assert [question.sample for question in moody.asked] == ["s0", "s0", "s1"]
 
 
-@pytest.mark.parametrize("kind", WIRES)
-def test_a_server_that_stays_busy_is_given_up_with_what_it_said(kind: str, tmp_path: Path) -> None:
-    with serving(["503"] * 99) as server:
-        judge = VqaJudge(wire(kind, server), tmp_path / "record.jsonl", 1)
-        with pytest.raises(AbpError, match=rf"in {TRIES} tries \(HTTP 503: not now\): run again"):
-            judge.judge(SAMPLES, 0, edits(0, 1))
-    assert server.calls == TRIES and not judge.record_file.exists()
-    with pytest.raises(AbpError, match=r"HTTP 503: ConnectError"):
-        VqaJudge(wire(kind, server), judge.record_file, 1).judge(SAMPLES, 0, edits(0, 1))
-
-
-def test_a_judge_is_another_with_other_settings_or_answers(tmp_path: Path) -> None:
-    judge = VqaJudge(Moody(scores(2)), tmp_path / "record.jsonl", 1, parallel=1)
+def test_a_judge_is_another_with_other_settings_or_answers(record: Path) -> None:
+    judge = asking(Moody(scores(2)), record)
     fresh = judge.fingerprint
     judge.judge(SAMPLES, 0, edits(0, 1))
     assert judge.fingerprint != fresh
-    other = Moody(scores(3))
-    other.settings = {"temperature": 0.0}
-    cold = VqaJudge(other, judge.record_file, 1, parallel=1)
+    cold = asking(Moody(scores(3), temperature=0.0), record)
     assert cold.fingerprint != judge.fingerprint
     assert cold.judge(SAMPLES, 0, edits(0, 1))[0].edit == 3  # the other's answer is not its own
     assert list(cold.table()["edit"]) == [3] and list(judge.table()["edit"]) == [2]
-    assert len(list(Record(judge.record_file))) == 2
-
-
-def test_a_line_that_is_no_answer_is_named(tmp_path: Path) -> None:
-    judge = VqaJudge(Moody(scores(2)), tmp_path / "record.jsonl", 1, parallel=1)
-    judge.judge(SAMPLES, 0, edits(0, 1))
-    judge.record_file.write_text('{"key": 1}\n' + judge.record_file.read_text())
+    assert len(lines(record)) == 2
+    record.write_text('{"key": 1}\n' + record.read_text())
     with pytest.raises(AbpError, match=r"Line 1 of .*record.jsonl is no answer"):
-        VqaJudge(Moody(), judge.record_file, 1, parallel=1).judge(SAMPLES, 0, edits(0, 1))
+        asking(Moody(), record).judge(SAMPLES, 0, edits(0, 1))
 
 
 def test_judges_for_profiles_have_their_model_from_there(

@@ -25,7 +25,7 @@ from abplib.core.trainer import Batch, Fitted, Schedule, fit
 from abplib.editing.flow_matching import cell_weights, shifted, velocity_errors
 from abplib.editing.loading import Source
 from abplib.editing.lora.adapter import add_lora, save_lora
-from abplib.editing.lora.pairs import BoxedPairs, batched, encode_pairs
+from abplib.editing.lora.pairs import BoxedPairs, batched, boxed_pairs
 from abplib.editing.lora.settings import LoraTraining
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.editing.qwen_pipeline import LORA_FILE
@@ -57,19 +57,14 @@ def train_lora(
         device: "cpu" or "cuda"; what there is, if not given.
 
     Raises:
-        AbpError: the edits of the samples are not known, or they are too few; or as `encode_pairs`
-            and `fit` do.
+        AbpError: the edits of the samples are not known, or too few can be used; or as `fit` does.
     """
     if not isinstance(samples, EditedSamples):
         raise AbpError(f"The edits of {samples.name} are not known: give samples whose are.")
     own = parallel.own_device() if device is None else torch.device(device)
     global_batch = settings.batch * parallel.share().of
-    if len(samples) - settings.held_out < global_batch:
-        raise AbpError(
-            f"{samples.name} has {len(samples)} samples; {settings.held_out} held out and "
-            f"{global_batch} a step are more: lower held_out or batch in lora_training."
-        )
     together = settings.model_copy(update={"batch": global_batch})
+    _check_number(len(samples), samples, together)
     place = _trained(editor.source, editor.image_area, samples, together, own, base)
     if parallel.is_first():
         for name in (LORA_FILE, "held_out.json"):
@@ -89,12 +84,19 @@ def _trained(
     base: Path | None,
 ) -> dict[str, Any]:
     """The LoRA, its checkpoint and its losses; `settings.batch` is that of all processes."""
-    pairs = BoxedPairs(
-        encode_pairs(source, image_area, samples, settings.vlm_sees_box, device, base=base)
-    )
+    pairs = boxed_pairs(source, image_area, samples, settings.vlm_sees_box, device, base=base)
+    _check_number(len(pairs), samples, settings)
     body = replace(source, without=("text_encoder", "vae"), device=device)
     dit = body.pipeline.transformer
-    return asdict(_Run(dit, pairs, len(samples), settings, place, device).fit())
+    return asdict(_Run(dit, pairs, settings, place, device).fit())
+
+
+def _check_number(n: int, samples: SampleSet, settings: LoraTraining) -> None:
+    if n - settings.held_out < settings.batch:
+        raise AbpError(
+            f"{samples.name} has {n} samples that can be used; {settings.held_out} held out and "
+            f"{settings.batch} a step are more: lower held_out or batch in lora_training."
+        )
 
 
 class _Run:
@@ -104,15 +106,14 @@ class _Run:
         self,
         dit: QwenImageTransformer2DModel,
         pairs: BoxedPairs,
-        n_pairs: int,
         settings: LoraTraining,
         place: Path,
         device: torch.device,
     ) -> None:
         self.dit, self.pairs, self.settings = dit, pairs, settings
         self.place, self.device = place, device
-        self.learned = range(n_pairs - settings.held_out)
-        self.held_out = range(len(self.learned), n_pairs)
+        self.learned = range(len(pairs) - settings.held_out)
+        self.held_out = range(len(self.learned), len(pairs))
         self.every = max(1, settings.steps // settings.looks)
         self.log = place / "held_out.json"
 

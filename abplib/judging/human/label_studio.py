@@ -7,7 +7,7 @@ Raters are the numbers of Label Studio's users; their names and addresses are no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,13 @@ from xml.sax.saxutils import quoteattr
 from pydantic import AwareDatetime, BaseModel, FiniteFloat, ValidationError
 
 from abplib.core import images, store
-from abplib.core.boxes import Box
+from abplib.core.boxes import Box, from_pixels
 from abplib.core.errors import AbpError, explain
-from abplib.judging.human.labels import (
-    DRAW_BOX,
-    JUDGE_EDIT,
-    KINDS,
-    NO,
-    TARGET,
-    YES,
-    Key,
-    Label,
-    Step,
-    latest,
-)
+from abplib.judging.human.labels import DRAW_BOX, JUDGE_EDIT, KINDS, NO, YES, Label, Step, latest
 from abplib.judging.human.tasks import QUESTIONS, Task
+
+TARGET = "target"
+"""What a drawn box is called."""
 
 _REMEDY = "export the project of `tasks_for` as JSON, or mend that answer in Label Studio"
 
@@ -78,45 +70,35 @@ class _Choices(BaseModel):
 
 def config(step: Step) -> str:
     """The labelling interface of one step, for Settings > Labeling Interface > Code."""
-    if step == DRAW_BOX:
-        control = (
-            '  <RectangleLabels name="box" toName="image" canRotate="false">\n'
-            f'    <Label value="{TARGET}"/>\n  </RectangleLabels>\n'
-        )
-    else:
-        choices = "".join(
-            f"    <Choice value={quoteattr(c)}/>\n" for c in (YES, *map(_no, KINDS[step]))
-        )
-        control = (
-            '  <Choices name="answer" toName="image" choice="single" required="true">\n'
-            f"{choices}  </Choices>\n"
-        )
-    pictures = '  <Image name="image" value="$picture"/>\n'
+    pictures = '<Image name="image" value="$picture"/>'
     if step == JUDGE_EDIT:
-        pictures += '  <Image name="edited" value="$edited"/>\n'
-    return (
-        "<View>\n"
-        f"  <Header value={quoteattr(QUESTIONS[step])}/>\n"
-        '  <Text name="instruction" value="$instruction"/>\n'
-        f"{pictures}{control}</View>\n"
-    )
+        pictures += '\n  <Image name="edited" value="$edited"/>'
+    control, named, choices = "Choices", 'name="answer" choice="single" required="true"', "Choice"
+    values = [YES, *(f"{NO}: {kind}" for kind in KINDS[step])]
+    if step == DRAW_BOX:
+        control, named, choices = "RectangleLabels", 'name="box" canRotate="false"', "Label"
+        values = [TARGET]
+    offered = "\n".join(f"    <{choices} value={quoteattr(value)}/>" for value in values)
+    return f"""<View>
+  <Header value={quoteattr(QUESTIONS[step])}/>
+  <Text name="instruction" value="$instruction"/>
+  {pictures}
+  <{control} {named} toName="image">
+{offered}
+  </{control}>
+</View>
+"""
 
 
-def tasks_for(tasks: Sequence[Task], labels: Iterable[Label] = ()) -> list[dict[str, Any]]:
-    """What to import: tasks of one step, each with the labels that it already has.
-
-    Where a box is to be verified, it comes as a prediction to start from. `labels` by raters whom
-    the Label Studio does not know, it refuses.
+def tasks_for(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """What to import: tasks of one step, a box to be verified as a prediction to start from.
 
     Raises:
         AbpError: the tasks are of several steps.
     """
     if len({task.step for task in tasks}) > 1:
         raise AbpError("A project of Label Studio does one step: give the tasks of each apart.")
-    given: dict[Key, list[Label]] = {}
-    for label in labels:
-        given.setdefault(label.key, []).append(label)
-    return [_task(task, given.get(task.key, [])) for task in tasks]
+    return [_task(task) for task in tasks]
 
 
 def labels_from(exported: object) -> list[Label]:
@@ -148,47 +130,19 @@ def keep(export: Path, labels_file: Path) -> list[Label]:
     return labels
 
 
-def _no(kind: str) -> str:
-    return f"{NO}: {kind}"
-
-
-def _task(task: Task, labels: Sequence[Label]) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "data": {
-            "item": task.item,
-            "step": task.step,
-            "image": task.image,
-            "size": list(task.size),
-            "box": task.box,
-            "instruction": task.instruction,
-            **dict(zip(("picture", "edited"), map(images.data_url, task.shown()), strict=False)),
-        },
-        "annotations": [
-            {
-                "completed_by": int(label.rater) if label.rater.isdigit() else label.rater,
-                "created_at": label.time.isoformat(),
-                "was_cancelled": False,
-                "result": [_result(label)],
-            }
-            for label in labels
-        ],
-    }
+def _task(task: Task) -> dict[str, Any]:
+    pictures = dict(zip(("picture", "edited"), map(images.data_url, task.shown()), strict=False))
+    data = _Data.model_validate(task, from_attributes=True).model_dump(mode="json")
+    made: dict[str, Any] = {"data": data | {"instruction": task.instruction} | pictures}
     if task.step == DRAW_BOX and task.box is not None:
         start = [_rectangle(task.box, task.size)]
         made["predictions"] = [{"model_version": "given", "result": start}]
     return made
 
 
-def _result(label: Label) -> dict[str, Any]:
-    if label.step == DRAW_BOX and label.box is not None:
-        return _rectangle(label.box, label.size)
-    answer = _no(label.kind) if label.kind else YES
-    names = {"from_name": "answer", "to_name": "image", "type": "choices"}
-    return names | {"value": {"choices": [answer]}}
-
-
 def _rectangle(box: Box, size: tuple[int, int]) -> dict[str, Any]:
-    (x1, y1, x2, y2), (width, height) = box, size
+    (width, height), (x1, y1, x2, y2) = size, from_pixels(box, size)
+    sides = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
     return {
         "from_name": "box",
         "to_name": "image",
@@ -196,14 +150,8 @@ def _rectangle(box: Box, size: tuple[int, int]) -> dict[str, Any]:
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
-        "value": {
-            "x": 100 * x1 / width,
-            "y": 100 * y1 / height,
-            "width": 100 * (x2 - x1) / width,
-            "height": 100 * (y2 - y1) / height,
-            "rotation": 0,
-            "rectanglelabels": [TARGET],
-        },
+        "value": {name: 100 * side for name, side in sides.items()}
+        | {"rotation": 0, "rectanglelabels": [TARGET]},
     }
 
 

@@ -28,9 +28,6 @@ JUDGE_EDIT: Step = "judge_edit"
 
 YES, NO = "yes", "no"
 
-TARGET = "target"
-"""What labelling tools call a drawn box."""
-
 BOX_FAILURES = ("wrong object", "cuts the target", "takes in a neighbour")
 """Kinds of wrong boxes, as chapter 1 counts them."""
 

@@ -74,21 +74,21 @@ def boxes_to_judge(samples: SampleSet, answers: pd.DataFrame) -> list[Task]:
     """The boxes in the rows of `localization.ask`; rows without one are misses and not shown."""
     tasks = []
     for row in answers[answers["answered"]].to_dict("records"):
-        sample = samples[row["index"]]
-        box = _pixels((row["x1"], row["y1"], row["x2"], row["y2"]), sample.image)
-        tasks.append(Task(JUDGE_BOX, sample.id, sample.instruction, sample.image, box=box))
+        s = samples[row["index"]]
+        box = _pixels((row["x1"], row["y1"], row["x2"], row["y2"]), s.image)
+        tasks.append(Task(JUDGE_BOX, s.id, s.instruction, s.image, box=box))
     return tasks
 
 
-def edits_to_judge(samples: SampleSet, files: Mapping[str, Sequence[Path]]) -> list[Task]:
-    """The edits that `edits.make_edits` returned, by method; equal ones are asked about once."""
+def edits_to_judge(samples: SampleSet, files: Mapping[str, Sequence[Path | None]]) -> list[Task]:
+    """The edits that `runs.make_edits` returned, by method; equal ones are asked about once."""
     tasks: dict[Key, Task] = {}
     for made in files.values():
         for index, file in enumerate(made):
-            sample = samples[index]
-            edit = load_image(file)
-            task = Task(JUDGE_EDIT, sample.id, sample.instruction, sample.image, edit)
-            tasks.setdefault(task.key, task)
+            if file is not None:
+                s = samples[index]
+                task = Task(JUDGE_EDIT, s.id, s.instruction, s.image, load_image(file))
+                tasks.setdefault(task.key, task)
     return list(tasks.values())
 
 

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from abplib.core import store, trainer
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Schedule
+from abplib.editing.base import Request
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.editing.twins import SMOKE, build_vae, save_editor
+from abplib.editing.twins import SMOKE, build_vae, save_pipeline
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.samples.scenes.render import render
@@ -134,13 +135,15 @@ def test_edits_are_the_editors_own(encoder: ConditionEncoder, vae: Path, tmp_pat
     made = edit_all(pipeline, {"final": dit}, encoder, samples, plan)["final"]
     pipeline.register_modules(transformer=dit)
     editor = QwenImageEditor.from_pretrained(
-        save_editor(pipeline, tmp_path / "editor"),
+        save_pipeline(pipeline, tmp_path / "editor"),
         image_area=encoder.image_area,
         n_steps=plan.n_steps,
         guidance=plan.guidance,
     )
     asked = [samples[index] for index in range(2)]
-    stock = editor.edit_many([s.image for s in asked], [s.instruction for s in asked], [5, 6])
+    stock = editor.edit_many(
+        [Request(s.image, s.instruction, 5 + row) for row, s in enumerate(asked)]
+    )
     for mine, theirs, sample in zip(made, stock, asked, strict=True):
         assert mine.size == sample.image.size
         difference = np.abs(np.asarray(mine, int) - np.asarray(theirs, int))

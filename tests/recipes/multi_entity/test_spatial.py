@@ -14,10 +14,8 @@ from labelling import label
 from PIL import Image, ImageOps
 
 from abplib.core import store
-from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
-from abplib.core.images import ImageLike
-from abplib.editing.base import Editor
+from abplib.editing.base import Editor, Request
 from abplib.judging.human.labels import DRAW_BOX, Label
 from abplib.samples import multi_entity
 from abplib.samples.base import EditedSamples, SampleSet
@@ -82,15 +80,8 @@ class Negative(Editor):
     name = "negative"
     fingerprint = "n1"
 
-    def _edit_many(
-        self,
-        images: Sequence[ImageLike],
-        instructions: Sequence[str],
-        seeds: Sequence[int],
-        boxes: Sequence[Box | None],
-        batch_size: int,
-    ) -> list[Image.Image]:
-        (image,), (words,) = images, instructions
+    def _edit_many(self, requests: Sequence[Request]) -> list[Image.Image]:
+        ((image, words, *_),) = requests
         assert isinstance(image, Image.Image)
         return [image if words == "Turn dog 2 into a cat." else ImageOps.invert(image)]
 
