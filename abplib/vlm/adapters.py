@@ -3,7 +3,7 @@
 Most of a model tells itself: transformers finds its decoder, its final norm and its image token,
 and the processor's chat template says how a turn is written. An adapter adds the rest. `Adapter` as
 it stands serves families that stretch every picture to one square of image tokens; the others are
-small classes below. `abplib.vlm.check_encoder` proves an adapter.
+small classes below. `abplib.vlm.conformance` proves an adapter.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
     if kind not in ADAPTERS:
         raise AbpError(
             f"There is no adapter for VLMs of type {kind!r}; give ConditionEncoder one (known: "
-            f"{', '.join(ADAPTERS)}) and prove it with abplib.vlm.check_encoder."
+            f"{', '.join(ADAPTERS)}) and prove it with abplib.vlm.conformance."
         )
     return ADAPTERS[kind]
 

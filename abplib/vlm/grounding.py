@@ -40,8 +40,6 @@ class Grounding:
     """The answer as generated."""
     box: Box | None
     """Its first box, fractions of the source image; None where it holds none."""
-    n_boxes: int
-    """How many boxes it holds."""
     fault: str = ""
     """Why the VLM could not be asked, a sentence; empty where it was."""
     frame: tuple[int, int] = field(default=(0, 0), compare=False)
@@ -53,12 +51,7 @@ class Grounding:
     def read(cls, text: str, frame: tuple[int, int], *, cut: bool) -> Grounding:
         """What an answer says."""
         boxes = boxes_in(text, frame, cut=cut)
-        return cls(text, boxes[0] if boxes else None, len(boxes), frame=frame, cut=cut)
-
-    @classmethod
-    def refused(cls, fault: str) -> Grounding:
-        """What stands for the answer about a sample that cannot be used."""
-        return cls("", None, 0, fault)
+        return cls(text, boxes[0] if boxes else None, frame=frame, cut=cut)
 
 
 class Grounder:
@@ -110,7 +103,7 @@ class Grounder:
             for taken, chats in ahead(prepare, batches, self.encoder.model.device):
                 answers = iter(() if chats is None else self._answers(chats))
                 found += [
-                    (name, Grounding.refused(fault) if sample is None else next(answers))
+                    (name, Grounding("", None, fault) if sample is None else next(answers))
                     for name, sample, fault in taken
                 ]
                 progress.update(len(taken))

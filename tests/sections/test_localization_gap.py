@@ -258,7 +258,7 @@ def test_ask_makes_one_row_a_sample_and_asks_once(
     encoder: ConditionEncoder, saying: list[list[Grounding]], tmp_path: Path
 ) -> None:
     left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
-    saying.append([Grounding("L", left, 1), Grounding("R", right, 1), Grounding("?", None, 0)])
+    saying.append([Grounding("L", left), Grounding("R", right), Grounding("?", None)])
     found = vlm_boxes.ask(encoder, Halves(), 3, base=tmp_path)
     assert list(found["outcome"]) == [ACCURATE, WRONG_OBJECT, NO_BOX]
     assert list(found["answer"]) == ["L", "R", "?"]
@@ -278,7 +278,7 @@ def test_without_masks_the_boxes_alone_decide(
 ) -> None:
     wide, narrow, right = (0.0, 0.0, 0.9, 1.0), (0.0, 0.0, 0.2, 1.0), (0.5, 0.0, 1.0, 1.0)
     said = [wide, narrow, right]
-    saying.append([Grounding("", box, 1) for box in said])
+    saying.append([Grounding("", box) for box in said])
     found = vlm_boxes.ask(encoder, Halves(masks=False), 3, base=tmp_path)
     assert list(found["outcome"]) == [ACCURATE, CUT, WRONG_OBJECT]
 
@@ -322,7 +322,7 @@ def test_measures_leave_silent_samples_out_of_the_centre_error_alone() -> None:
 def test_a_model_that_gives_no_box_has_no_centre_error(
     encoder: ConditionEncoder, saying: list[list[Grounding]], tmp_path: Path
 ) -> None:
-    saying.append([Grounding("", None, 0)] * 2)
+    saying.append([Grounding("", None)] * 2)
     silent = vlm_boxes.ask(encoder, Halves(), 2, base=tmp_path)
     found = vlm_boxes.vlm_numbers(silent, seed=0).set_index("name")["value"]
     assert "center_error" not in found

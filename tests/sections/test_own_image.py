@@ -38,9 +38,7 @@ def test_states_are_written(picture: str, tmp_path: Path) -> None:
 def test_the_answered_box_is_drawn(
     picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        Grounder, "locate", lambda *_: [Grounding("said", (0.1, 0.2, 0.5, 0.75), 1)]
-    )
+    monkeypatch.setattr(Grounder, "locate", lambda *_: [Grounding("said", (0.1, 0.2, 0.5, 0.75))])
     out = tmp_path / "new folder" / "drawn"
     done = abp("ground", picture, "remove it", "--save", str(out))
     assert "box 0.100 0.200 0.500 0.750" in done.stdout

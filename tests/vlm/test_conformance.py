@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedModel
 
 from abplib.core.errors import AbpError
-from abplib.vlm.adapters import ADAPTERS, Adapter, Pixtral, QwenVL
+from abplib.vlm.adapters import ADAPTERS, Adapter
 from abplib.vlm.conformance import check_encoder, examine
 from abplib.vlm.encoder import ConditionEncoder, Encoding
 from abplib.vlm.twins import TWINS, save
@@ -53,175 +52,145 @@ def test_the_shipped_miniatures_class_conforms(encoder: ConditionEncoder) -> Non
     check_encoder(encoder)
 
 
-class Flat(QwenVL):
-    """Positions are lost, as in diffusers' pipelines."""
-
-    def inputs(self, inputs: BatchFeature, model: PreTrainedModel) -> dict[str, Tensor]:
-        given = super().inputs(inputs, model)
-        return {name: tensor for name, tensor in given.items() if name != "position_ids"}
+def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Inputs that lack one of them."""
+    return lambda given: {key: tensor for key, tensor in given.items() if key != name}
 
 
-class Unmasked(QwenVL):
-    """Padding is taken for tokens."""
-
-    def inputs(self, inputs: BatchFeature, model: PreTrainedModel) -> dict[str, Tensor]:
-        given = super().inputs(inputs, model)
-        return given | {"attention_mask": torch.ones_like(given["attention_mask"])}
+def unmasked(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs whose padding is taken for tokens."""
+    return given | {"attention_mask": torch.ones_like(given["attention_mask"])}
 
 
-class Blind(QwenVL):
-    """The picture does not reach the model."""
-
-    def inputs(self, inputs: BatchFeature, model: PreTrainedModel) -> dict[str, Tensor]:
-        given = super().inputs(inputs, model)
-        return {name: tensor for name, tensor in given.items() if name != "pixel_values"}
-
-
-class Forgetful(QwenVL):
-    """Neither positions nor what they are made from."""
-
-    def inputs(self, inputs: BatchFeature, model: PreTrainedModel) -> dict[str, Tensor]:
-        return {name: inputs[name] for name in inputs if name != "mm_token_type_ids"}
-
-
-class Sideways(QwenVL):
+def sideways(grids: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Columns before rows."""
-
-    def grids(self, *given: Any) -> list[tuple[int, int]]:
-        return [(columns, rows) for rows, columns in super().grids(*given)]
+    return [(columns, rows) for rows, columns in grids]
 
 
-class Unmerged(QwenVL):
+def unmerged(grids: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Patches in place of tokens."""
-
-    def grids(self, *given: Any) -> list[tuple[int, int]]:
-        return [(2 * rows, 2 * columns) for rows, columns in super().grids(*given)]
+    return [(2 * rows, 2 * columns) for rows, columns in grids]
 
 
-def sabotaged(family: str, kind: type[Adapter], **changes: Any) -> ConditionEncoder:
-    """The twin of a family with its adapter spoilt."""
+def sabotaged(family: str, spoilt: dict[str, Any]) -> ConditionEncoder:
+    """The twin of a family, its adapter's fields replaced, or what its methods give changed."""
     good = ADAPTERS[family]
+    kind = spoilt.get("kind", type(good))
     fields = {field.name: getattr(good, field.name) for field in dataclasses.fields(good)}
-    return twin(family, kind(**fields | changes))
+
+    def changed(name: str) -> Callable[..., Any]:
+        return lambda self, *given: spoilt[name](getattr(kind, name)(self, *given))
+
+    methods = {name: changed(name) for name in ("inputs", "grids") if name in spoilt}
+    own = {name: value for name, value in spoilt.items() if name in fields}
+    return twin(family, type("Spoilt", (kind,), methods)(**fields | own))
 
 
 @pytest.mark.parametrize(
-    ("family", "kind", "changes", "check", "sentence"),
+    ("family", "spoilt", "check", "sentence"),
     [
         (
-            "qwen2_5_vl", Flat, {}, "positions",
+            "qwen2_5_vl", {"inputs": without("position_ids")}, "positions",
             "1-D where Qwen2_5_VLForConditionalGeneration has 3-D ones; pass mm_token_type_ids",
         ),
         (
-            "qwen2_vl", Unmasked, {}, "padding",
+            "qwen2_vl", {"inputs": unmasked}, "padding",
             r"\d+ real tokens alone and \d+ in a batch, .*; pass the processor's attention_mask on",
         ),
-        ("qwen3_vl", Blind, {}, "picture", "changes nothing in the prompt's .*; pass pixel_values"),
-        ("qwen2_5_vl", Sideways, {}, "grid", "wide picture has a grid of 5 x 3 .* give rows first"),
-        ("qwen3_vl", Unmerged, {}, "grid", "15 image tokens for a grid of 6 x 10; count .* merged"),
         (
-            "internvl", Adapter, {"image_end": "</img>"}, "spans",
+            "qwen3_vl", {"inputs": without("pixel_values")}, "picture",
+            "changes nothing in the prompt's .*; pass pixel_values",
+        ),
+        (
+            "qwen2_5_vl", {"grids": sideways}, "grid",
+            "wide picture has a grid of 5 x 3 .* give rows first",
+        ),
+        (
+            "qwen3_vl", {"grids": unmerged}, "grid",
+            "15 image tokens for a grid of 6 x 10; count .* merged",
+        ),
+        (
+            "internvl", {"image_end": "</img>"}, "spans",
             r"sample 0 reads '\\nremove it' where the instruction is 'remove it'; let .*image_end",
         ),
         (
-            "mistral3", Pixtral, {"image_end": "[INST]"}, "spans",
+            "mistral3", {"image_end": "[INST]"}, "spans",
             "do not cover each real token once; mend .* `image_end`",
         ),
         (
-            "gemma3", Adapter, {"image_start": "<start_of_image>"}, "spans",
+            "gemma3", {"image_start": "<start_of_image>"}, "spans",
             "not those of the system prompt alone; let the adapter's `image_start` begin where",
         ),
         (
-            "llava_onevision", Adapter, {}, "runs",
+            "llava_onevision", {"kind": Adapter}, "runs",
             "image tokens make no squares; switch the processor's tiles off .*`options`",
         ),
-        ("idefics3", Adapter, {"options": {}}, "runs", "make no squares; switch the processor's"),
-        ("qwen3_vl", Forgetful, {}, "runs", "mm_token_type_ids.*; give the model what"),
+        ("idefics3", {"options": {}}, "runs", "make no squares; switch the processor's"),
+        (
+            "qwen3_vl", {"inputs": without("position_ids")}, "runs",
+            "mm_token_type_ids.*; give the model what",
+        ),
     ],
 )  # fmt: skip
 def test_a_broken_adapter_is_told_how_to_mend_it(
-    family: str, kind: type[Adapter], changes: dict[str, Any], check: str, sentence: str
+    family: str, spoilt: dict[str, Any], check: str, sentence: str
 ) -> None:
-    found = faults(sabotaged(family, kind, **changes))
+    found = faults(sabotaged(family, spoilt))
     assert re.search(sentence, found[check])
     assert all(fault.endswith(".") and "\n" not in fault for fault in found.values())
+    if check in ("positions", "padding"):  # what is not broken is not blamed
+        assert found.keys() == {check}
 
 
-def test_what_is_not_broken_is_not_blamed() -> None:
-    assert faults(sabotaged("qwen2_5_vl", Flat)).keys() == {"positions"}
-    assert faults(sabotaged("qwen2_vl", Unmasked)).keys() == {"padding"}
+def states(change: Callable[[Encoding, dict[Any, Tensor]], dict[Any, Tensor]]) -> Any:
+    """An encoding with other states."""
+    return lambda right: dataclasses.replace(right, states=change(right, right.states))
 
 
-class Shifted(ConditionEncoder):
-    """Counts from the embeddings, as `hidden_states` does."""
-
-    def encode(self, *given: Any, layers: Sequence[int] = (), **asked: Any) -> Encoding:
-        below = super().encode(*given, layers=[max(0, layer - 1) for layer in layers], **asked)
-        states = {l: s for l, s in below.states.items() if l == "final"}
-        states |= {layer: below.states[max(0, layer - 1)] for layer in layers}
-        return dataclasses.replace(below, states=states)
-
-
-class Normed(ConditionEncoder):
-    """Takes the last block's output from `hidden_states[-1]`."""
-
-    def encode(self, *given: Any, **asked: Any) -> Encoding:
-        raw = super().encode(*given, **asked)
-        states = raw.states | {self.n_layers - 1: raw.states["final"]}
-        return dataclasses.replace(raw, states=states)
-
-
-class Raw(ConditionEncoder):
-    """Takes the last block's output for the final states."""
-
-    def encode(self, *given: Any, **asked: Any) -> Encoding:
-        right = super().encode(*given, **asked)
-        states = right.states | {"final": right.states[self.n_layers - 1]}
-        return dataclasses.replace(right, states=states)
-
-
-class Leaking(ConditionEncoder):
-    """Attention rows that lack a part."""
-
-    def encode(self, *given: Any, **asked: Any) -> Encoding:
-        right = super().encode(*given, **asked)
-        half = {layer: rows / 2 for layer, rows in right.attention.items()}
-        return dataclasses.replace(right, attention=half)
-
-
-class Crossed(ConditionEncoder):
-    """Attention rows of the neighbouring token."""
-
-    def encode(self, *given: Any, **asked: Any) -> Encoding:
-        right = super().encode(*given, **asked)
-        rolled = {layer: rows.roll(1, dims=2) for layer, rows in right.attention.items()}
-        return dataclasses.replace(right, attention=rolled)
-
-
-class Smeared(ConditionEncoder):
-    """States are left on padding."""
-
-    def encode(self, *given: Any, **asked: Any) -> Encoding:
-        right = super().encode(*given, **asked)
-        states = {layer: s + ~right.mask[..., None] for layer, s in right.states.items()}
-        return dataclasses.replace(right, states=states)
+def attention(change: Callable[[Tensor], Tensor]) -> Any:
+    """An encoding with other attention rows."""
+    return lambda right: dataclasses.replace(
+        right, attention={layer: change(rows) for layer, rows in right.attention.items()}
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "check", "sentence"),
+    ("change", "check", "sentence"),
     [
-        (Shifted, "states", r"Layer 1 holds hidden_states\[1\] .* block 1 is hidden_states\[2\]"),
-        (Normed, "last block", "Layer 2, the last, comes with the final norm .* before the norm"),
-        (Raw, "final", "are not the model's last_hidden_state; take them from its output"),
-        (Leaking, "attention rows", r"layer 0 sum to 0\.\d+ and not to one, .*; mask what"),
-        (Crossed, "attention rows", "layer 0 differ from eager attention; read queries"),
-        (Smeared, "padding", "is not zero on padding; mask it"),
+        (  # counted from the embeddings, as `hidden_states` is
+            states(lambda _, s: s | {layer: s[layer - 1] for layer in (1, 2)}), "states",
+            r"Layer 1 holds hidden_states\[1\] .* block 1 is hidden_states\[2\]",
+        ),
+        (
+            states(lambda _, s: s | {2: s["final"]}), "last block",
+            "Layer 2, the last, comes with the final norm .* before the norm",
+        ),
+        (
+            states(lambda _, s: s | {"final": s[2]}), "final",
+            "are not the model's last_hidden_state; take them from its output",
+        ),
+        (
+            states(lambda e, s: {layer: x + ~e.mask[..., None] for layer, x in s.items()}),
+            "padding", "is not zero on padding; mask it",
+        ),
+        (
+            attention(lambda rows: rows / 2), "attention rows",
+            r"layer 0 sum to 0\.\d+ and not to one, .*; mask what",
+        ),
+        (
+            attention(lambda rows: rows.roll(1, dims=2)), "attention rows",
+            "layer 0 differ from eager attention; read queries",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_broken_encoder_is_told_how_to_mend_it(
-    kind: type[ConditionEncoder], check: str, sentence: str
+    change: Callable[[Encoding], Encoding], check: str, sentence: str
 ) -> None:
-    encoder = kind(*TWINS["qwen3_vl"](), image_area=AREA, fingerprint="")
+    class Broken(ConditionEncoder):
+        def encode(self, *given: Any, **asked: Any) -> Encoding:
+            return change(super().encode(*given, **asked))
+
+    encoder = Broken(*TWINS["qwen3_vl"](), image_area=AREA, fingerprint="")
     assert re.search(sentence, faults(encoder)[check])
     with pytest.raises(AbpError, match=sentence):
         check_encoder(encoder)

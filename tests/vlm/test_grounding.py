@@ -73,18 +73,18 @@ def test_answers_become_boxes_of_the_source_image(
     images = [noise(256, 256), noise(120, 60), noise(120, 60)]
     monkeypatch.setattr(grounding, "_BATCH", 2)
     assert grounder.locate(images, ["remove it"] * 3) == [
-        Grounding(answers[0], (0.25, 0.5, 0.75, 1.0), 1),
-        Grounding(answers[1], (0.25, 0.0, 0.5, 1.0), 2),
-        Grounding(answers[2], None, 0),
+        Grounding(answers[0], (0.25, 0.5, 0.75, 1.0)),
+        Grounding(answers[1], (0.25, 0.0, 0.5, 1.0)),
+        Grounding(answers[2], None),
     ]
 
 
-@pytest.mark.parametrize(("end", "n_boxes"), [("<|im_end|>", 1), ("", 0)])
+@pytest.mark.parametrize(("end", "read"), [("<|im_end|>", True), ("", False)])
 def test_a_list_that_the_limit_cut_is_no_box(
-    grounder: Grounder, monkeypatch: pytest.MonkeyPatch, end: str, n_boxes: int
+    grounder: Grounder, monkeypatch: pytest.MonkeyPatch, end: str, read: bool
 ) -> None:
     script(grounder, monkeypatch, ['[{"bbox_2d": [16, 32, 48, 6'], end)
-    assert grounder.locate([noise(64, 64)], ["remove it"])[0].n_boxes == n_boxes
+    assert (grounder.locate([noise(64, 64)], ["remove it"])[0].box is not None) == read
 
 
 def test_generation_is_greedy_with_mrope_whatever_the_batch(
@@ -171,7 +171,7 @@ def test_the_next_samples_are_prepared_while_the_vlm_answers(
             return super().__getitem__(index)
 
     def answer(*_: Any) -> list[Grounding]:
-        return [Grounding("in time" if last_is_read.wait(60) else "late", None, 0)]
+        return [Grounding("in time" if last_is_read.wait(60) else "late", None)]
 
     monkeypatch.setattr(grounding, "_BATCH", 1)
     monkeypatch.setattr(Grounder, "_answers", answer)

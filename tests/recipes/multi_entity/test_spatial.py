@@ -109,7 +109,7 @@ def quiet(_line: str) -> None:
 def made(tmp_path: Path, encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All stages up to boxes; four of eight samples get through them."""
     answers = iter([None, *[(0.1, 0.2, 0.5, 0.6)] * N])
-    monkeypatch.setattr(Grounder, "locate", lambda *_: [Grounding("said", next(answers), 1)])
+    monkeypatch.setattr(Grounder, "locate", lambda *_: [Grounding("said", next(answers))])
     spatial.write_prompts(tmp_path, Author(), N, quiet)
     spatial.structure_prompts(tmp_path, Structurer(), quiet)
     spatial.paint_images(tmp_path, Painter(), 100, quiet)
