@@ -13,11 +13,11 @@ from conftest import SMOKE_AREA, noise
 from PIL import Image
 
 from abplib.core.errors import AbpError
-from abplib.prompts import grounding_chat
+from abplib.prompts import EDIT_TEMPLATE, grounding_chat
 from abplib.samples.base import Sample
 from abplib.vlm import grounding
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.grounding import Grounder, Grounding
+from abplib.vlm.grounding import QUESTION, Grounder, Grounding
 from abplib.vlm.loading import fit_image
 
 
@@ -178,6 +178,13 @@ def test_the_next_samples_are_prepared_while_the_vlm_answers(
     samples = Watched(Sample(str(n), noise(64, 64), "remove it", (0, 0, 1, 1)) for n in range(2))
     found = grounder.locate_samples(samples, range(2))
     assert [(name, answer.text) for name, answer in found] == [("0", "in time"), ("1", "in time")]
+
+
+def test_what_the_vlm_can_be_asked_about_can_be_encoded(encoder: ConditionEncoder) -> None:
+    """So that a labelled sample is never refused when a proxy learns from it: not by its length."""
+    tokenizer = encoder.processor.tokenizer
+    question = encoder.processor.apply_chat_template(QUESTION, tokenize=False)
+    assert len(tokenizer(question).input_ids) >= len(tokenizer(EDIT_TEMPLATE).input_ids)
 
 
 def test_a_model_without_a_chat_template_cannot_be_asked(encoder: ConditionEncoder) -> None:
