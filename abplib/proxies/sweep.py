@@ -27,7 +27,7 @@ from tqdm import tqdm
 from abplib.core import parallel, store
 from abplib.core.boxes import CORNERS, center_distance, iou
 from abplib.core.errors import AbpError
-from abplib.core.parallel import ahead, streamed
+from abplib.core.parallel import streamed
 from abplib.proxies.bank import Bank
 from abplib.proxies.baselines import baselines, scored
 from abplib.proxies.configurations import Configuration, predict
@@ -190,15 +190,11 @@ class _Run:
     ) -> Iterator[tuple[list[Sample], Encoding]]:
         """Each micro-batch through the VLM, in order; the next ones are prepared meanwhile."""
 
-        def prepare(rows: np.ndarray) -> tuple[list[Sample], Prepared]:
-            some = [samples[int(row)] for row in rows]
-            return some, self.encoder.read(some)
-
         def encode(part: tuple[list[Sample], Prepared]) -> tuple[list[Sample], Encoding]:
             layers, final = self.bank.layers, self.bank.final
             return part[0], self.encoder.encode(part[1], layers=layers, final=final)
 
-        return streamed(encode, ahead(prepare, parts, self.device), self.device)
+        return streamed(encode, self.encoder.ahead(samples, parts), self.device)
 
     def _measure(self) -> None:
         """Add a point to each curve; one VLM pass serves all proxies."""

@@ -10,7 +10,7 @@ tokens and token embeddings.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike
+from abplib.core.parallel import ahead
 from abplib.core.store import digest
 from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm import loading as vlms
@@ -286,10 +287,20 @@ class ConditionEncoder:
         Raises AbpError where there are not as many samples, and as `encode` does.
         """
         check_number(n, samples)
-        for start in range(0, n, batch):
-            some = [samples[index] for index in range(start, min(start + batch, n))]
-            prepared = self.read(some)
+        parts = [range(start, min(start + batch, n)) for start in range(0, n, batch)]
+        for some, prepared in self.ahead(samples, parts):
             yield some, self.encode(prepared, layers=layers, final=final, attention=attention)
+
+    def ahead(
+        self, samples: SampleSet, parts: Sequence[Iterable[int]]
+    ) -> Iterator[tuple[list[Sample], Prepared]]:
+        """Parts of a set in order, read and prepared in threads while one before is used."""
+
+        def prepare(rows: Iterable[int]) -> tuple[list[Sample], Prepared]:
+            some = [samples[int(row)] for row in rows]
+            return some, self.read(some)
+
+        return ahead(prepare, parts, self.model.device)
 
     def check_layers(self, layers: Sequence[int | str]) -> None:
         """Refuse a layer that the model does not have."""
