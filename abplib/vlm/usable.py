@@ -1,8 +1,8 @@
 """The samples of a set that can be used: one that cannot stops nothing, and is listed.
 
 A sample cannot be used where it cannot be read (a broken picture, a row of another form), where the
-VLM does not take it (a chat marker, no words or too many, a picture that is too oblong), and, of a
-set with exact boxes, where its box is not known or has no area.
+VLM does not take it (a chat marker, no words or too many, a picture that is too oblong), where its
+exact box is not known or has no area, and where its exact edit, if the set has them, is broken.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 from abplib.core import store
 from abplib.core.boxes import from_pixels
 from abplib.core.errors import AbpError
+from abplib.core.images import load_image
 from abplib.samples.base import EditedSamples, Sample, SampleSet, check_number, take
 from abplib.vlm.encoder import ConditionEncoder
 
@@ -101,7 +102,12 @@ def n_usable(samples: SampleSet, n: int) -> int:
 
 @store.stored("usable")
 def _examined(place: Path, encoder: ConditionEncoder, samples: SampleSet, n: int) -> None:
-    looked_at = (take(samples, index, partial(check, encoder)) for index in range(n))
+    def whole(index: int, sample: Sample) -> None:
+        check(encoder, sample)
+        if isinstance(samples, EditedSamples):
+            load_image(samples.edited(index))
+
+    looked_at = (take(samples, index, partial(whole, index)) for index in range(n))
     rows = [(index, name, why) for index, (name, _, why) in enumerate(looked_at) if why]
     frame = pd.DataFrame(rows, columns=["index", "sample_id", "reason"])
     store.write_parquet(place / _ROWS, frame)

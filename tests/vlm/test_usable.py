@@ -78,9 +78,11 @@ class Mixed:
 
 
 class Edited(Mixed):
-    """The same, whose edits are black."""
+    """The same, with an edit of each, the third good one's being broken."""
 
     def edited(self, index: int) -> Image.Image:
+        if index == 4:
+            return damaged()
         return Image.new("RGB", (64, 64), (index, 0, 0))
 
 
@@ -117,7 +119,8 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(
 def test_edits_go_with_their_samples(encoder: ConditionEncoder) -> None:
     found = usable(encoder, Edited(), 21)
     assert isinstance(found, EditedSamples)
-    assert found.edited(3).getpixel((0, 0)) == (6, 0, 0) and found[3].id == "good 6"
+    assert found.edited(3).getpixel((0, 0)) == (8, 0, 0) and found[3].id == "good 8"
+    assert "good 4" in found.unusable["sample_id"].tolist()
 
 
 def test_a_set_without_fault_is_left_as_it_is(encoder: ConditionEncoder) -> None:
