@@ -74,12 +74,18 @@ def predict(
     samples: SampleSet,
     n: int,
     batch: int = 50,
-) -> dict[str, Tensor]:
-    """The proxies' boxes of the first `n` samples from one pass of each, {name: [n, 4]}."""
+) -> tuple[list[str], Tensor, dict[str, Tensor]]:
+    """Ids and exact boxes [n, 4] of the first `n` samples, and the proxies' boxes, {name: [n, 4]}.
+
+    Each sample is read once and passes the VLM once.
+    """
     layers, final = states_of(proxies)
+    ids, exact = [], []
     parts: dict[str, list[Tensor]] = {configuration.name: [] for configuration in proxies}
-    for _, encoding in encoder.over(samples, n, layers=layers, final=final, batch=batch):
+    for some, encoding in encoder.over(samples, n, layers=layers, final=final, batch=batch):
+        ids += [sample.id for sample in some]
+        exact += [sample.box for sample in some]
         for configuration, proxy in proxies.items():
             states, mask = configuration.select(encoding)
             parts[configuration.name].append(proxy.to(states.device)(states, mask).cpu())
-    return {name: torch.cat(boxes) for name, boxes in parts.items()}
+    return ids, torch.tensor(exact), {name: torch.cat(boxes) for name, boxes in parts.items()}

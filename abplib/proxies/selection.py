@@ -68,8 +68,9 @@ class GuidingProxy:
 def _boxes(
     place: Path, guide: GuidingProxy, encoder: ConditionEncoder, samples: SampleSet, n: int
 ) -> None:
-    (boxes,) = predict(encoder, {_of(guide.layer): guide.proxy}, samples, n).values()
-    store.write_parquet(place / "boxes.parquet", pd.DataFrame(boxes.numpy(), columns=CORNERS))
+    _, _, boxes = predict(encoder, {_of(guide.layer): guide.proxy}, samples, n)
+    frame = pd.DataFrame(boxes[_of(guide.layer).name].numpy(), columns=CORNERS)
+    store.write_parquet(place / "boxes.parquet", frame)
 
 
 def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> GuidingProxy:
@@ -87,8 +88,7 @@ def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> Guidi
         _of(layer): Proxy.load(proxies / _of(layer).name, encoder.fingerprint).to(_SHIPPED).float()
         for layer in encoder.middle_layers
     }
-    exact = torch.tensor([tuning[index].box for index in range(len(tuning))])
-    boxes = predict(encoder, candidates, tuning, len(tuning))
+    _, exact, boxes = predict(encoder, candidates, tuning, len(tuning))
     overlaps = {c: iou(boxes[c.name], exact).mean().item() for c in candidates}
     best = max(overlaps, key=lambda c: overlaps[c])
     return GuidingProxy(candidates[best], int(best.layers[0]), overlaps[best])

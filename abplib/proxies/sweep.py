@@ -113,10 +113,9 @@ def _train(place: Path, inputs: SweepInputs) -> dict[str, Any]:
 def _score(place: Path, proxies: Path, inputs: SweepInputs, n: int) -> None:
     """Write `Sweep.samples`, of the proxies and of the baselines."""
     if parallel.is_first():
-        encoder, samples = inputs.encoder, [inputs.eval_set[index] for index in range(n)]
+        encoder, batch = inputs.encoder, inputs.settings.micro_batch
         trained = {c: Proxy.load(proxies / c.name, encoder.fingerprint) for c in inputs.chosen}
-        ids, exact = [s.id for s in samples], torch.tensor([s.box for s in samples])
-        answers = predict(encoder, trained, inputs.eval_set, n, inputs.settings.micro_batch)
+        ids, exact, answers = predict(encoder, trained, inputs.eval_set, n, batch)
         tables = [scored(name, ids, boxes, exact) for name, boxes in answers.items()]
         seen = torch.tensor(inputs.labels.usable[CORNERS].to_numpy(np.float32))
         tables.append(baselines(ids, exact, seen, inputs.seed))
