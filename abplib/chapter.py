@@ -25,8 +25,7 @@ import io
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,37 +88,23 @@ def folder(name: str, parameters: ChapterParameters) -> Path:
 class Chapter:
     """One run of a chapter; made by `Chapter.start`."""
 
-    def __init__(
-        self,
-        name: str,
-        parameters: ChapterParameters,
-        *,
-        values: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, name: str, parameters: ChapterParameters) -> None:
         self.name = name
         self.params = parameters
         self.profile = parameters.resolve()
         self.experiment = Experiment(self.profile, parameters.seed)
         self.folder = folder(name, parameters)
-        self._declared = values
-        self._files: dict[str, dict[str, list[Path]]] = {"figures": {}, "tables": {}}
+        self._files: dict[str, dict[str, list[Path]]] = {"figure": {}, "table": {}}
         self._values: dict[str, dict[str, Any]] = {}
         self._began = time.monotonic()
 
     @classmethod
-    def start(
-        cls,
-        name: str,
-        namespace: Mapping[str, Any],
-        *,
-        values: Sequence[str] = (),
-    ) -> Chapter:
+    def start(cls, name: str, namespace: Mapping[str, Any]) -> Chapter:
         """Check the parameters found in the notebook's `namespace` and resolve the profile.
 
         Args:
             name: the chapter's file name without its ending, for instance `02_proxies`.
             namespace: the notebook's `globals()`.
-            values: names that the chapter must record before `finish`; `*` stands for anything.
 
         Raises:
             AbpError: a name that is no parameter, or a value of the wrong type or out of range.
@@ -128,19 +113,13 @@ class Chapter:
         if isinstance(namespace.get("chapter"), cls):  # the cell is run again, by hand
             known = namespace["chapter"].params.model_fields_set
             given = {key: value for key, value in given.items() if key in known}
-        chapter = cls(name, parse(name, given), values=values)
+        chapter = cls(name, parse(name, given))
         if chapter.profile.note:
             text = f"Profile <b>{chapter.profile.name}</b>: {html.escape(chapter.profile.note)}."
             display(HTML(f'<div class="abp-note" role="note">{text}</div>'))
         return chapter
 
-    def figure(
-        self,
-        figure: Figure,
-        *,
-        reported: bool = False,
-        source: str | None = None,
-    ) -> None:
+    def figure(self, figure: Figure, *, source: str | None = None) -> None:
         """Show a figure, saved as `figures/<name>.png` (at twice its resolution) and `.svg`.
 
         The book shows the vectors, or the pixels where the figure holds images. Pages refer to it
@@ -148,28 +127,24 @@ class Chapter:
         saying what made the figure is set under it.
 
         Args:
-            reported: whether all its numbers are the paper's own, none of this run.
-            source: where they come from, if from neither.
+            source: where its numbers come from, if not from this run.
         """
         name, caption = self._about("figure")
         place = self.folder / "figures"
         png = _save(figure, place / f"{name}.png", dpi=2 * figure.dpi)
         svg = _save(figure, place / f"{name}.svg", metadata={"Date": None})
-        self._files["figures"][name] = [png, svg]
+        self._files["figure"][name] = [png, svg]
         maker = cells.called("abplib.plots")
         drawn = f"made by `{maker.__module__}.{maker.__qualname__}` · " if maker else ""
-        made = drawn + (source or (_REPORTED if reported else self._provenance()))
+        made = drawn + (source or self._provenance())
         width = round(figure.get_figwidth() * figure.dpi)
         plt.close(figure)  # or the inline backend shows it a second time
-        bundle: dict[str, Any] = {"text/plain": f"Figure {name}"}
         if any(axes.images for axes in figure.axes):
-            mime = "image/png"
-            bundle[mime] = base64.b64encode(png.read_bytes()).decode()
+            mime, shown = "image/png", base64.b64encode(png.read_bytes()).decode()
         else:
-            mime = "image/svg+xml"
-            bundle[mime] = svg.read_text(encoding="utf-8")
-        shown = {"name": name, "made": made}
-        display(bundle, raw=True, metadata={mime: {"width": f"{width}px"}, "abp_figure": shown})
+            mime, shown = "image/svg+xml", svg.read_text(encoding="utf-8")
+        about = {mime: {"width": f"{width}px"}, "abp_figure": {"name": name, "made": made}}
+        display({"text/plain": f"Figure {name}", mime: shown}, raw=True, metadata=about)
         below = f"<p>{html.escape(caption)}<br><small>{html.escape(made)}</small></p>"
         display(  # for the notebook alone: the book sets the caption itself
             {"text/html": below, "text/plain": caption}, raw=True, metadata={"abp_caption": name}
@@ -181,7 +156,6 @@ class Chapter:
         *,
         fmt: str = ".3f",
         formatters: Mapping[str, Callable[[Any], str]] | None = None,
-        reported: bool = False,
         source: str | None = None,
     ) -> None:
         """Show a table, saved in full precision as `tables/<name>.csv`.
@@ -190,15 +164,14 @@ class Chapter:
             frame: shown with its index where that has a name.
             fmt: format of the floats on the page.
             formatters: how a column's cells are written, where `fmt` does not do.
-            reported: whether all its numbers are the paper's own, none of this run.
-            source: where they come from, if from neither.
+            source: where its numbers come from, if not from this run.
         """
         name, caption = self._about("table")
         if any(level is not None for level in frame.index.names):
             frame = frame.reset_index()
         path = self.folder / "tables" / f"{name}.csv"
         store.write_text(path, frame.to_csv(index=False))
-        self._files["tables"][name] = [path]
+        self._files["table"][name] = [path]
         body = frame.to_html(
             index=False,
             float_format=lambda number: format(number, fmt),
@@ -208,7 +181,7 @@ class Chapter:
             classes="table",
             table_id=f"table-{name}",
         )
-        made = source or (_REPORTED if reported else self._provenance().replace("`", ""))
+        made = source or self._provenance().replace("`", "")
         display(
             HTML(
                 f'<div class="abp-table">{cells.table_caption(caption)}'
@@ -224,11 +197,8 @@ class Chapter:
         fmt; a missing one, or a NaN, says that a number has none.
         """
         for row in frame.reset_index().to_dict("records"):
-            known = {
-                key: row[key]
-                for key in ("n", "unit", "paper", "low", "high", "fmt")
-                if key in row and pd.notna(row[key])
-            }
+            about = ("n", "unit", "paper", "low", "high", "fmt")
+            known = {key: row[key] for key in about if key in row and pd.notna(row[key])}
             self.value(row["name"], row["value"], **{"fmt": fmt, **known})
 
     def value(
@@ -260,54 +230,48 @@ class Chapter:
         Raises:
             AbpError: an ill-formed name, half an interval, or a number that is not finite.
         """
-        if not name.startswith(prefix := f"ch{int(self.name[:2])}."):
-            name = prefix + name
+        name = self._prefix + name.removeprefix(self._prefix)
         if not _VALUE_NAME.fullmatch(name):
             raise AbpError(f"Value {name!r} is ill-named: call it ch<number>.<name>.")
         if (low is None) != (high is None):
             raise AbpError(f"Value {name} has half an interval: give both low and high.")
         numbers = {"value": value, "paper": paper, "low": low, "high": high}
         plain = {key: _plain(name, key, number) for key, number in numbers.items()}
-        self._values[name] = {
-            "value": plain["value"],
-            "n": None if n is None else int(n),
-            "unit": unit,
-            "profile": self.profile.name,
-            "paper": plain["paper"],
-            "low": plain["low"],
-            "high": plain["high"],
-        }
+        about = {"n": None if n is None else int(n), "unit": unit, "profile": self.profile.name}
+        self._values[name] = {"value": plain.pop("value"), **about, **plain}
         text = {key: format(number, fmt) for key, number in plain.items() if number is not None}
-        glue(name, text["value"], display=False)
+        told = {name: format(self._values[name]["value"], fmt)}
         if n is not None:
-            glue(f"{name}.n", str(int(n)), display=False)
+            told[f"{name}.n"] = str(int(n))
         if paper is not None:
-            glue(f"{name}.paper", text["paper"], display=False)
+            told[f"{name}.paper"] = text["paper"]
         if low is not None:
-            glue(f"{name}.interval", f"[{text['low']}, {text['high']}]", display=False)
+            told[f"{name}.interval"] = f"[{text['low']}, {text['high']}]"
+        self.say(told)
+
+    def say(self, texts: Mapping[str, str]) -> None:
+        """Give words to the prose, by their names as `value` has them."""
+        for name, text in texts.items():
+            glue(self._prefix + name.removeprefix(self._prefix), text, display=False)
 
     def finish(self) -> None:
-        """Check that all that was declared exists, then write `values.json` and the manifest.
+        """Check that all that cells tell of was shown, then write `values.json` and the manifest.
 
         Raises:
             AbpError: naming what is missing or empty.
         """
-        made: dict[str, Collection[str]] = {**self._files, "values": self._values}
-        told = {
-            "figures": self._named("figure"),
-            "tables": self._named("table"),
-            "values": self._declared,
-        }
         missing = [
-            f"{kind[:-1]} {pattern}"
-            for kind, patterns in told.items()
-            for pattern in patterns
-            if not any(fnmatchcase(name, pattern) for name in made[kind])
+            f"{kind} {fact['name']}"
+            for kind, shown in self._files.items()
+            for _, metadata in cells.told_cells(self.name)
+            if (fact := cells.about(metadata, kind))
+            and "optional" not in metadata.get("tags", ())
+            and fact["name"] not in shown
         ]
         if missing:
             raise AbpError(f"Chapter {self.name} ended without its {', '.join(missing)}.")
         store.write_json(self.folder / VALUES, self._values)
-        files = [*self._files["figures"].values(), *self._files["tables"].values()]
+        files = [*self._files["figure"].values(), *self._files["table"].values()]
         artefacts = [p.relative_to(self.folder).as_posix() for group in files for p in group]
         verify(self.name, self.folder, artefacts)
         store.mark_done(
@@ -320,14 +284,9 @@ class Chapter:
             seconds=round(time.monotonic() - self._began, 1),
         )
 
-    def _named(self, kind: str) -> dict[str, str]:
-        """Names and captions of the figures or tables that the chapter's cells must show."""
-        told = (
-            cells.about(metadata, kind)
-            for _, metadata in cells.told_cells(self.name)
-            if "optional" not in metadata.get("tags", ())
-        )
-        return {fact["name"]: fact["caption"] for fact in told if fact}
+    @property
+    def _prefix(self) -> str:
+        return f"ch{int(self.name[:2])}."
 
     def _about(self, kind: str) -> tuple[str, str]:
         """Name and caption of the figure or table that the running cell shows.
@@ -340,16 +299,13 @@ class Chapter:
         known = {source: fact for source, fact in told.items() if fact}
         if near := difflib.get_close_matches(cells.running(), known, n=1, cutoff=0.3):
             return known[near[0]]["name"], known[near[0]]["caption"]
-        return f"{kind}-{len(self._files[f'{kind}s']) + 1}", ""
+        return f"{kind}-{len(self._files[kind]) + 1}", ""
 
     def _provenance(self) -> str:
         """Profile, model and data behind a figure or a table, in one line of MyST."""
         title = self.profile.title + (f", {self.profile.note}" if self.profile.note else "")
         data = self.experiment.data_fingerprint[:8]
         return f"profile {title} · model `{self.profile.vlm}` · data `{data}`"
-
-
-_REPORTED = "numbers reported by the paper, none measured here"
 
 
 def verify(name: str, place: Path, artefacts: Sequence[str]) -> None:

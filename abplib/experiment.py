@@ -109,14 +109,10 @@ class Experiment:
     @cached_property
     def editor(self) -> QwenImageEditor:
         """The editor with its LoRA, if the profile names one."""
-        lora = self.lora_folder if self.profile.lora else None
-        return (
-            self.baseline
-            if lora is None
-            else replace(
-                self.baseline, lora=lora, vlm_sees_box=self.profile.lora_training.vlm_sees_box
-            )
-        )
+        if self.profile.lora is None:
+            return self.baseline
+        sees = self.profile.lora_training.vlm_sees_box
+        return replace(self.baseline, lora=self.lora_folder, vlm_sees_box=sees)
 
     def let_go(self) -> None:
         """Free the memory of encoder and editor, each of which is loaded anew when it is used."""
@@ -135,14 +131,9 @@ class Experiment:
         from abplib.editing.methods import OTHERS
 
         source, about = self.other_source(name), self.profile.other_editors[name]
+        settings = about.model_dump(exclude={"source"})
         kind: Any = function_of(OTHERS[name].editor)
-        editor: PipelineEditor = kind.from_pretrained(
-            source,
-            n_steps=about.n_steps,
-            guidance=about.guidance,
-            revision=about.revision,
-            **self._editing,
-        )
+        editor: PipelineEditor = kind.from_pretrained(source, **settings, **self._editing)
         return editor
 
     @property
@@ -197,15 +188,35 @@ class Experiment:
         return predict_labels(self.encoder, self.training, n, shipped=shipped)
 
     def sweep(self, chosen: Sequence[Configuration] | None = None) -> Sweep:
-        """Chapter 2's sweep: a proxy on each configuration of Figure 4, or on those `chosen`."""
-        from abplib.proxies.configurations import configurations
+        """Chapter 2's sweep: a proxy on each configuration of Figure 4 and on the decoder's input.
+
+        Or on those `chosen`.
+        """
+        from abplib.proxies.configurations import INPUT, configurations
+
+        every = (INPUT, *configurations(self.encoder))
+        return self._sweep(self.encoder, every if chosen is None else chosen)
+
+    def untrained_sweep(self) -> Sweep:
+        """The same on layers of a decoder of random weights behind the same eyes, a control.
+
+        As many layers as the profile's `n_untrained` says, evenly spaced from the first to the
+        last; the labels are the trained VLM's.
+        """
+        import numpy as np
+
+        from abplib.proxies.configurations import layer
+
+        depths = np.linspace(0, self.encoder.n_layers - 1, self.profile.n_untrained)
+        chosen = [layer(depth) for depth in sorted({*depths.round().astype(int).tolist()})]
+        return self._sweep(self.encoder.untrained(self.seed), chosen)
+
+    def _sweep(self, encoder: ConditionEncoder, chosen: Sequence[Configuration]) -> Sweep:
         from abplib.proxies.sweep import SweepInputs, sweep
 
-        if chosen is None:
-            chosen = configurations(self.encoder)
         return sweep(
             SweepInputs(
-                self.encoder, self.training, self.labels(), self.evaluation, chosen,
+                encoder, self.training, self.labels(), self.evaluation, chosen,
                 self.profile.sweep, self.seed,
             ),
             self.n,
@@ -216,29 +227,27 @@ class Experiment:
         from abplib.proxies.attention import read_attention
         from abplib.proxies.configurations import Configuration, configurations
 
-        chosen = configurations(self.encoder)
+        read, chosen = configurations(self.encoder)[-1], None
         if layers is not None:
-            name = "prompt_" + "_".join(map(str, layers))
-            chosen = (Configuration(name, tuple(layers), "prompt"),)
-        folder = self.sweep(chosen).folder / "proxies" / chosen[-1].name
-        return read_attention(self.encoder, self.evaluation, self.n, chosen[-1], folder)
+            read = Configuration("prompt_" + "_".join(map(str, layers)), tuple(layers), "prompt")
+            chosen = (read,)
+        folder = self.sweep(chosen).folder / "proxies" / read.name
+        return read_attention(self.encoder, self.evaluation, self.n, read, folder)
 
     def guide(self) -> GuidingProxy:
         """The shipped proxy where it was trained on this VLM, else that of `swept_guide`."""
         from abplib.proxies.selection import CHOICE, GuidingProxy
 
-        folder, missing = self.proxy_folder, ""
+        shipped, folder, why = self.profile.proxy, self.proxy_folder, ""
         if folder is not None:
             if not (folder / CHOICE).exists():
-                missing = f" ({folder.name} is not there)"
+                why = f" ({folder.name} is not there)"
             elif read_json(folder / "config.json")["encoder"] != self.encoder.fingerprint:
-                missing = f" ({self.profile.proxy} was trained on another VLM)"
+                why = f" ({shipped} was trained on another VLM)"
             else:
-                note = f"The proxy is the shipped one, {self.profile.proxy}."
+                note = f"The proxy is the shipped one, {shipped}."
                 return GuidingProxy.load(folder, self.encoder, note)
-        return replace(
-            self.swept_guide(), note=f"The proxy was trained in this run's sweep{missing}."
-        )
+        return replace(self.swept_guide(), note=f"The proxy was trained in this run's sweep{why}.")
 
     def swept_guide(self) -> GuidingProxy:
         """The best of `sweep` on the tuning samples."""
@@ -282,31 +291,32 @@ class Experiment:
 
     @property
     def lora_folder(self) -> Path:
-        """Where the LoRA lies."""
-        if not self.lora_place.exists():
+        """Where it lies."""
+        if not (place := self.lora_place).exists():
             raise AbpError(
-                f"There is no LoRA in {self.lora_place}: restore it, or train one by `abp "
-                f"train-lora --profile {self.profile.name}`."
+                f"There is no LoRA in {place}: restore it, or train one by `abp train-lora "
+                f"--profile {self.profile.name}`."
             )
-        return self.lora_place
+        return place
 
     @property
     def proxy_folder(self) -> Path | None:
         """Where the shipped proxy lies, or goes, if the profile names one."""
-        return None if self.profile.proxy is None else paths.root() / self.profile.proxy
+        return self._named(self.profile.proxy)
 
     @property
     def comparison_file(self) -> Path | None:
         """Where the comparison of trained conditions lies, if the profile names one."""
-        return None if self.profile.comparison is None else paths.root() / self.profile.comparison
+        return self._named(self.profile.comparison)
+
+    def _named(self, path: str | None) -> Path | None:
+        return None if path is None else paths.root() / path
 
     @property
     def human_labels_file(self) -> Path | None:
         """The file of people's labels, if the profile names one."""
-        if self.profile.human_labels is None:
-            return None
-        path = paths.root() / self.profile.human_labels
-        if not path.is_file():
+        path = self._named(self.profile.human_labels)
+        if path is not None and not path.is_file():
             raise AbpError(
                 f"There are no labels at {path}: make them with book/annotation.md, or leave "
                 "human_labels out."

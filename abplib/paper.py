@@ -11,6 +11,9 @@ import yaml
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
 
+REPORTED = "numbers reported by the paper, none measured here"
+"""The source of figures and tables that show the paper's own."""
+
 VQA = ("vqa_edit", "vqa_accuracy", "vqa_leakage")
 """The metrics of Table 1 whose mean is the VQA score of Figure 8."""
 
@@ -86,5 +89,4 @@ def facts() -> dict[str, Any]:
     path = paths.root() / "data" / "paper" / "models.yaml"
     if not path.is_file():
         raise AbpError(f"{path} is missing: restore it from the repository.")
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))

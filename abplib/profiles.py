@@ -1,12 +1,11 @@
 """Profiles: the models, sample sets and budgets that a chapter runs with, as data.
 
-Everything that differs between a test in seconds, a laptop and a GPU is a field of `Profile`; the
-analysis itself has no branch on it. A profile is a YAML file, one of those shipped in
-`abplib/profiles/` (asked for by name) or one's own (asked for by its path, ending in `.yaml`).
-A chapter's parameters are fields that may be replaced for one run, None standing for the profile's
-own value, and a few of the chapter's own: its `parameters` cell assigns the same names and defaults
-(`abplib.publish.pages` checks that), papermill or the command line replaces some of them, and
-`parse` refuses what does not fit before any work starts.
+Everything that differs between a test in seconds, a laptop and a GPU is a field of `Profile`. A
+profile is a YAML file, one of those shipped in `abplib/profiles/` (asked for by name) or one's own
+(asked for by its path, ending in `.yaml`). A chapter's parameters are fields that may be replaced
+for one run, None standing for the profile's own value, and a few of the chapter's own: its
+`parameters` cell assigns the same names and defaults, papermill or the command line replaces some
+of them, and `parse` refuses what does not fit before any work starts.
 """
 
 from __future__ import annotations
@@ -112,6 +111,8 @@ class Profile(Settings):
     """Whose boxes proxies are trained on: the VLM's own (the paper), or the samples' exact ones."""
     sweep: SweepSettings = SweepSettings()
     """Shape and budget of chapter 2's proxies; what is left out is the paper's."""
+    n_untrained: Count = 3
+    """Layers of an untrained decoder that proxies are trained on too, evenly spaced: a control."""
 
     @classmethod
     def load(cls, name: str, **overrides: Any) -> Profile:
@@ -139,10 +140,10 @@ def known_profiles() -> list[str]:
 
 
 def _locate(name: str) -> Path:
-    own = name.lower().endswith((".yaml", ".yml"))
-    path = Path(name) if own else _SHIPPED / f"{name}.yaml"
-    if (own or name in known_profiles()) and path.is_file():
-        return path
+    if name in known_profiles():
+        return _SHIPPED / f"{name}.yaml"
+    if name.lower().endswith((".yaml", ".yml")) and Path(name).is_file():
+        return Path(name)
     raise AbpError(
         f"Unknown profile {name!r}: choose from {', '.join(known_profiles())}, or give the path of "
         "a .yaml file."
@@ -218,12 +219,6 @@ class _Attention(ChapterParameters):
         return layers
 
 
-class _Adapting(ChapterParameters):
-    """Chapter 6 brings a model of its own: another Qwen3-VL goes in as `vlm`."""
-
-    vlm: Name = "abplib.vlm.twins:qwen3_vl_folder"
-
-
 def _with(
     *names: str, base: type[ChapterParameters] = ChapterParameters
 ) -> type[ChapterParameters]:
@@ -244,7 +239,9 @@ CHAPTERS: dict[str, type[ChapterParameters]] = {
     "03_decomposition": _with(*_TRAINING, base=_Attention),
     "04_information_flow": _with(*_TRAINING, base=_Attention),
     "05_editing_validation": _with(*_EDITING),
-    "06_adapting": _Adapting,
+    "06_adapting": create_model(  # brings a model of its own: another Qwen3-VL goes in as `vlm`
+        "Parameters", __base__=ChapterParameters, vlm=(Name, "abplib.vlm.twins:qwen3_vl_folder")
+    ),
     "07_cost": ChapterParameters,
 }
 

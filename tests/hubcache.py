@@ -14,17 +14,21 @@ def lay(cache: Path, hub_id: str, folder: Path, commit: str, ref: str = "main") 
     """Put the files of `folder` into `cache` as `hub_id` at `commit`, which `ref` then names."""
     place = cache / f"models--{hub_id.replace('/', '--')}"
     snapshot = place / "snapshots" / commit
-    shutil.copytree(folder, snapshot, copy_function=os.link)
+    shutil.copytree(folder.resolve(), snapshot, copy_function=os.symlink)
     (place / "refs").mkdir(exist_ok=True)
     (place / "refs" / ref).write_text(commit)
     return snapshot
 
 
+def offline(cache: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Take `cache`, which is made, for the hub's, with HF_HUB_OFFLINE=1."""
+    cache.mkdir()
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, with HF_HUB_OFFLINE=1."""
-    cache = tmp_path / "hub"
-    cache.mkdir()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return cache
+    return offline(tmp_path / "hub", monkeypatch)

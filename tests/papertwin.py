@@ -1,8 +1,9 @@
 """A checkout in which the profile `paper` can run here: twins in place of its models and its data.
 
-The VLM and the editor are the shipped miniatures, whose classes are the paper's; the other systems
-are random-weight twins. The data sets are made by the library's own stages, with scenes of the mini
-world in place of what Gemini, FIBO, 2509 and Mistral-Small make.
+Models are found by their ids in an offline cache of the hub. The VLM and the editor are the shipped
+miniatures, whose classes are the paper's; the other systems are random-weight twins. The data sets
+are made by the library's own stages, with scenes of the mini world in place of what Gemini, FIBO,
+2509 and Mistral-Small make.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from hubcache import lay, offline
 from labelling import label
 from PIL import Image
 
@@ -40,10 +42,6 @@ REPOSITORY = paths.root()
 SCENES = evaluation()
 
 N_SCENES, N_ROWS = 12, 32
-IDS = {
-    "vlm": str(REPOSITORY / "data/mini/vlm"),
-    "editor": str(REPOSITORY / "data/mini/editor"),
-}
 OTHERS = {
     "qwen_image_edit_2509": othertwins.smoke_2509,
     "fibo_edit": othertwins.smoke_fibo,
@@ -108,19 +106,22 @@ def quiet(_line: str) -> None:
 
 def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
     """The checkout in `root`, with its data sets; its profile, for which `patch` sets the rest."""
-    for name in ("benchmarks/results", "book/chapters", "data/lpips", "data/paper", "data/mini"):
+    linked = "abplib/plots", "benchmarks", "book/chapters", "data/lpips", "data/paper", "data/mini"
+    for name in linked:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).symlink_to(REPOSITORY / name)
     (root / "runs/paper").mkdir(parents=True)
     (root / "runs/paper/lora").symlink_to(REPOSITORY / "data/mini/editor/lora")
-    fields = yaml.safe_load((REPOSITORY / "abplib/profiles/paper.yaml").read_text())
-    for name, twin in OTHERS.items():
-        fields["other_editors"][name] |= {
-            "source": str(twin()),
-            "n_steps": 2,
-        }
+    fields = yaml.safe_load((REPOSITORY / "abplib/profiles/paper.yaml").read_text()) | SIZES
+    folders = {fields[name]: REPOSITORY / "data/mini" / name for name in ("vlm", "editor")}
+    for name, made in OTHERS.items():
+        fields["other_editors"][name]["n_steps"] = 2
+        folders[fields["other_editors"][name]["source"]] = made()
+    cache = offline(root / "cache", patch)
+    for number, (hub_id, folder) in enumerate(folders.items()):
+        lay(cache, hub_id, folder, f"{number:040x}")
     path = root / "paper.yaml"
-    path.write_text(yaml.safe_dump(fields | IDS | SIZES))
+    path.write_text(yaml.safe_dump(fields))
     patch.setenv("ABP_ROOT", str(root))
     patch.setenv("ABP_RESULTS", str(root / "results"))
     _multi_entity(root / multi_entity.FOLDER, Profile.load(str(path)))

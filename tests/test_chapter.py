@@ -17,6 +17,7 @@ from abplib.chapter import Chapter
 from abplib.core import cells, store
 from abplib.core.errors import AbpError
 from abplib.plots import scheme
+from abplib.profiles import CHAPTERS
 
 
 @pytest.fixture
@@ -96,36 +97,23 @@ def test_a_whole_chapter_leaves_files_values_and_a_manifest(
     start: Any, glued: dict[str, str], running: Any
 ) -> None:
     line, image, table = cells.code_cells("02_proxies")[2:]
-    chapter = start(values=["ch2.a.*"])
+    chapter = start()
     for cell in (line, image + "\n# changed by hand"):
         running(cell)
         chapter.figure(draw())
+    files = [chapter.folder / "figures" / f"toy-image.{kind}" for kind in ("png", "svg")]
+    first = [file.read_bytes() for file in files]
+    chapter.figure(draw())
+    assert [file.read_bytes() for file in files] == first  # the same every time
     running(table)
     chapter.table(pd.DataFrame({"a": [1 / 3]}))
-    chapter.value(
-        "ch2.a.b",
-        np.float32(0.5),
-        n=np.int64(3),
-        unit="side",
-        paper=0.25,
-        low=0.0,
-        high=1,
-        fmt=".1f",
-    )
+    numbers = {"n": np.int64(3), "paper": 0.25, "low": 0.0, "high": 1}
+    chapter.value("ch2.a.b", np.float32(0.5), **numbers, unit="side", fmt=".1f")
     chapter.finish()
     assert not plt.get_fignums()
     assert pd.read_csv(chapter.folder / "tables" / "squares.csv")["a"].item() == 1 / 3
-    assert store.read_json(chapter.folder / "values.json") == {
-        "ch2.a.b": {
-            "value": 0.5,
-            "n": 3,
-            "unit": "side",
-            "profile": "toy",
-            "paper": 0.25,
-            "low": 0.0,
-            "high": 1,
-        }
-    }
+    told = {"value": 0.5, "unit": "side", "profile": "toy"}
+    assert store.read_json(chapter.folder / "values.json") == {"ch2.a.b": told | numbers}
     assert glued == {
         "ch2.a.b": "0.5",
         "ch2.a.b.n": "3",
@@ -134,40 +122,21 @@ def test_a_whole_chapter_leaves_files_values_and_a_manifest(
     }
     summary = store.summary_of(chapter.folder)
     assert summary is not None
-    assert summary["artefacts"] == [
-        "figures/toy-line.png",
-        "figures/toy-line.svg",
-        "figures/toy-image.png",
-        "figures/toy-image.svg",
-        "tables/squares.csv",
+    figures = [
+        f"figures/toy-{name}.{kind}" for name in ("line", "image") for kind in ("png", "svg")
     ]
-
-
-def test_a_figure_is_the_same_bytes_every_time(start: Any, running: Any) -> None:
-    chapter = start()
-    made = []
-    for _ in range(2):
-        chapter.figure(draw())
-        folder = chapter.folder / "figures"
-        made.append([(folder / f"toy-image.{kind}").read_bytes() for kind in ("png", "svg")])
-    assert made[0] == made[1]
+    assert summary["artefacts"] == [*figures, "tables/squares.csv"]
 
 
 def test_finish_refuses_to_end_without_what_cells_tell_of(start: Any, running: Any) -> None:
-    chapter = start(values=["ch2.*"])
-    chapter.figure(draw())
-    with pytest.raises(
-        AbpError, match=r"without its figure toy-line, table squares, value ch2\.\*\."
-    ):
-        chapter.finish()
-    assert store.summary_of(chapter.folder) is None
-
-
-def test_a_cell_of_ones_own_shows_a_figure_too(start: Any, running: Any) -> None:
-    running("for i in range(3): something else altogether")
     chapter = start()
     chapter.figure(draw())
-    assert (chapter.folder / "figures" / "figure-1.svg").is_file()
+    with pytest.raises(AbpError, match="without its figure toy-line, table squares"):
+        chapter.finish()
+    assert store.summary_of(chapter.folder) is None
+    running("for i in range(3): something else altogether")  # a cell of one's own
+    chapter.figure(draw())
+    assert (chapter.folder / "figures" / "figure-2.svg").is_file()
 
 
 def test_a_figure_names_the_function_that_drew_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,3 +200,26 @@ def test_values_that_are_none_are_refused(
     with pytest.raises(AbpError, match=said):
         start().value(name, **arguments)
     assert not glued
+
+
+def cells_of(chapter: str) -> list[tuple[str, int, set[str]]]:
+    """Of each code cell: its source, its lines, its tags."""
+    told = cells.told_cells(chapter)
+    return [(s, sum(map(bool, s.split("\n"))), {*m.get("tags", ())}) for s, m in told]
+
+
+HIDDEN = {"hide-input", "remove-input", "remove-cell"}
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_cells_are_short_and_only_figures_and_tables_have_a_bar(name: str) -> None:
+    for source, lines, tags in cells_of(name):
+        assert lines <= 12 or tags & HIDDEN, source
+        assert "hide-input" not in tags or "chapter.figure(" in source or "chapter.table(" in source
+        assert "parameters" not in tags or "remove-input" in tags  # the page begins with its text
+
+
+def test_less_than_half_of_the_papers_chapters_is_hidden() -> None:
+    every = [cell for name in list(CHAPTERS)[:5] for cell in cells_of(name)]
+    hidden = sum(lines for _, lines, tags in every if tags & HIDDEN)
+    assert hidden <= 0.45 * sum(lines for _, lines, _ in every)

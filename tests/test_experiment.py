@@ -90,11 +90,8 @@ def test_the_fingerprint_of_the_data_follows_every_set(toy: Path, field: str) ->
 def test_a_missing_model_folder_is_named(toy: Path, vlm: str) -> None:
     with pytest.raises(AbpError, match=r"VLM folder .* is missing: restore it"):
         _ = Experiment(Profile.load(str(toy), vlm=vlm)).vlm_source
-
-
-def test_a_hub_id_is_left_to_from_pretrained(toy: Path) -> None:
-    profile = Profile.load(str(toy), vlm="Qwen/Qwen2.5-VL-7B-Instruct")
-    assert Experiment(profile).vlm_source.startswith("Qwen/")
+    hub_id = Experiment(Profile.load(str(toy), vlm="Qwen/Qwen2.5-VL-7B-Instruct"))
+    assert hub_id.vlm_source.startswith("Qwen/")  # left to from_pretrained
 
 
 @pytest.mark.parametrize("reference", ["absent_module:toys", "toyworld:absent", "toyworld:Path"])
@@ -105,15 +102,18 @@ def test_a_sample_set_must_be_one(toy: Path, reference: str) -> None:
 
 
 def test_the_proxy_of_other_layers_is_trained_once_and_read(
-    encoder: ConditionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: ConditionEncoder, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ABP_RESULTS", str(tmp_path))
     profile = Profile.load("smoke", n_eval=3, sweep={"n_batches": 2, "batch_size": 2})
     found = of(profile, encoder=encoder).attention([1, 3])
     assert found.layers == (1, 3)
     assert found.weights.shape[:4] == (3, 12, 2, 2)
     assert found.weights.sum((-2, -1)) == pytest.approx(1, abs=1e-5)
     assert set(found.tokens["span"]) == {"prompt"}
+    untrained = of(profile, encoder=encoder).untrained_sweep()
+    assert set(untrained.curves["configuration"]) == {"layer_0", "layer_2", "layer_3"}
+    with pytest.raises(AbpError, match="trained on"):  # not this one's states
+        Proxy.load(untrained.folder / "proxies" / "layer_2", encoder.fingerprint)
     monkeypatch.setattr("abplib.proxies.sweep._Run", None)  # of any number of samples, from disk
     more = of(profile.model_copy(update={"n_eval": 4}), encoder=encoder).attention([1, 3])
     assert more.weights[:3, ..., : found.weights.shape[-1]] == pytest.approx(
@@ -162,9 +162,8 @@ def test_a_shipped_proxy_of_another_vlm_or_none_is_said_and_not_taken(
 
 
 def test_the_command_ships_the_guide_that_the_sweep_gives(
-    encoder: ConditionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: ConditionEncoder, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
     path, folder = tmp_path / "own.yaml", tmp_path / "proxy"
     path.write_text(yaml.safe_dump({**SMOKE.model_dump(), "proxy": str(folder)}))
     profile = Profile.load(str(path))

@@ -38,22 +38,12 @@ def test_table_1_is_as_printed() -> None:
 def test_what_is_bold_is_the_best_of_its_column() -> None:
     table = table_1()
     bold = table[table["bold"]].set_index("heading")["name"].to_dict()
-    assert bold == {
-        "LPIPS comp.": "Norm-AVG",
-        "L2 comp.": "Norm-AVG",
-        "VQA edit": "Ours",
-        "VQA accuracy": "Ours",
-        "VQA leakage": "Ours",
-    }
+    assert bold == dict(zip(HEADINGS, ["Norm-AVG"] * 2 + ["Ours"] * 3, strict=True))
     for _, column in table.groupby("metric"):
         best = column["mean"].idxmin() if set(column["better"]) == {"lower"} else None
         assert column.index[column["bold"]] == [column["mean"].idxmax() if best is None else best]
-
-
-def test_vqa_scores_are_whole_points_over_the_samples() -> None:
-    table = table_1()
     points = table[table["metric"].isin(VQA)]["mean"] * reported("n_evaluation")
-    assert points.to_numpy() == pytest.approx(points.round().to_numpy(), abs=1e-6)
+    assert points.to_numpy() == pytest.approx(points.round().to_numpy(), abs=1e-6)  # whole points
 
 
 def test_figure_8_is_the_mean_of_the_three_scores() -> None:

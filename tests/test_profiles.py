@@ -18,17 +18,7 @@ def test_every_shipped_profile_loads_under_its_own_name() -> None:
         profile = Profile.load(name)
         assert profile.name == name
         assert profile.sweep.n_curve_eval <= profile.n_eval
-
-
-def test_random_weights_are_announced() -> None:
-    assert "random weights" in Profile.load("smoke").note
-    assert Profile.load("mini").note == ""
-
-
-def test_mini_trains_on_the_samples_it_promises() -> None:
-    mini = Profile.load("mini")
-    assert mini.sweep.n_batches * mini.sweep.batch_size >= 20_000
-    assert mini.n_eval == 200
+    assert "random weights" in Profile.load("smoke").note and Profile.load("mini").note == ""
 
 
 def test_overrides_replace_fields_and_the_profile_stays_frozen() -> None:
@@ -112,12 +102,9 @@ def test_refused_by_name_in_one_sentence(given: dict[str, Any], said: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_a_parameter_of_one_chapter_is_not_one_of_another() -> None:
+def test_another_chapter_has_other_parameters_and_there_are_no_other_chapters() -> None:
     with pytest.raises(AbpError, match="01_localization_gap has no parameter 'n_batches'"):
         parse("01_localization_gap", {"n_batches": 4})
-
-
-def test_unknown_chapters_are_refused_with_the_known_ones() -> None:
     with pytest.raises(AbpError, match="'02_proxy': choose from 01_localization_gap, 02_proxies"):
         parse("02_proxy", {})
 

@@ -70,5 +70,5 @@ def _label_ends(
         axes.annotate(
             str(name), (last, error), xytext=(1.055, place), textcoords=("axes fraction", "data"),
             va="center", fontsize=_FONT, color=colour, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5)},
         )  # fmt: skip

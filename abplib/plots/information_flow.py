@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from abplib.core import paths
 from abplib.plots.decomposition import CLASS_COLOURS
 from abplib.plots.pictures import HEAT, VEIL, outline, overlay
 from abplib.plots.style import INK, TARGET, WIDTH, canvas, plain, styled
@@ -26,92 +27,6 @@ from abplib.sections.information_flow import MappedSample
 
 _SIDE = 336
 """Pixels of the longer side of the explorer's picture."""
-
-
-_PAGE = string.Template("""\
-<div class="abp-maps" id="$id">
-<style>
-.abp-maps { max-width: ${width}px; margin: 1rem 0; font-size: 0.95rem; }
-.abp-maps .stage { position: relative; line-height: 0; }
-.abp-maps .stage > * { width: 100%; height: auto; }
-.abp-maps [hidden] { display: none; }
-.abp-maps label { display: flex; gap: 0.6rem; align-items: center; margin: 0.5rem 0; }
-.abp-maps input { flex: 1; min-width: 0; min-height: 2rem; }
-.abp-maps .words { display: flex; flex-wrap: wrap; gap: 0.3rem; }
-.abp-maps button { font: inherit; padding: 0.25rem 0.55rem; min-height: 2.2rem; cursor: pointer;
-  color: inherit; background: none; border: 1px solid #8a94a0; border-radius: 0.3rem; }
-.abp-maps button[aria-pressed=true] { background: #2f5d8c; border-color: #2f5d8c; color: #fff; }
-.abp-maps p { margin: 0.5rem 0; }
-.abp-maps small { overflow-wrap: anywhere; }
-</style>
-<p>$instruction</p>
-<div class="stage"><img alt="$alt" src="$static" width="$width" height="$height"><canvas
- width="$width" height="$height" role="img" aria-label="Attention map over the source" hidden
-></canvas></div>
-<div class="controls" hidden>
-<label>layer <input type="range" min="0" max="$last" step="1" value="$start">
-<output></output></label>
-<div class="words" role="group" aria-label="token"></div>
-<label><input type="checkbox" style="flex: none">relative map</label>
-</div>
-<p><small>$made</small></p>
-<script>
-(function () {
-  const root = document.getElementById("$id"), data = $data;
-  const find = (selector) => root.querySelector(selector);
-  const still = find("img"), canvas = find("canvas"), pen = canvas.getContext("2d");
-  const slider = find("input[type=range]"), relative = find("input[type=checkbox]");
-  const output = find("output"), words = find(".words"), picture = new Image();
-  const bytes = {};
-  for (const kind of ["raw", "relative"])
-    bytes[kind] = Uint8Array.from(atob(data[kind]), (letter) => letter.charCodeAt(0));
-  const size = data.rows * data.columns, grid = document.createElement("canvas");
-  grid.width = data.columns;
-  grid.height = data.rows;
-  let token = data.token;
-  function draw() {
-    const layer = +slider.value, cells = bytes[relative.checked ? "relative" : "raw"];
-    const first = (layer * data.words.length + token) * size;
-    const pixels = new ImageData(data.columns, data.rows);
-    for (let cell = 0; cell < size; cell++) {
-      pixels.data.set(data.colours[cells[first + cell]], 4 * cell);
-      pixels.data[4 * cell + 3] = 255;
-    }
-    grid.getContext("2d").putImageData(pixels, 0, 0);
-    pen.globalAlpha = 1;
-    pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
-    pen.globalAlpha = $veil;
-    pen.imageSmoothingQuality = "high";
-    pen.drawImage(grid, 0, 0, canvas.width, canvas.height);
-    pen.globalAlpha = 1;
-    const box = data.box.map((side, i) => side * (i % 2 ? canvas.height : canvas.width));
-    for (const [colour, width] of [["#fff", 5], ["#15a34a", 2.5]]) {
-      pen.strokeStyle = colour;
-      pen.lineWidth = width;
-      pen.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
-    }
-    output.textContent = data.layers[layer] + (data.layers[layer] === data.best ? " (l*)" : "");
-    [...words.children].forEach((word, i) => word.setAttribute("aria-pressed", i === token));
-  }
-  data.words.forEach((word, i) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = word;
-    button.addEventListener("click", () => { token = i; draw(); });
-    words.appendChild(button);
-  });
-  slider.addEventListener("input", draw);
-  relative.addEventListener("change", draw);
-  picture.addEventListener("load", () => {
-    draw();
-    still.hidden = true;
-    canvas.hidden = find(".controls").hidden = false;
-  });
-  picture.src = data.picture;
-})();
-</script>
-</div>""")
-"""The explorer."""
 
 
 @styled
@@ -189,7 +104,7 @@ def layers_and_tokens(grid: pd.DataFrame, chosen: pd.Series, label: str) -> Figu
     return figure
 
 
-def explorer(example: MappedSample, name: str, made: str) -> str:
+def explorer(example: MappedSample, page: str, name: str, made: str) -> str:
     """HTML of its own to leaf through the maps of all layers and tokens of one sample, offline.
 
     The maps are in the page itself, eight bits a cell. Without scripts, what stays is a picture of
@@ -197,16 +112,17 @@ def explorer(example: MappedSample, name: str, made: str) -> str:
 
     Args:
         example: the sample.
+        page: the file of the checkout that is filled in, a template of Python's.
         name: of the element, unique in its page.
         made: what made it, in words.
     """
-    image = example.sample.image
+    template, image = paths.root() / page, example.sample.image
     scale = _SIDE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     grey = image.convert("L").resize(size, Image.Resampling.LANCZOS).point(_lighter)
     palette = (matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(int)
-    template = len(example.maps.tokens) - example.maps.n_prompt
-    words = example.words + [f"template {place + 1}" for place in range(template)]
+    closing = range(1, 1 + len(example.maps.tokens) - example.maps.n_prompt)
+    words = example.words + [f"template {place}" for place in closing]
     cells = {kind: _bytes(getattr(example.maps, kind).numpy()) for kind in ("raw", "relative")}
     token = example.dominant[0]
     layer = example.layers.index(example.best)
@@ -227,7 +143,7 @@ def explorer(example: MappedSample, name: str, made: str) -> str:
         **{kind: base64.b64encode(told).decode() for kind, told in cells.items()},
     }
     alt = f"Attention of “{example.words[token]}” in layer {example.best}, over the source"
-    return _PAGE.substitute(
+    return string.Template(template.read_text(encoding="utf-8")).substitute(
         id=html.escape(name),
         width=size[0],
         height=size[1],

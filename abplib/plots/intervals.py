@@ -80,7 +80,7 @@ def _dots(axes: Axes, rows: pd.DataFrame, hue: str | None, palette: Mapping[str,
     if hue:
         drawn = {
             "hue": hue, "hue_order": groups, "palette": dict(palette),
-            "dodge": _APART * (len(groups) - 1) if _shared(rows) else False,
+            "dodge": rows["label"].duplicated().any() and _APART * (len(groups) - 1),
             "markers": [*_MARKERS * len(groups)][: len(groups)],
         }  # fmt: skip
     sns.pointplot(
@@ -89,11 +89,6 @@ def _dots(axes: Axes, rows: pd.DataFrame, hue: str | None, palette: Mapping[str,
         linestyle="none", markersize=6, markeredgewidth=0.6, clip_on=False,
         err_kws={"alpha": 0.45, "linewidth": 2.4}, **drawn,
     )  # fmt: skip
-
-
-def _shared(rows: pd.DataFrame) -> bool:
-    """Whether a line holds more than one group."""
-    return bool(rows["label"].duplicated().any())
 
 
 def _marks(axes: Axes, rows: pd.DataFrame) -> None:

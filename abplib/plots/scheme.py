@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from abplib.plots.style import GROUPS, INK, QUIET, TARGET, WIDTH, canvas, styled
+from abplib.plots.style import GROUPS, QUIET, TARGET, WIDTH, canvas, styled
 from abplib.proxies.settings import ProxyConfig, SweepSettings
 
 _STATES = ("#e8eef6", GROUPS["outer"])
@@ -19,11 +21,11 @@ _LOSS = ("#fbeceb", GROUPS["final"])
 @styled
 def architecture(config: ProxyConfig) -> Figure:
     """Figure 3a: queries through the blocks to a box, keys and values from the VLM's states."""
-    axes = _sheet(67)
+    figure, axes = _sheet(67)
     _box(axes, 3, 27, 29, 15, "VLM hidden states\n$\\{H^{(l)}\\}_{l \\in L}$", _STATES)
     _say(axes, 17.5, 22.5, f"each state {config.state_width} wide")
     _box(axes, 43, 15, 52, 39, "", ("#fafbfc", QUIET))
-    _say(axes, 94, 17.3, f"× {config.n_blocks} blocks", align="right", bold=True)
+    _say(axes, 94, 17.3, f"× {config.n_blocks} blocks", align="right", fontweight="bold")
     _box(axes, 49, 42.5, 40, 8, "MLP", _PLAIN)
     _box(axes, 49, 31, 40, 8, "cross-attention", _STATES)
     _box(axes, 49, 19.5, 40, 8, "self-attention", _QUERIES)
@@ -39,13 +41,13 @@ def architecture(config: ProxyConfig) -> Figure:
         _arrow(axes, (32, y), (49, y), _STATES[1])
         _say(axes, 38, y + 1.9, name)
     _say(axes, 17.5, 18, f"{config.n_heads} heads, one softmax\nover all $(l, i)$ together")
-    return _done(axes)
+    return figure
 
 
 @styled
 def training_scheme(settings: SweepSettings) -> Figure:
     """Figure 3b: the VLM's own answer is the target of the proxy's box."""
-    axes = _sheet(60)
+    figure, axes = _sheet(60)
     rest = 1 - settings.lambda_giou
     _box(axes, 2, 36, 22, 13, "image $I$\ninstruction $T$", _PLAIN)
     _box(axes, 32, 43, 26, 13, "VLM, frozen:\none forward pass", _FROZEN)
@@ -70,61 +72,34 @@ def training_scheme(settings: SweepSettings) -> Figure:
     warm = f"the first {settings.l1_steps} steps with $L_1$ alone"
     _say(axes, 50, 7.5, f"{budget}, {warm}")
     _say(axes, 50, 3, f"Adam, learning rate {settings.lr:g}, after those a cosine to 30 %")
-    return _done(axes)
-
-
-def _sheet(height: float) -> Axes:
-    """Axes of 100 by `height` units of equal length."""
-    figure = canvas(WIDTH * height / 100, layout=None)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 100), ylim=(0, height), aspect="equal")
-    axes.axis("off")
-    return axes
-
-
-def _done(axes: Axes) -> Figure:
-    figure = axes.figure
-    assert isinstance(figure, Figure)
     return figure
+
+
+def _sheet(height: float) -> tuple[Figure, Axes]:
+    """A figure with axes of 100 by `height` units of equal length."""
+    figure = canvas(WIDTH * height / 100, layout=None)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 100), ylim=(0, height), aspect="equal")
+    axes.axis("off")
+    return figure, axes
 
 
 def _box(
     axes: Axes, x: float, y: float, w: float, h: float, text: str, colours: tuple[str, str]
 ) -> None:
-    face, edge = colours
-    shape = "round,pad=0,rounding_size=1.2"
+    shape: Any = {"boxstyle": "round,pad=0,rounding_size=1.2", "linewidth": 1.2}
     axes.add_patch(
-        FancyBboxPatch((x, y), w, h, boxstyle=shape, facecolor=face, edgecolor=edge, linewidth=1.2)
+        FancyBboxPatch((x, y), w, h, facecolor=colours[0], edgecolor=colours[1], **shape)
     )
-    axes.text(
-        x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=9.5, linespacing=1.4,
-        parse_math=True,
-    )  # fmt: skip
+    _say(axes, x + w / 2, y + h / 2, text, size=9.5, linespacing=1.4)
 
 
 def _say(
-    axes: Axes,
-    x: float,
-    y: float,
-    text: str,
-    *,
-    align: str = "center",
-    size: float = 9,
-    bold: bool = False,
+    axes: Axes, x: float, y: float, text: str, align: str = "center", size: float = 9, **style: Any
 ) -> None:
-    weight = "bold" if bold else "normal"
-    axes.text(
-        x, y, text, ha=align, va="center", fontsize=size, color=INK, fontweight=weight,
-        parse_math=True,
-    )  # fmt: skip
+    axes.text(x, y, text, ha=align, va="center", fontsize=size, parse_math=True, **style)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
-    style = {
-        "arrowstyle": "-|>,head_width=0.22,head_length=0.4",
-        "color": colour,
-        "linewidth": 1.4,
-        "shrinkA": 0,
-        "shrinkB": 0,
-    }
+    style = {"arrowstyle": "-|>,head_width=0.22,head_length=0.4", "color": colour,
+             "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}  # fmt: skip
     axes.annotate("", end, start, arrowprops=style)

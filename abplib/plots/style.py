@@ -38,8 +38,10 @@ GROUPS = {
     "outer": "#3f72b0",
     "middle": "#d99a00",
     "middle_prompt": "#2b8a4b",
+    "between": "#8b939d",
+    "control": "#8a5a9e",
 }
-"""Colours of Figure 4's groups."""
+"""Colours of Figure 4's groups, of layers in none of them, and of controls."""
 
 _FONT = "DejaVu Sans"
 _MISSING = "□"
@@ -117,14 +119,14 @@ def lift_legend(axes: Axes, n_columns: int) -> None:
 
 def _in_known_letters(figure: Figure) -> None:
     """Set what the book's font lacks in one that has it; squares and a note where none does."""
-    labels = {
+    ticks = {
         axis: axis.get_ticklabels()
         for axes in figure.findobj(Axes)
         for axis in (axes.xaxis, axes.yaxis)
     }
-    texts = [*figure.findobj(Text), *(text for ticks in labels.values() for text in ticks)]
-    asked = frozenset("".join(text.get_text() for text in texts)) - {"\n"}
-    lacking = asked - _letters(findfont(_FONT))
+    texts = [*figure.findobj(Text), *(text for labels in ticks.values() for text in labels)]
+    lacking = frozenset("".join(text.get_text() for text in texts)) - {"\n"}
+    lacking -= _letters(findfont(_FONT))
     if not lacking:
         return
     fonts = _fonts(lacking)
@@ -134,34 +136,30 @@ def _in_known_letters(figure: Figure) -> None:
         text.set_fontfamily([_FONT, *fonts])
         text.set_text(text.get_text().translate(squares))
     if unknown:
-        for axis, ticks in labels.items():
-            if any(_MISSING in text.get_text() for text in ticks):
-                axis.set_ticks(axis.get_ticklocs(), [text.get_text() for text in ticks])
-        figure.supxlabel(
-            f"{_MISSING}: a letter that no font of the machine has", fontsize=8, color=QUIET
-        )
+        for axis, labels in ticks.items():
+            if any(_MISSING in text.get_text() for text in labels):
+                axis.set_ticks(axis.get_ticklocs(), [text.get_text() for text in labels])
+        note = f"{_MISSING}: a letter that no font of the machine has"
+        figure.supxlabel(note, fontsize=8, color=QUIET)
 
 
 @functools.cache
 def _letters(path: str) -> frozenset[str]:
-    """What the font of a file can draw."""
-    return frozenset(map(chr, get_font(path).get_charmap()))
+    """What the font of a file can draw; nothing where it is broken or cannot be scaled."""
+    try:
+        return frozenset(map(chr, get_font(path).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 @functools.cache
 def _fonts(lacking: frozenset[str]) -> dict[str, str]:
-    """Installed fonts that have these letters between them, as far as there are any: their files by
-    their families."""
+    """Files, by family, of installed fonts that have these letters between them, as far as any."""
     chosen = {}
     for font in sorted(fontManager.ttflist, key=lambda font: font.name):
         usual = (font.style, str(font.weight), font.stretch) == ("normal", "400", "normal")
-        if not usual or "Last Resort" in font.name or "Color" in font.name:
-            continue
-        try:
-            own = lacking & _letters(font.fname)
-        except (OSError, RuntimeError):  # a broken or unscalable file
-            continue
-        if own:
+        special = "Last Resort" in font.name or "Color" in font.name
+        if usual and not special and lacking & _letters(font.fname):
             chosen[font.name] = font.fname
-            lacking -= own
+            lacking -= _letters(font.fname)
     return chosen

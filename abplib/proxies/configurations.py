@@ -43,10 +43,19 @@ class Configuration:
         return states.gather(2, index), chosen.gather(1, order)
 
 
+INPUT = Configuration("input", ("input",))
+"""What the first decoder block is given: a control, of what the eyes alone tell."""
+
+
+def layer(l: int) -> Configuration:
+    """All tokens of one decoder block."""
+    return Configuration(f"layer_{l}", (l,))
+
+
 def configurations(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
     """Those of Figure 4: each layer, the final states, and the middle layers' prompt tokens."""
     return (
-        *(Configuration(f"layer_{l}", (l,)) for l in range(encoder.n_layers)),
+        *map(layer, range(encoder.n_layers)),
         Configuration("final", ("final",)),
         Configuration("middle_prompt", encoder.middle_layers, "prompt"),
     )
@@ -55,7 +64,7 @@ def configurations(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
 def controls(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
     """What Figure 4 is held against: the decoder's input, and the prompt tokens of each layer."""
     return (
-        Configuration("input", ("input",)),
+        INPUT,
         *(Configuration(f"prompt_{l}", (l,), "prompt") for l in range(encoder.n_layers)),
         Configuration("prompt_final", ("final",), "prompt"),
     )

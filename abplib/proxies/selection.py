@@ -18,7 +18,7 @@ from torch import Tensor
 from abplib.core import store
 from abplib.core.boxes import CORNERS, Box, iou
 from abplib.core.errors import AbpError
-from abplib.proxies.configurations import Configuration, predict
+from abplib.proxies.configurations import layer, predict
 from abplib.proxies.qformer import Proxy
 from abplib.samples.base import SampleSet
 from abplib.vlm.encoder import ConditionEncoder
@@ -68,8 +68,8 @@ class GuidingProxy:
 def _boxes(
     place: Path, guide: GuidingProxy, encoder: ConditionEncoder, samples: SampleSet, n: int
 ) -> None:
-    _, _, boxes = predict(encoder, {_of(guide.layer): guide.proxy}, samples, n)
-    frame = pd.DataFrame(boxes[_of(guide.layer).name].numpy(), columns=CORNERS)
+    _, _, boxes = predict(encoder, {layer(guide.layer): guide.proxy}, samples, n)
+    frame = pd.DataFrame(boxes[layer(guide.layer).name].numpy(), columns=CORNERS)
     store.write_parquet(place / "boxes.parquet", frame)
 
 
@@ -85,14 +85,10 @@ def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> Guidi
     if not len(tuning):
         raise AbpError("There are no tuning samples to choose a proxy on: give some in tuning_set.")
     candidates = {
-        _of(layer): Proxy.load(proxies / _of(layer).name, encoder.fingerprint).to(_SHIPPED).float()
-        for layer in encoder.middle_layers
+        c: Proxy.load(proxies / c.name, encoder.fingerprint).to(_SHIPPED).float()
+        for c in map(layer, encoder.middle_layers)
     }
     _, exact, boxes = predict(encoder, candidates, tuning, len(tuning))
     overlaps = {c: iou(boxes[c.name], exact).mean().item() for c in candidates}
     best = max(overlaps, key=lambda c: overlaps[c])
     return GuidingProxy(candidates[best], int(best.layers[0]), overlaps[best])
-
-
-def _of(layer: int) -> Configuration:
-    return Configuration(f"layer_{layer}", (layer,))

@@ -23,6 +23,7 @@ class ProxyShape(Settings):
     n_heads: Annotated[Count, Field(validate_default=True)] = 4
     """Attention heads of each block."""
     n_blocks: Count = 6
+    """Blocks of a proxy."""
 
     @field_validator("n_heads")
     @classmethod
@@ -49,6 +50,7 @@ class SweepSettings(ProxyShape):
     n_batches: Count = 2000
     """Batches that each proxy learns from."""
     batch_size: Count = 64
+    """Samples of a batch."""
     lr: Rate = 1e-4
     """Adam's learning rate at its peak."""
     lambda_giou: Annotated[Number, Field(ge=0, le=1)] = 0.4

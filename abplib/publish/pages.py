@@ -136,7 +136,7 @@ def written() -> list[Path]:
 def typesettable(notebook: NotebookNode) -> NotebookNode:
     """An executed notebook as Sphinx is to see it.
 
-    Captions are those that cells have by now, papermill's cell folds away, and records of the run
+    Captions are those that cells have by now, papermill's cell is left out, and records of the run
     (times, paths) go.
 
     Raises:
@@ -146,7 +146,7 @@ def typesettable(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
-            cell.metadata["tags"] = [*tags, "hide-input"]
+            cell.metadata["tags"] = [*tags, "remove-input"]
         for record in ("papermill", "execution"):
             cell.metadata.pop(record, None)
         if cell.cell_type != "code":

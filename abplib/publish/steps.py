@@ -65,7 +65,9 @@ def sweep(profile: str) -> None:
     """Train the proxies of chapter 2, which chapters 3 and 4 take apart."""
     from abplib.experiment import Experiment
 
-    Experiment(Profile.load(profile), SEED).sweep()
+    made = Experiment(Profile.load(profile), SEED)
+    made.sweep()
+    made.untrained_sweep()
 
 
 @click.command()

@@ -8,9 +8,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from abplib.core.stats import bootstrap_mean
 from abplib.samples.base import SampleSet
-from abplib.sections.claims import measure
+from abplib.sections.estimates import estimates
 from abplib.vlm.adapters import ADAPTERS, Adapter
 from abplib.vlm.conformance import CHECKS, Finding, examine
 from abplib.vlm.encoder import ConditionEncoder
@@ -92,13 +91,8 @@ def changes(
 
 
 def change_by_layer(found: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The mean of `changes` over samples with its 95 % interval, for `intervals`: by layer.
-
-    Columns: name, label, value, low, high, n, unit.
-    """
-    rows = []
-    for layer, own in found.groupby("layer", sort=False):
-        mean = bootstrap_mean(own["change"].to_numpy(), seed=seed)
-        name = f"layer_{layer}" if str(layer).isdigit() else str(layer)
-        rows.append(measure(f"change.{name}", name.replace("_", " "), mean, "fraction"))
-    return pd.DataFrame(rows)
+    """`estimates` of `changes` over samples, a row a layer, for `intervals`."""
+    layers = found["layer"].replace(r"^(\d+)$", r"layer_\1", regex=True)
+    means = estimates(found.groupby(layers, sort=False)["change"], seed)
+    label = means.index.str.replace("_", " ")
+    return means.assign(name="change." + means.index, label=label, unit="fraction")

@@ -1,9 +1,9 @@
-"""What of the paper's claims holds on a run, decided by rule; numbers beside the paper's."""
+"""What of the paper's claims holds on a run, decided by rule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
@@ -69,22 +69,11 @@ def against(
 
 def claims_table(checks: Sequence[ClaimCheck]) -> pd.DataFrame:
     """Claim, verdict, what was measured, where the paper makes the claim."""
-    rows = [
-        {"claim": c.claim, "verdict": c.verdict, "this run": c.measured, "paper": c.where}
-        for c in checks
-    ]
-    return pd.DataFrame(rows).set_index("claim")
+    table = pd.DataFrame(map(asdict, checks)).set_index("claim")[["verdict", "measured", "where"]]
+    return table.rename(columns={"measured": "this run", "where": "paper"})
 
 
-def measure(
-    name: str, label: str, found: Interval, unit: str, paper: float | None = None
-) -> dict[str, object]:
-    """A row of a frame of numbers, which a chapter records and `beside_paper` shows."""
-    return {"name": name, "label": label, **found._asdict(), "unit": unit, "paper": paper}
-
-
-def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
-    """A frame of `measure`s as a page shows it: paper beside this run, indexed by measure."""
-    named = numbers.rename(columns={"label": "measure", "value": "this run"})
-    columns = ["paper", "this run", "low", "high", "n", "unit"]
-    return named.set_index("measure")[columns].astype({"paper": float})
+def differences(checks: Sequence[ClaimCheck], unit: str) -> pd.DataFrame:
+    """The intervals that decided, to be recorded as `difference.<key>`."""
+    rows = {f"difference.{c.key}": c.found._asdict() for c in checks if c.found}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name").assign(unit=unit)

@@ -11,9 +11,9 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,70 +49,6 @@ UTILISATION = 0.4
 _VLM = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
-@dataclass(frozen=True)
-class _Ratio:
-    """One comparison of a benchmark."""
-
-    name: str
-    result: str
-    place: tuple[str, ...]
-    """Keys that lead to it in the result's file."""
-    label: str
-    of: Literal["time", "peak memory"]
-    target: float | None = None
-    at_least: bool = False
-    """Whether the target is a lower bound, not an upper one."""
-
-    def met(self, ratio: float) -> bool | None:
-        """Whether a ratio is as good as the target; None without one."""
-        if self.target is None:
-            return None
-        return ratio >= self.target if self.at_least else ratio <= self.target
-
-
-def _decoder(name: str, way: str, label: str) -> tuple[_Ratio, _Ratio]:
-    """Time and memory of a way of `benchmarks.hooks` at the larger decoder."""
-    over = f"{label} / nothing kept"
-    place = ("ways", "decoder", way)
-    return (
-        _Ratio(f"{name}.time", "hooks", (*place, "seconds"), over, "time"),
-        _Ratio(f"{name}.memory", "hooks", (*place, "peak_mib"), over, "peak memory"),
-    )
-
-
-_LONGEST = "longest"
-"""The largest of numbers that are keys."""
-_ROWS = ("passes", "rows", _LONGEST)
-_EAGER = ("passes", "eager", _LONGEST)
-_RATIOS = (
-    _Ratio("one_pass", "one_pass", ("ways", "one_run_each", "seconds"),
-           "one run per configuration / one pass for all", "time", 5.0, True),
-    _Ratio("bank", "bank", ("ways", "plain_loop", "seconds"),
-           "a loop over proxies / one bank", "time", 1.3, True),
-    _Ratio("bank.each", "bank", ("ways", "banks_of_one", "seconds"),
-           "a bank per proxy / one bank", "time"),
-    _Ratio("bank.projecting", "bank", ("ways", "projecting_states", "seconds"),
-           "a loop that projects states / one bank", "time"),
-    _Ratio("sweep.time", "sweep_cost", ("ways", "sweep", "seconds"),
-           "sweep / bare VLM pass", "time"),
-    _Ratio("sweep.memory", "sweep_cost", ("ways", "sweep", "peak_mib"),
-           "sweep / bare VLM pass", "peak memory", 1.5),
-    *_decoder("hook", "hooks_one_layer", "one layer by a hook"),
-    *_decoder("hooks", "hooks_all_layers", "all layers by hooks"),
-    *_decoder("option", "output_hidden_states", "output_hidden_states"),
-    _Ratio("rows.time", "attention_rows", (*_ROWS, "cpu_seconds"),
-           "attention rows / plain SDPA", "time", 1.05),
-    _Ratio("rows.memory", "attention_rows", (*_ROWS, "peak_mib"),
-           "attention rows / plain SDPA", "peak memory", 1.05),
-    _Ratio("maps.time", "attention_rows", (*_EAGER, "cpu_seconds"),
-           "eager maps / plain SDPA", "time"),
-    _Ratio("maps.memory", "attention_rows", (*_EAGER, "peak_mib"),
-           "eager maps / plain SDPA", "peak memory"),
-    _Ratio("evaluation", "evaluation", ("ways", "naive_calls", "seconds"),
-           "stock calls / edits in batches", "time"),
-)  # fmt: skip
-
-
 def measured(source: str) -> Result:
     """The result in a file of the checkout, `benchmarks/results/<name>.json`.
 
@@ -125,76 +61,61 @@ def measured(source: str) -> Result:
             f"There is no {source}: run `python -m benchmarks.{path.stem}` in the checkout, or "
             "restore the file."
         )
-    found: Result = store.read_json(path)
-    return found
+    return dict(store.read_json(path))
 
 
-def shipped(*sources: str) -> dict[str, Result]:
-    """Those of the results in files of the checkout that are there, by name."""
-    there = [source for source in sources if (paths.root() / source).is_file()]
-    return {Path(source).stem: measured(source) for source in there}
+def on_gpu(*sources: str) -> pd.DataFrame:
+    """What the results of a GPU among these files, which need not be there, say of the sweep.
+
+    By tokens of a sample: gpu, and the sweep's time over the bare pass (ratio, low, high).
+    """
+    found = [measured(source) for source in sources if (paths.root() / source).is_file()]
+    rows = [
+        {
+            "tokens": result["settings"]["lengths"]["kept"],
+            "gpu": result["machine"]["gpu"],
+            **_quartiles(result["ways"]["sweep"]["seconds"]),
+        }
+        for result in found
+    ]
+    return pd.DataFrame(rows)
 
 
-def gpu_sentence(found: Mapping[str, Result]) -> str:
-    """What the results of a GPU say of the sweep over the bare pass, or that none is shipped."""
-    if not found:
-        return (
-            "No result of a GPU is shipped: benchmarks/sweep_cost.py measures the same at the "
-            "7B model's shape on one, and none was at hand."
-        )
-    sentences = []
-    for result in found.values():
-        ratio, settings = result["ways"]["sweep"]["seconds"]["ratio"], result["settings"]
-        sentences.append(
-            f"On {result['machine']['gpu']}, with {settings['lengths']['kept']} tokens a sample, a "
-            f"sweep took {ratio['median']:.2f} times the bare pass ({ratio['low']:.2f} to "
-            f"{ratio['high']:.2f})."
-        )
-    return " ".join(sentences)
+def _quartiles(taken: Mapping[str, Any]) -> dict[str, float]:
+    ratio = taken["ratio"]
+    return {"ratio": ratio["median"], "low": ratio["low"], "high": ratio["high"]}
 
 
-def ratios(found: Mapping[str, Result]) -> pd.DataFrame:
-    """Every ratio with its target, from the results of all benchmarks by name; indexed by name.
+def ratios(source: str, results: Mapping[str, Result]) -> pd.DataFrame:
+    """What a table in the checkout compares, from the results of all benchmarks by name.
 
-    Columns: compared (what over what), of (time or peak memory), ratio (the median), low and high
-    (quartiles), n (of how many), target (with its sign), bound (the number), met (bool; None
-    without a target).
+    The table's columns: name (the index); result, and place, the keys that lead to the number
+    there; compared, what over what; of, time or peak memory; target, with its sign. Added: ratio
+    (the median), low and high (quartiles), n (of how many), bound (the target's number), met (bool;
+    None without a target).
 
     Raises:
         AbpError: a result is of another shape, as a former benchmark left it.
     """
-    rows = []
-    for wanted in _RATIOS:
-        place = _place(found, wanted)
-        bound, ratio = wanted.target, place["ratio"]["median"]
-        sign = "≥" if wanted.at_least else "≤"
-        rows.append(
-            {
-                "compared": wanted.label,
-                "of": wanted.of,
-                **{quartile: place["ratio"][quartile] for quartile in ("low", "high")},
-                "ratio": ratio,
-                "n": place["n"],
-                "target": "" if bound is None else f"{sign} {bound:g}",
-                "bound": bound,
-                "met": wanted.met(ratio),
-            }
-        )
-    names = pd.Index([wanted.name for wanted in _RATIOS], name="name")
-    return pd.DataFrame(rows, index=names).astype({"bound": float, "met": object})
+    frame = pd.read_csv(paths.root() / source, index_col="name", keep_default_na=False)
+    found = [_ratio(results[row["result"]], row) for _, row in frame.iterrows()]
+    frame = frame.join(pd.DataFrame(found, frame.index))
+    frame["bound"] = pd.to_numeric(frame["target"].str[2:])
+    good = np.where(frame["target"].str[:1] == "≤", frame["ratio"] <= frame["bound"],
+                    frame["ratio"] >= frame["bound"])  # fmt: skip
+    return frame.assign(met=pd.Series(good, frame.index, object).where(frame["target"] != "", None))
 
 
-def _place(found: Mapping[str, Result], wanted: _Ratio) -> Result:
-    """What a result says of one comparison."""
-    place: Any = found[wanted.result]
+def _ratio(result: Result, row: pd.Series) -> dict[str, float]:
+    place: Any = result
     try:
-        for key in wanted.place:
-            place = place[max(place, key=int) if key == _LONGEST else key]
-        return {"n": place["n"], "ratio": place["ratio"]}
+        for key in row["place"].split("."):
+            place = place[max(place, key=int) if key == "longest" else key]
+        return {**_quartiles(place), "n": place["n"]}
     except (KeyError, ValueError) as error:
         raise AbpError(
-            f"The result of {wanted.result} has no {error}: run `python -m "
-            f"benchmarks.{wanted.result}` again."
+            f"The result of {row['result']} has no {error}: run `python -m "
+            f"benchmarks.{row['result']}` again."
         ) from error
 
 
@@ -212,31 +133,6 @@ def breakdown(found: Result) -> pd.DataFrame:
     stages["rate"] = stages["operations"] / stages["seconds"]
     stages["of_machine"] = stages["rate"] / float(found["matmul_rate"]["median"])
     return stages.rename(index=STAGES).rename_axis("stage")
-
-
-def ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """`ratios` for the page."""
-    shown = compared.set_index("compared")
-    shown["met"] = shown["met"].map({True: "yes", False: "no"}).fillna("")
-    return shown[["of", "ratio", "low", "high", "n", "target", "met"]]
-
-
-def breakdown_table(stages: pd.DataFrame) -> pd.DataFrame:
-    """`breakdown` for the page, in billions of operations."""
-    billions = stages.assign(operations=stages["operations"] / 1e9, rate=stages["rate"] / 1e9)
-    return billions.set_axis(["seconds", "part", "GFLOP", "GFLOP/s", "of matrix products"], axis=1)
-
-
-def scale_table(found: pd.DataFrame, paper: Mapping[str, float]) -> pd.DataFrame:
-    """`at_scale` beside the paper's hours, one row a number."""
-    labels = {
-        "run": "one run",
-        "runs": "one run for each configuration",
-        "one_pass": "one pass for all configurations",
-    }
-    columns = {f"{tokens} tokens": row for tokens, row in found.iterrows()}
-    shown = pd.DataFrame({"paper": pd.Series(paper), **columns}).reindex(list(labels))
-    return shown.rename(index=labels).rename_axis("hours")
 
 
 def sweep_hours(found: Result, n_samples: float) -> float:

@@ -13,42 +13,72 @@ import torch
 
 from abplib.core import boxes
 from abplib.core.stats import Interval, bootstrap_mean
+from abplib.experiment import Experiment
 from abplib.paper import numbers
-from abplib.profiles import Profile
 from abplib.proxies.baselines import TEXT_ONLY
-from abplib.proxies.configurations import Configuration
 from abplib.proxies.labels import Labels
 from abplib.proxies.settings import SweepSettings
+from abplib.proxies.sweep import Sweep
 from abplib.samples.base import SampleSet
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED, ClaimCheck, against
-from abplib.vlm.encoder import ConditionEncoder
+from abplib.sections.estimates import estimates
 
 GROUPS: Mapping[str, str] = {
     "final": "final states",
     "outer": "early and late layers",
     "middle": "middle layers",
     "middle_prompt": "prompt tokens of the middle layers",
+    "between": "layers of neither group",
+    "control": "no trained decoder",
 }
-"""Figure 4's groups of configurations, and how figures call them."""
+"""Groups of configurations, the first four Figure 4's, and how figures call them."""
 
 UNREAD = "no states read"
 """How figures call the group of the baselines."""
 
+UNTRAINED = "untrained."
+"""What the names of configurations of an untrained decoder begin with."""
+
+_DEPTH = 28
+_OUTER = (range(14), range(25, 27))
+"""The paper's early and late layers; its middle ones are the encoder's own to tell."""
+
 
 def label_of(configuration: str) -> str:
     """How figures and tables call a configuration or a baseline of the sweep."""
-    words = {"centre_prior": "centre prior", TEXT_ONLY: "spatial term alone"}
-    if configuration.startswith("layer_"):
-        return f"layer {configuration.removeprefix('layer_')}"
-    return words.get(configuration, configuration.replace("_", " "))
+    words = {
+        "centre_prior": "centre prior", TEXT_ONLY: "spatial term alone", "input": "decoder's input",
+    }  # fmt: skip
+    known = words.get(configuration, configuration.replace("_", " "))
+    return known.replace(UNTRAINED, "untrained, layer ")
 
 
-def groups_of(chosen: Sequence[Configuration], middle: Sequence[int]) -> dict[str, str]:
-    """Each configuration's key in `GROUPS`."""
-    return {
-        c.name: c.name if c.name in GROUPS else "middle" if c.layers[0] in middle else "outer"
-        for c in chosen
-    }
+def groups_of(names: Sequence[str], n_layers: int, middle: Sequence[int]) -> dict[str, str]:
+    """Each configuration's key in `GROUPS`, the layers' scaled from the paper's 28 to `n_layers`.
+
+    As in Figure 4, the layer before the middle ones and the raw last one, which `final` stands
+    for, are of neither group.
+    """
+
+    def group(name: str) -> str:
+        if not name.startswith("layer_"):
+            return name if name in GROUPS else "control"
+        layer = int(name.removeprefix("layer_"))
+        outer = any(layer * _DEPTH // n_layers in part for part in _OUTER)
+        return "middle" if layer in middle else "outer" if outer else "between"
+
+    return {name: group(name) for name in names}
+
+
+def with_controls(sweep: Sweep, untrained: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`Sweep.samples` and `Sweep.curves` of both, an untrained decoder's layers named so."""
+
+    def told(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+        rows = other[other["configuration"].str.startswith("layer_")]
+        names = rows["configuration"].str.replace("layer_", UNTRAINED)
+        return pd.concat([own, rows.assign(configuration=names)], ignore_index=True)
+
+    return told(sweep.samples, untrained.samples), told(sweep.curves, untrained.curves)
 
 
 def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> pd.DataFrame:
@@ -64,36 +94,24 @@ def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> p
 
 
 def final_errors(samples: pd.DataFrame, groups: Mapping[str, str], seed: int) -> pd.DataFrame:
-    """Mean centre error of each configuration and baseline, with its bootstrap interval.
+    """`estimates` of the centre error of each configuration and baseline, in image sides.
 
-    Indexed by configuration, in the order of `samples`, whose columns are those of `Sweep.samples`:
-    label, group (as figures call them), value, low, high, n, unit, iou and acc50 (means).
+    Indexed by configuration, in the order of `samples`, whose columns are those of `Sweep.samples`;
+    beside label and unit, group (as figures call them), iou and acc50 (means).
     """
-    rows = {}
-    for name, part in samples.groupby("configuration", sort=False):
-        key = str(name)
-        error = bootstrap_mean(part["center_error"].to_numpy(), seed=seed)
-        group = GROUPS[groups[key]] if key in groups else UNREAD
-        rows[key] = {"label": label_of(key), "group": group, **error._asdict()}
-        rows[key] |= {
-            "unit": "image sides",
-            "iou": part["iou"].mean(),
-            "acc50": part["acc50"].mean(),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("configuration")
+    parts = samples.groupby("configuration", sort=False)
+    found = estimates(parts["center_error"], seed).rename_axis("configuration")
+    group = found.index.map(groups).map(GROUPS).fillna(UNREAD)
+    found = found.assign(label=found.index.map(label_of), group=group, unit="image sides")
+    return found.join(parts[["iou", "acc50"]].mean())
 
 
 def curve_rows(curves: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
     """`Sweep.curves` with label and group as figures call them, in the order of `groups`."""
-    place = {name: i for i, name in enumerate(groups)}
-    rows = curves[curves["configuration"].isin(place)]
-    rows = rows.sort_values("step").sort_values(
-        "configuration", key=lambda c: c.map(place), kind="stable"
-    )
-    return rows.assign(
-        label=rows["configuration"].map(label_of),
-        group=rows["configuration"].map(groups).map(GROUPS),
-    )
+    lines = pd.Categorical(curves["configuration"], list(groups), ordered=True)
+    rows = curves.assign(line=lines).sort_values(["line", "step"]).drop(columns="line")
+    names = rows["configuration"]
+    return rows.assign(label=names.map(label_of), group=names.map(groups).map(GROUPS))
 
 
 def difference(
@@ -123,42 +141,49 @@ def check_claims(
 ) -> list[ClaimCheck]:
     """What of sections 4.1 and 4.3 holds on this model, by paired intervals and by curves.
 
-    `samples` is `Sweep.samples` with the rows of `by_term`, against which the last one checks the
-    prompt tokens.
+    `samples` and `curves` are those of `with_controls` and of `by_term`, against which the last
+    ones are checked; the claims are about the paper's groups of layers.
 
     Errors at the end of training are compared by `difference`, over all samples. Speed is the
     first evaluation at which a curve is as low as that of `final` ends; curves carry no interval,
     so what happens between the same two evaluations is undecided.
     """
-    middle = [name for name, group in groups.items() if group == "middle"]
-    outer = [name for name, group in groups.items() if group == "outer"]
+    members: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for name, group in groups.items():
+        members[group].append(name)
+    middle, prompt, final = members["middle"], ["middle_prompt"], ["final"]
 
     def lower(key: str, claim: str, where: str, left: list[str], right: list[str]) -> ClaimCheck:
-        rival = label_of(right[0]) if len(right) == 1 else GROUPS["outer"]
+        rival = label_of(right[0]) if len(right) == 1 else GROUPS[groups[right[0]]]
         apart = {rival: difference(samples, left, right, seed)}
         return against(key, claim, where, apart, above=False)
 
     goal = float(curves[curves["configuration"] == "final"]["center_error"].iloc[-1])
     steps = batches_to(curves, goal)
     typical = float(np.quantile([steps[name] for name in middle], 0.5, method="higher"))
-    rivals = min(step for name, step in steps.items() if name != "middle_prompt")
-    return [
+    rivals = min(steps[name] for name in (*middle, *members["outer"], "final"))
+    checks = [
         lower("one_pass", "The place is in a single pass: middle layers beat the centre prior",
               "4.1, 4.3", middle, ["centre_prior"]),
         lower("middle_final", "Middle layers end lower than the final states", "4.3", middle,
-              ["final"]),
+              final),
         lower("middle_outer", "Middle layers end lower than early and late ones", "Figure 4",
-              middle, outer),
+              middle, members["outer"]),
         _sooner("middle_faster", "Middle layers converge faster than the final states", typical,
                 steps["final"]),
         _sooner("prompt_fastest", "Prompt tokens of the middle layers converge fastest of all",
                 steps["middle_prompt"], rivals),
         lower("prompt_final", "Prompt tokens of the middle layers end lower than the final states",
-              "Figure 4", ["middle_prompt"], ["final"]),
+              "Figure 4", prompt, final),
         lower("prompt_text_only",
               "Prompt tokens of the middle layers end lower than the spatial term alone",
-              "a check", ["middle_prompt"], [TEXT_ONLY]),
+              "a check", prompt, [TEXT_ONLY]),
     ]  # fmt: skip
+    if control := members["control"]:
+        claim = "Middle layers end lower than what the eyes alone give"
+        apart = {label_of(name): difference(samples, middle, [name], seed) for name in control}
+        checks.append(against("decoder", claim, "a check", apart, above=False))
+    return checks
 
 
 def _sooner(key: str, claim: str, step: float, other: float) -> ClaimCheck:
@@ -167,49 +192,35 @@ def _sooner(key: str, claim: str, step: float, other: float) -> ClaimCheck:
     return ClaimCheck(key, claim, "Figure 4", f"batch {words[0]} against {words[1]}", decided)
 
 
-def setting_rows(
-    profile: Profile,
-    settings: SweepSettings,
-    encoder: ConditionEncoder,
-    n_labels: int,
-    epochs: float,
-) -> pd.DataFrame:
+def setting_rows(experiment: Experiment, n_labels: int, epochs: float) -> pd.DataFrame:
     """What the run took, paper beside this run; indexed by the name of the setting.
 
-    Columns: setting (words), paper (NaN where the paper leaves it open), this run.
+    Columns: setting (words), paper (NaN where the paper leaves it open), this run, and fmt.
     """
+    encoder, settings = experiment.encoder, experiment.profile.sweep
     taken: dict[str, tuple[str, float]] = {
-        "n_layers": ("decoder blocks of the VLM", encoder.n_layers),
-        "state_width": ("width of its states", encoder.width),
-        "image_area": ("pixels of the image it sees", profile.image_area),
-        "first_middle_layer": ("first middle layer", encoder.middle_layers[0]),
-        "last_middle_layer": ("last middle layer", encoder.middle_layers[-1]),
-        "n_queries": ("learned queries of a proxy", settings.n_queries),
-        "width": ("width of a proxy", settings.width),
-        "n_heads": ("attention heads of each block", settings.n_heads),
-        "n_blocks": ("blocks of a proxy", settings.n_blocks),
-        "n_batches": ("batches", settings.n_batches),
-        "batch_size": ("samples a batch", settings.batch_size),
-        "n_train": ("samples seen", settings.n_batches * settings.batch_size),
-        "n_labels": ("training samples that the VLM labelled", n_labels),
-        "epochs": ("passes over the usable labels", epochs),
-        "lr": ("learning rate", settings.lr),
-        "l1_steps": ("first steps, with L1 alone", settings.l1_steps),
-        "lambda_giou": ("weight of GIoU", settings.lambda_giou),
-        "clip": ("largest gradient norm of a proxy", settings.clip),
-        "eval_every": ("batches between two evaluations", settings.eval_every),
-        "n_curve_eval": ("samples behind a point of a curve", settings.n_curve_eval),
+        "n_layers": ("Decoder blocks of the VLM", encoder.n_layers),
+        "state_width": ("Width of its states", encoder.width),
+        "image_area": ("Pixels of the image it sees", experiment.profile.image_area),
+        "first_middle_layer": ("First middle layer", encoder.middle_layers[0]),
+        "last_middle_layer": ("Last middle layer", encoder.middle_layers[-1]),
+        "n_train": ("Samples seen", settings.n_batches * settings.batch_size),
+        "n_labels": ("Training samples that the VLM labelled", n_labels),
+        "epochs": ("Passes over the usable labels", epochs),
     }
+    for name, field in SweepSettings.model_fields.items():
+        said, _, _ = str(field.description).partition(";")
+        taken[name] = said.rstrip("."), getattr(settings, name)
     known = numbers()
-    paper = [known.get(name, np.nan) for name in taken]
-    frame = pd.DataFrame(taken.values(), columns=["setting", "this run"])
-    frame.insert(1, "paper", np.array(paper, dtype=float))
-    return frame.set_index(pd.Index(taken, name="name"))
+    frame = pd.DataFrame(taken.values(), pd.Index(taken, name="name"), ["setting", "this run"])
+    frame.insert(1, "paper", frame.index.map(lambda name: known.get(name, np.nan)))
+    pairs = frame[["paper", "this run"]].to_numpy(float)
+    return frame.assign(fmt=[format_of(*pair) for pair in pairs])
 
 
-def format_of(*numbers: float) -> str:
+def format_of(*values: float) -> str:
     """How settings are written: whole numbers whole, others with three digits."""
-    whole = all(float(number).is_integer() for number in numbers if np.isfinite(number))
+    whole = all(float(number).is_integer() for number in values if np.isfinite(number))
     return ",.0f" if whole else ".3g"
 
 
@@ -220,21 +231,16 @@ def written(number: float) -> str:
 
 def label_table(labels: Labels) -> pd.DataFrame:
     """How many training samples were labelled and why others were not; indexed by outcome."""
-    words = {
-        "no_box": "no box",
-        "too_small": "box too small",
-        "too_large": "box too large",
-        "refused": "could not be asked",
-    }
-    counts = {"usable": len(labels.usable)}
-    counts |= {words.get(reason, reason): n for reason, n in labels.unusable.items()}
-    frame = pd.DataFrame({"samples": counts}).rename_axis("answer")
+    words = {"no_box": "no box", "too_small": "box too small", "too_large": "box too large",
+             "refused": "could not be asked"}  # fmt: skip
+    counts = pd.Series({"usable": len(labels.usable), **labels.unusable}, name="samples")
+    frame = counts.rename(words).rename_axis("answer").to_frame()
     return frame.assign(part=frame["samples"] / len(labels.frame))
 
 
 def configuration_table(errors: pd.DataFrame) -> pd.DataFrame:
     """`final_errors` as a page shows it, the lowest error first."""
     words = {"value": "centre error", "iou": "mean IoU", "acc50": "IoU ≥ 0.5"}
-    table = errors.set_index("label").rename(columns=words).rename_axis("configuration")
-    table = table.sort_values("centre error", kind="stable")
+    table = errors.sort_values("value", kind="stable").set_index("label").rename(columns=words)
+    table = table.rename_axis("configuration")
     return table[["centre error", "low", "high", "mean IoU", "IoU ≥ 0.5"]]

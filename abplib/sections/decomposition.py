@@ -8,26 +8,28 @@ decisive, l* is one layer a sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import entropy
 from xarray import DataArray
 
-from abplib.core.stats import Interval, bootstrap_mean, wilson
+from abplib.core.stats import Interval, with_interval
 from abplib.paper import reported
 from abplib.proxies.attention import ProxyAttention
 from abplib.samples.base import SampleSet
 from abplib.samples.words import NOUN, SPATIAL
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED, ClaimCheck, decide
 from abplib.sections.dominant_tokens import class_parts, token_shares
+from abplib.sections.estimates import estimate, estimates
 
 _AXES = ("sample", "head", "query", "layer", "token")
 _BAND = (0.1, 0.9)
 _SHUFFLES = 999
+_NUMBERS = ["value", "low", "high", "n"]
 
 
 def labelled(attention: ProxyAttention) -> DataArray:
@@ -138,9 +140,10 @@ def sorted_curves(r: DataArray, heads: list[str]) -> tuple[pd.DataFrame, pd.Data
     rows = []
     for group, chosen in (("decisive heads", is_decisive), ("all other heads", ~is_decisive)):
         if chosen.any():
-            part = r.sel(head=chosen).transpose(..., "rank").values.reshape(-1, r.sizes["rank"])
-            low, high = np.quantile(part, _BAND, axis=0)
-            curve = {"rank": r["rank"], "mean": part.mean(0), "low": low, "high": high}
+            part = r.sel(head=chosen)
+            inner = [name for name in r.dims if name != "rank"]
+            low, high = part.quantile(_BAND, inner)
+            curve = {"rank": r["rank"], "mean": part.mean(inner), "low": low, "high": high}
             rows.append(pd.DataFrame({"group": group, **curve}))
     lines = r.sel(head=heads).mean("sample").to_dataframe("value").reset_index()
     return pd.concat(rows, ignore_index=True), lines
@@ -195,16 +198,15 @@ def steepness(
         "mean_drop_token": (r[..., 0] - r[..., 1]).mean(inner),
         "strongest_head": strongest.mean("query"),
         "least_query": least,
+        "samples_above": each > threshold,
         "top_token": w.max("token").sum(inner) / w.sum((*inner, "token")),
     }
-    found = {name: bootstrap_mean(mean.values, seed=seed) for name, mean in means.items()}
-    found["samples_above"] = wilson(int((each > threshold).sum()), each.size)
-    units = dict.fromkeys(("top_token", "samples_above"), "fraction")
-    frame = pd.DataFrame([i._asdict() for i in found.values()], index=pd.Index(found, name="name"))
-    paper = {"mean_drop_layer": reported("mean_layer_drop")}
-    return frame.assign(
-        unit=[units.get(name, "attention mass") for name in found],
-        paper=[paper.get(name, np.nan) for name in found],
+    found = estimates(((name, mean.to_series()) for name, mean in means.items()), seed)
+    parts = found.index.isin(["samples_above", "top_token"])
+    return found.rename_axis("name").assign(
+        unit=np.where(parts, "fraction", "attention mass"),
+        paper=pd.Series({"mean_drop_layer": reported("mean_layer_drop")}),
+        fmt=pd.Series({"samples_above": ".1%"}),
     )
 
 
@@ -224,12 +226,6 @@ def layers_by_kind(l_star: DataArray, kinds: pd.Series, layers: DataArray) -> pd
     counts = counts.reindex(columns=layers.values, fill_value=0)
     counts = counts.rename_axis(index="instruction", columns="layer")
     return counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
-
-
-def entropy(parts: np.ndarray) -> float:
-    """Shannon entropy of a distribution in bits; log2 of its length where it is uniform."""
-    positive = parts[parts > 0]
-    return float((positive * np.log2(1 / positive)).sum())
 
 
 class Dependence(NamedTuple):
@@ -256,14 +252,13 @@ def dependence(l_star: DataArray, kinds: pd.Series, seed: int) -> Dependence:
     def within(dealt: np.ndarray) -> float:
         counts = np.zeros((kind.max() + 1, layer.max() + 1))
         np.add.at(counts, (dealt, layer), 1)
-        sizes = counts.sum(1)
-        return sum(n * entropy(row / n) for row, n in zip(counts, sizes, strict=True)) / len(layer)
+        return float(np.average(entropy(counts, base=2, axis=1), weights=counts.sum(1)))
 
     observed = within(kind)
     random = np.random.default_rng(seed)
     control = np.array([within(random.permutation(kind)) for _ in range(_SHUFFLES)])
     as_low = int((control <= observed + 1e-12).sum())
-    overall = entropy(np.bincount(layer) / len(layer))
+    overall = float(entropy(np.bincount(layer), base=2))
     return Dependence(overall, observed, float(control.mean()), (1 + as_low) / (1 + _SHUFFLES))
 
 
@@ -278,19 +273,15 @@ def check_claims(
     claimed of decisive heads is undecided.
     """
     mass, tokens = class_parts(shares)
-    gains = {
-        c: bootstrap_mean((mass[c] - tokens[c]).to_numpy(), seed=seed) for c in (NOUN, SPATIAL)
-    }
+    gains = {c: estimate(mass[c] - tokens[c], seed) for c in (NOUN, SPATIAL)}
     routed = REVERSED if varies.overall == 0 else HOLDS if varies.p < 0.05 else UNDECIDED
 
     def above(
         key: str, claim: str, where: str, of: str | Interval, bound: float, words: str = ""
     ) -> ClaimCheck:
-        columns = ["value", "low", "high", "n"]
-        found = Interval(*steep.loc[of, columns]) if isinstance(of, str) else of
         fmt = ".3f" if isinstance(of, str) else "+.3f"
-        value, low, high = (format(number, fmt) for number in found[:3])
-        measured = f"{words}{value} [{low}, {high}] against {bound:g}"
+        found = Interval(*steep.loc[of, _NUMBERS]) if isinstance(of, str) else of
+        measured = f"{words}{with_interval(found, fmt)} against {bound:g}"
         return ClaimCheck(key, claim, where, measured, decide(found, bound), found)
 
     checks = [
@@ -316,50 +307,6 @@ def check_claims(
     return checks[:1] + [replace(check, verdict=UNDECIDED) for check in checks[1:]]
 
 
-def shape_rows(a: DataArray, mean_drop: DataArray, threshold: float) -> pd.DataFrame:
-    """What is taken apart, for `values.json`: sizes of `a`, T, how many heads exceed it."""
-    n, n_heads, n_queries, n_layers, _ = a.shape
-    rows = {
-        "n": (n, "samples", "d"),
-        "n_heads": (n_heads, "heads", "d"),
-        "n_queries": (n_queries, "queries", "d"),
-        "n_layers": (n_layers, "layers", ".0f"),
-        "threshold": (threshold, "attention mass", "g"),
-        "n_decisive_heads": (int((mean_drop > threshold).sum()), "heads", "d", n),
-        "mean_drop_all": (mean_drop.mean().item(), "attention mass", ".3f", n),
-    }
-    frame = _numbers(rows)
-    frame.loc["n_layers", "paper"] = (
-        reported("last_middle_layer") - reported("first_middle_layer") + 1
-    )
-    return frame
-
-
-def layer_rows(varies: Dependence, l_h: DataArray, l_star: DataArray, A: DataArray) -> pd.DataFrame:
-    """How l* varies, for `values.json`: entropies, the most frequent layer, tied votes."""
-    n, votes = l_star.size, (l_h == A.layer).sum("head")
-    ties = (votes == votes.max("layer")).sum("layer") > 1
-    parts = (l_star == A.layer).mean("sample").to_series()
-    rows = {
-        "lstar_entropy": (varies.overall, "bits", ".2f", n),
-        "lstar_entropy_within": (varies.within, "bits", ".2f", n),
-        "lstar_entropy_shuffled": (varies.shuffled, "bits", ".2f", n),
-        "lstar_entropy_p": (varies.p, "probability", ".2g", n),
-        "lstar_entropy_max": (np.log2(len(parts)), "bits", ".2f"),
-        "lstar_ties": (ties.sum().item(), "samples", "d", n),
-        "most_frequent": (int(parts.index[parts.argmax()]), "layer", "d"),
-        "most_frequent_part": (parts.max(), "fraction", ".1%", n),
-    }
-    return _numbers(rows)
-
-
-def _numbers(rows: Mapping[str, tuple[Any, ...]]) -> pd.DataFrame:
-    """Rows of value, unit, format and, where it counts, n; as `Chapter.record` takes them."""
-    columns = ("value", "unit", "fmt", "n")
-    told = [dict(zip(columns, row, strict=False)) for row in rows.values()]
-    return pd.DataFrame(told, pd.Index(rows, name="name"), columns, dtype=object)
-
-
 def who(n_decisive: int, n_heads: int, threshold: float) -> str:
     """A sentence on which heads the rest of the chapter is about."""
     if n_decisive:
@@ -369,10 +316,3 @@ def who(n_decisive: int, n_heads: int, threshold: float) -> str:
         f"{threshold:g}. The head with the largest mean drop stands in for the decisive heads in "
         "all that follows."
     )
-
-
-def caveat(n_layers: int) -> str:
-    """A sentence on how many layers there are to choose from."""
-    if n_layers == 1:
-        return "This proxy reads a single layer, so what is said of layers is true by construction."
-    return f"With {n_layers} layers to choose from, an even spread has a drop of zero."

@@ -5,18 +5,14 @@ Chapter 3, section 4.4, Figure 7b.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 from xarray import DataArray
 
-from abplib.core.stats import bootstrap_mean
-from abplib.samples.words import CLASSES, ENGLISH, classify, join
+from abplib.samples.words import CLASSES, classify, join
+from abplib.sections.estimates import estimates
 
 
-def token_shares(
-    w: DataArray, l_star: DataArray, tokens: pd.DataFrame, lexicon: Mapping[str, str] = ENGLISH
-) -> pd.DataFrame:
+def token_shares(w: DataArray, l_star: DataArray, tokens: pd.DataFrame) -> pd.DataFrame:
     """Figure 7b: what part of the heads' attention in l* each token gets.
 
     The rows of `ProxyAttention.tokens` with the columns layer (l*); share, summed over heads and
@@ -39,7 +35,7 @@ def token_shares(
     prompt = frame[frame["span"] == "prompt"]
     for _, rows in prompt.groupby("sample_id", sort=False):
         words, word_of = join(rows["text"])
-        classes = classify(words, lexicon)
+        classes = classify(words)
         frame.loc[rows.index, "word"] = [words[w] for w in word_of]
         frame.loc[rows.index, "word_class"] = [classes[w] for w in word_of]
     return frame
@@ -56,8 +52,7 @@ def word_classes(shares: pd.DataFrame, n_tokens: int, seed: int) -> pd.DataFrame
     prompt = shares[shares["span"] == "prompt"]
     order = prompt.groupby("sample_id")["share"].rank(method="first", ascending=False)
     dominant = prompt.loc[order <= n_tokens, "word_class"].value_counts(normalize=True)
-    means = [bootstrap_mean(mass[name].to_numpy(), seed=seed)._asdict() for name in CLASSES]
-    frame = pd.DataFrame(means, index=pd.Index(CLASSES, name="word class"))
+    frame = estimates(mass.items(), seed).rename_axis("word class")
     dominant = dominant.reindex(frame.index, fill_value=0.0)
     return frame.assign(tokens=tokens.mean(), dominant=dominant)
 

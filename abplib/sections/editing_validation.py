@@ -15,24 +15,15 @@ import pandas as pd
 
 from abplib import paper as reported
 from abplib.core.boxes import CORNERS, Box
-from abplib.core.stats import (
-    Interval,
-    bootstrap_mean,
-    holm,
-    mean_sem,
-    p_words,
-    paired_difference,
-    sign_flip_test,
-    wilson,
-    with_interval,
-)
+from abplib.core.stats import Interval, holm, paired_difference, sign_flip_test
 from abplib.editing.methods import CONTROLS, METHODS, OTHERS, Guide, label
 from abplib.judging.base import BEST, FAILURES
 from abplib.judging.box_accuracy import centre_inside, evaluate_box
 from abplib.judging.verdicts import succeeded
 from abplib.samples.base import SampleSet
-from abplib.sections.claims import HOLDS, REVERSED, ClaimCheck, against, measure
-from abplib.sections.localization_gap import SUCCESS, successes
+from abplib.sections.claims import HOLDS, REVERSED, ClaimCheck, against
+from abplib.sections.estimates import estimates, table, written
+from abplib.sections.localization_gap import SUCCESS, counted, successes
 
 COMPARED = ("baseline", "full_description", "norm_avg", "ours")
 """The methods of section 4.6 that edit with Qwen-Image-Edit."""
@@ -45,12 +36,8 @@ IN_PAPER = {"baseline": "qwen_image_edit"} | {
 """What Table 1's data call the methods compared and the other systems."""
 
 BOX_SOURCES: dict[Guide, str] = {"proxy": "proxy", "vlm": "VLM, asked", "exact": "exact box"}
-
-READINGS = {
-    "lpips": "composite", "lpips_zero_fill": "zero fill", "lpips_spatial": "spatial",
-    "ssim": "SSIM",
-}  # fmt: skip
-"""The three ways to take LPIPS outside a box, and SSIM there; see `abplib.judging.preservation`."""
+BOX_SCORES = {"iou": ("mean IoU", ".3f"), "centre_inside": ("centre inside", ".1%")}
+"""Of the boxes that editors are shown: their headings and formats."""
 
 DIFFERENCES = {"lpips": "+.4f", "vqa": "+.3f", "edit_success": "+.1%"}
 """Metrics that methods are compared in, and how their differences are written."""
@@ -89,47 +76,36 @@ def box_rows(samples: SampleSet, boxes: Mapping[Guide, Sequence[Box | None]]) ->
 
 
 def box_quality(boxes: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Mean IoU and rate of centres inside the exact box, of `box_rows`: `measure`s by source.
+    """Mean IoU and rate of centres inside the exact box, of `box_rows`; no box is a miss.
 
-    The label is the source's. Bootstrap and Wilson intervals; no box is a miss.
+    As `estimates`, a row a source and score; the label is the source's, `score` the heading.
     """
-    numbers = []
-    for source, title in BOX_SOURCES.items():
-        name, own = f"box.{source}", boxes[boxes["source"] == source]
-        overlap = bootstrap_mean(own["iou"].to_numpy(), seed=seed)
-        inside = wilson(int(own["centre_inside"].sum()), len(own))
-        numbers.append(measure(f"{name}.iou", title, overlap, "fraction"))
-        numbers.append(measure(f"{name}.centre_inside", title, inside, "fraction"))
-    return pd.DataFrame(numbers)
-
-
-def box_table(quality: pd.DataFrame) -> pd.DataFrame:
-    """`box_quality` as a page shows it."""
-    headings = {"iou": ("mean IoU", ".3f"), "centre_inside": ("centre inside", ".1%")}
-    cells: dict[str, dict[str, str]] = {}
-    row: Any
-    for row in quality.itertuples():
-        heading, fmt = headings[row.name.rsplit(".", 1)[1]]
-        cells.setdefault(row.label, {})[heading] = with_interval(_interval(row), fmt)
-    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("box of")
+    columns = {
+        (source, score): boxes[score][boxes["source"] == source]
+        for source in BOX_SOURCES
+        for score in BOX_SCORES
+    }
+    found = estimates(columns.items(), seed)
+    return found.assign(
+        name=[f"box.{source}.{score}" for source, score in columns],
+        label=[BOX_SOURCES[source] for source, _ in columns],
+        score=[BOX_SCORES[score][0] for _, score in columns],
+        fmt=[BOX_SCORES[score][1] for _, score in columns],
+        unit="fraction",
+    )
 
 
 def summarise(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Mean of each method and metric: value, low, high, n, sem, by method and metric; and label.
+    """`estimates` of each method and metric, by these; and label, and sem, the standard error.
 
-    The 95 % intervals are Wilson's for edit_success, the bootstrap's (BCa) for the rest; sem is the
-    standard error, NaN of one sample. A sample that a metric has no value for is left out of its n.
+    Wilson's intervals for edit_success. A sample that a metric has no value for is left out.
     """
-    means = {}
-    for (method, metric), own in scores.groupby(["method", "metric"], sort=False):
-        values = own["value"].dropna().to_numpy()
-        if metric == "edit_success":
-            mean = wilson(int(values.sum()), len(values))
-        else:
-            mean = bootstrap_mean(values, seed=seed)
-        about = {"label": label(str(method)), **mean._asdict(), "sem": mean_sem(values)[1]}
-        means[method, metric] = about
-    return pd.DataFrame.from_dict(means, orient="index").rename_axis(["method", "metric"])
+    groups = scores.groupby(["method", "metric"], sort=False)["value"]
+    columns = {
+        key: own.astype("boolean" if "edit_success" in key else float) for key, own in groups
+    }
+    found = estimates(columns.items(), seed).rename_axis(["method", "metric"])
+    return found.assign(label=found.index.get_level_values("method").map(label), sem=groups.sem())
 
 
 def table_1_numbers(summary: pd.DataFrame, name_of_lpips: str) -> pd.DataFrame:
@@ -139,24 +115,27 @@ def table_1_numbers(summary: pd.DataFrame, name_of_lpips: str) -> pd.DataFrame:
         "ssim": "mean structural similarity", "edit_success": "fraction",
         **dict.fromkeys(("vqa", *reported.VQA), "points of 4"),
     }  # fmt: skip
-    known = summary[summary.index.get_level_values("metric").isin(units)].reset_index()
-    paper = reported_values()
-    keys = zip(known["method"], known["metric"], strict=True)
-    return known.assign(
-        name=known["method"] + "." + known["metric"],
-        unit=known["metric"].map(units),
-        paper=[paper.get(key, np.nan) for key in keys],
-        fmt=known["metric"].map({"edit_success": ".1%"}).fillna(".4f"),
+    known = summary[summary.index.get_level_values("metric").isin(units)]
+    return (
+        known.assign(paper=reported_values())
+        .reset_index()
+        .assign(
+            name=lambda rows: rows["method"] + "." + rows["metric"],
+            unit=lambda rows: rows["metric"].map(units),
+            fmt=lambda rows: rows["metric"].map({"edit_success": ".1%"}).fillna(".4f"),
+        )
     )
 
 
 def reported_table() -> pd.DataFrame:
     """Table 1 as printed, a row a method; what is bold in print carries an asterisk."""
-    table = reported.table_1()
-    cells = table["printed"] + table["bold"].map({True: " *", False: ""})
-    wide = table.assign(cell=cells).pivot(index="name", columns="metric", values="cell")
-    wide = wide.loc[table["name"].unique(), list(_headings())]
-    return wide.rename(columns=_headings()).rename_axis(index="method", columns=None)
+    printed = reported.table_1()
+    cells = printed.assign(
+        cell=printed["printed"] + printed["bold"].map({True: " *", False: ""}),
+        heading=printed["metric"].map(_headings()),
+    )
+    wide = cells.set_index(["name", "heading"])["cell"].unstack(sort=False)
+    return wide.rename_axis(index="method", columns=None)
 
 
 def measured_table(
@@ -166,33 +145,29 @@ def measured_table(
     headings = _headings() | {"lpips": f"{name_of_lpips} ↓"}
     errors = summary["sem"].map(" ± {:.4f}".format).where(summary["sem"].notna(), "")
     cells = (summary["value"].map("{:.4f}".format) + errors).unstack("metric")
-    table = cells.loc[list(methods), list(headings)].rename(columns=headings)
-    table["edit success ↑"] = [
-        with_interval(_interval(summary.loc[method, "edit_success"]), ".1%") for method in methods
-    ]
-    return table.rename(index=label).rename_axis(index="method", columns=None)
+    made = cells.loc[list(methods), list(headings)].rename(columns=headings)
+    made["edit success ↑"] = written(_success(summary), ".1%")
+    return made.rename(index=label).rename_axis(index="method", columns=None)
 
 
 def figure_8(summary: pd.DataFrame) -> pd.DataFrame:
     """Figure 8's points as measured, in the form that `editing_validation.trade_off` draws."""
-    wide = summary[["value", "low", "high"]].unstack("metric").loc[_measured(summary)]
-    points: dict[str, Any] = {"name": [label(method) for method in wide.index]}
+    rows = summary.loc[_measured(summary)].reset_index()
+    wide = rows.pivot(index="method", columns="metric", values=["value", "low", "high"])
+    points: dict[str, Any] = {"name": wide.index.map(label)}
     for metric in ("lpips", "vqa"):
         points |= {metric: wide["value", metric]}
         points |= {f"{metric}_{end}": wide[end, metric] for end in ("low", "high")}
-    return pd.DataFrame(points, index=wide.index)
+    return pd.DataFrame(points, index=wide.index).loc[_measured(summary)]
 
 
-def reported_values() -> dict[tuple[str, str], float]:
-    """The paper's number for a method and metric, where it has one."""
-    table, vqa = reported.table_1().set_index(["method", "metric"]), reported.figure_8()["vqa"]
-    known = {
-        (method, metric): float(table.loc[(name, metric), "mean"])
-        for method, name in IN_PAPER.items()
-        for metric in table.loc[name].index
-    }
-    known |= {(method, "vqa"): float(vqa[name]) for method, name in IN_PAPER.items()}
-    return known | {("baseline", "edit_success"): reported.reported("edit_accuracy")}
+def reported_values() -> pd.Series:
+    """The paper's numbers by method and metric."""
+    printed = reported.table_1().pivot(index="method", columns="metric", values="mean")
+    ours = {theirs: name for name, theirs in IN_PAPER.items()}
+    known = printed.assign(vqa=reported.figure_8()["vqa"]).loc[list(ours)].rename(index=ours)
+    known.loc["baseline", "edit_success"] = reported.reported("edit_accuracy")
+    return pd.Series(known.stack())
 
 
 def difference(scores: pd.DataFrame, metric: str, first: str, second: str, seed: int) -> Interval:
@@ -203,65 +178,32 @@ def difference(scores: pd.DataFrame, metric: str, first: str, second: str, seed:
 def comparisons(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Every method that edits less the baseline, in what Figure 8 shows and in success.
 
-    Columns: method, metric, value, low, high, n (paired by sample), and p, of the two-sided
-    sign-flip test, Holm-adjusted for all comparisons.
+    As `estimates`, paired by sample, by method and metric; and p, of the two-sided sign-flip test,
+    Holm-adjusted for all comparisons.
     """
     others = [name for name in METHODS if name not in ("baseline", *CONTROLS)]
-    tests = [(method, metric) for method in others for metric in DIFFERENCES]
-    pairs = [_pairs(scores, metric, method, "baseline") for method, metric in tests]
-    found = pd.DataFrame([paired_difference(*pair, seed=seed) for pair in pairs])
-    found.insert(0, "method", [method for method, _ in tests])
-    found.insert(1, "metric", [metric for _, metric in tests])
-    return found.assign(p=holm([sign_flip_test(*pair, seed=seed) for pair in pairs]))
+    pairs = {
+        (method, metric): _pairs(scores, metric, method, "baseline")
+        for method in others
+        for metric in DIFFERENCES
+    }
+    found = {key: paired_difference(*pair, seed=seed)._asdict() for key, pair in pairs.items()}
+    frame = pd.DataFrame.from_dict(found, orient="index").rename_axis(["method", "metric"])
+    return frame.assign(p=holm([sign_flip_test(*pair, seed=seed) for pair in pairs.values()]))
 
 
 def comparison_table(compared: pd.DataFrame, name_of_lpips: str) -> pd.DataFrame:
     """`comparisons` as a page shows it: a row a method, a difference and a p-value a metric."""
     names = {"lpips": name_of_lpips, "vqa": "mean VQA", "edit_success": "edit success"}
-    rows: dict[str, dict[str, str]] = {}
-    row: Any
-    for row in compared.itertuples():
-        difference = with_interval(_interval(row), DIFFERENCES[row.metric])
-        cell = f"{difference}, p {p_words(row.p)}"
-        rows.setdefault(label(row.method), {})[names[row.metric]] = cell
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("less the baseline")
-
-
-def readings(summary: pd.DataFrame) -> pd.DataFrame:
-    """Mean LPIPS of the methods compared (rows) by each of `READINGS` (columns)."""
-    return summary["value"].unstack("metric").loc[list(COMPARED), list(READINGS)]
-
-
-def reading_table(means: pd.DataFrame) -> pd.DataFrame:
-    """`readings` as a page shows it: mean and, in brackets, rank from the least change."""
-    cells = means.map("{:.4f}".format) + " (" + _ranks(means).astype(str) + ")"
-    table = cells.rename(index=label, columns=READINGS)
-    return table.rename_axis(index="method", columns=None)
-
-
-def reordered(means: pd.DataFrame) -> list[str]:
-    """Names of the readings by which the methods stand in another order than by the first."""
-    ranks = _ranks(means)
-    return [name for r, name in READINGS.items() if not ranks[r].equals(ranks["lpips"])]
-
-
-def by_gain(rows: pd.DataFrame) -> list[int]:
-    """Indices of samples from ours' largest gain in mean VQA on the baseline to its largest loss.
-
-    Ties keep the order of the samples; those of which a score is open are left out.
-    """
-    points = rows.assign(vqa=rows[["edit", "accuracy", "leakage"]].mean(axis=1))
-    table = points.pivot(index="index", columns="method", values="vqa")
-    known = (table["ours"] - table["baseline"]).dropna()
-    gains = known.sort_values(ascending=False, kind="stable")
-    return [int(index) for index in gains.index.to_numpy()]
+    rows = compared.reset_index()
+    fmt = rows["metric"].map(DIFFERENCES)
+    rows = rows.assign(method=rows["method"].map(label), metric=rows["metric"].map(names))
+    return table(rows, "method", "metric", fmt).rename_axis("less the baseline")
 
 
 def success_rates(summary: pd.DataFrame) -> pd.DataFrame:
     """Edit success of each method, for `intervals`, with counts as notes."""
-    rates = summary.xs("edit_success", level="metric").loc[_measured(summary)]
-    counts = (rates["value"] * rates["n"]).round().astype(int)
-    return rates.assign(note=counts.astype(str) + " of " + rates["n"].astype(str))
+    return counted(_success(summary).loc[_measured(summary)])
 
 
 def failure_modes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -285,17 +227,16 @@ def success_by_overlap(rows: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
     are judged; bands without one are left out.
     """
     overlaps = boxes[boxes["source"] == "proxy"].set_index("index")["iou"]
-    methods = ["ours", "lora_no_box"]
-    success = successes(rows)[methods].dropna().astype(bool)
-    bands = np.digitize(overlaps.loc[success.index], list(BANDS)[:-1])
-    lines = []
-    for method in methods:
-        for band, name in enumerate(BANDS.values()):
-            if len(own := success[method][bands == band]):
-                rate = wilson(int(own.sum()), len(own))
-                lines.append({"label": name, "method": label(method), **rate._asdict(),
-                              "note": f"n = {rate.n}"})  # fmt: skip
-    return pd.DataFrame(lines)
+    success = successes(rows)[["ours", "lora_no_box"]].dropna().astype(bool)
+    ends = [0, *BANDS]
+    bands = pd.cut(overlaps.loc[success.index], ends, right=False, labels=list(BANDS.values()))
+    columns = (
+        ((label(str(method)), band), own)
+        for method in success
+        for band, own in success[method].groupby(bands, observed=True)
+    )
+    found = estimates(columns).rename_axis(["method", "label"]).reset_index()
+    return found.assign(note="n = " + found["n"].astype(str))
 
 
 def failures_by_box(rows: pd.DataFrame, boxes: pd.DataFrame, n: int = 3) -> pd.DataFrame:
@@ -309,8 +250,7 @@ def failures_by_box(rows: pd.DataFrame, boxes: pd.DataFrame, n: int = 3) -> pd.D
     failed = joined["success"].eq(False)  # and not open
     pool = joined[failed] if failed.any() else joined
     ranked = pool.sort_values("iou", ascending=False, kind="stable")
-    ranks = np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int)
-    return ranked.iloc[ranks]
+    return ranked.iloc[np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int)]
 
 
 def claim_checks(scores: pd.DataFrame, seed: int) -> list[ClaimCheck]:
@@ -320,14 +260,14 @@ def claim_checks(scores: pd.DataFrame, seed: int) -> list[ClaimCheck]:
         key: str, claim: str, where: str, method: str, rivals: Sequence[str],
         metrics: Sequence[str], above: bool = True,
     ) -> ClaimCheck:  # fmt: skip
-        found = {}
-        for rival in rivals:
-            for metric in metrics:
-                question = f", {metric.removeprefix('vqa_')}" if len(metrics) > 1 else ""
-                least = difference(scores, metric, method, rival, seed)
-                found[label(rival) + question] = least
+        about = {m: f", {m.removeprefix('vqa_')}" if len(metrics) > 1 else "" for m in metrics}
+        apart = {
+            label(rival) + about[metric]: difference(scores, metric, method, rival, seed)
+            for rival in rivals
+            for metric in metrics
+        }
         fmt = DIFFERENCES.get(metrics[0], DIFFERENCES["vqa"])
-        return against(key, claim, where, found, above=above, fmt=fmt)
+        return against(key, claim, where, apart, above=above, fmt=fmt)
 
     return [
         check("ours_vqa", "Ours has the highest mean VQA score", "4.6, Figure 8",
@@ -350,9 +290,9 @@ def claim_checks(scores: pd.DataFrame, seed: int) -> list[ClaimCheck]:
 
 def _controls(scores: pd.DataFrame) -> ClaimCheck:
     """Whether no edit and the exact edit score on every sample as they must."""
-    table = scores.pivot(index=["method", "sample_id"], columns="metric", values="value")
+    wide = scores.pivot(index=["method", "sample_id"], columns="metric", values="value")
     nothing, exact = (
-        table.query("method == @name").droplevel("method") for name in ("identity", "paste")
+        wide.query("method == @name").droplevel("method") for name in ("identity", "paste")
     )
     right = (
         nothing[["vqa_edit", "vqa_accuracy", "edit_success"]].eq(0).all(axis=1)
@@ -367,13 +307,14 @@ def _controls(scores: pd.DataFrame) -> ClaimCheck:
     return ClaimCheck("controls", "Controls score as they must", "a check", measured, verdict)
 
 
+def _success(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows of edit success, by method."""
+    return summary[summary.index.get_level_values("metric") == "edit_success"].droplevel("metric")
+
+
 def _measured(summary: pd.DataFrame) -> list[str]:
     """All methods, and the other systems that were run."""
     return [*METHODS, *(name for name in OTHERS if (name, "vqa") in summary.index)]
-
-
-def _interval(row: Any) -> Interval:
-    return Interval(float(row.value), float(row.low), float(row.high), int(row.n))
 
 
 def _pairs(
@@ -381,18 +322,12 @@ def _pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values of two methods on the samples that both have one of."""
     own = scores[scores["metric"] == metric]
-    table = own.pivot(index="sample_id", columns="method", values="value")
-    both = table[[first, second]].dropna()
+    both = own.pivot(index="sample_id", columns="method", values="value")[[first, second]].dropna()
     return both[first].to_numpy(), both[second].to_numpy()
-
-
-def _ranks(means: pd.DataFrame) -> pd.DataFrame:
-    """Ranks of `readings` from the least change outside; SSIM, a likeness, falls as that grows."""
-    return means.assign(ssim=-means["ssim"]).rank(method="min").astype(int)
 
 
 def _headings() -> dict[str, str]:
     """Table 1's metrics and their printed headings, with the arrow of what is better."""
-    table = reported.table_1().drop_duplicates("metric")
-    written = table["heading"] + " " + table["better"].map({"lower": "↓", "higher": "↑"})
-    return dict(zip(table["metric"], written, strict=True))
+    printed = reported.table_1().drop_duplicates("metric").set_index("metric")
+    arrows = printed["better"].map({"lower": " ↓", "higher": " ↑"})
+    return dict(zip(printed.index, printed["heading"] + arrows, strict=True))

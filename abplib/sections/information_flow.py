@@ -17,19 +17,10 @@ import torch
 from torch import Tensor
 
 from abplib.core import store
-from abplib.core.stats import (
-    Interval,
-    PairedTable,
-    bootstrap_mean,
-    holm,
-    p_words,
-    paired_difference,
-    sign_flip_test,
-    wilson,
-    with_interval,
-)
+from abplib.core.stats import holm, paired_difference, sign_flip_test, with_interval
 from abplib.samples.base import Sample, SampleSet
 from abplib.sections.claims import ClaimCheck, against, decide
+from abplib.sections.estimates import estimate, estimates
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.maps import AttentionMaps, attention_maps, centre_prior, map_scores, maps_of
 
@@ -62,55 +53,42 @@ class FlowScores:
     """How well the maps of a sample set point at the exact boxes, with the columns `SCORES`."""
 
     tokens: pd.DataFrame
-    """A row for each sample_id, layer, token (its index in the kept sequence) and kind of map; span
-    (prompt or template) and image_part (how much of the token's attention goes to the image)."""
+    """A row for each sample_id, layer, token (its index in the kept sequence) and kind of map; and
+    span (prompt or template)."""
     controls: pd.DataFrame
     """A row for each sample_id and source that reads nothing: chance, a constant map, and
     centre_prior."""
 
 
 def score_flow(
-    encoder: ConditionEncoder,
-    samples: SampleSet,
-    n: int,
-    layers: Sequence[int],
-    *,
-    base: Path | None = None,
+    encoder: ConditionEncoder, samples: SampleSet, n: int, layers: Sequence[int]
 ) -> FlowScores:
     """Score all tokens after the image of the first `n` samples in `layers`; kept on disk.
 
     No proxy has a part in this: `sources` says which rows are those of dominant tokens. Raises
     AbpError as `ConditionEncoder.over` does.
     """
-    place = _scored(encoder, samples, n, list(layers), base=base)
+    place = _scored(encoder, samples, n, list(layers))
     tables = (store.read_parquet(place / f"{name}.parquet")[0] for name in ("tokens", "controls"))
     return FlowScores(*tables)
 
 
 @store.stored("flow")
 def _scored(
-    place: Path,
-    encoder: ConditionEncoder,
-    samples: SampleSet,
-    n: int,
-    layers: list[int],
-    *,
-    base: Path | None = None,
+    place: Path, encoder: ConditionEncoder, samples: SampleSet, n: int, layers: list[int]
 ) -> None:
     tokens, controls = [], []
     for batch, encoding in encoder.over(samples, n, attention=layers):
-        found = maps_of(encoder, [sample.image for sample in batch], encoding, layers)
-        for sample, maps in zip(batch, found, strict=True):
+        mapped = maps_of(encoder, [sample.image for sample in batch], encoding, layers)
+        for sample, maps in zip(batch, mapped, strict=True):
             index = pd.MultiIndex.from_product(
                 [[sample.id], layers, maps.tokens.tolist()], names=["sample_id", "layer", "token"]
             )
-            part = maps.raw.sum((-2, -1)).flatten()
-            n_template = len(maps.tokens) - maps.n_prompt
-            spans = ["prompt"] * maps.n_prompt + ["template"] * n_template
+            is_prompt = np.arange(len(maps.tokens)) < maps.n_prompt
+            span = np.tile(np.where(is_prompt, "prompt", "template"), len(layers))
             for kind, values in (("raw", maps.raw), ("relative", maps.relative)):
                 scores = {k: v.flatten() for k, v in map_scores(values, sample.box).items()}
-                rows = pd.DataFrame({**scores, "image_part": part}, index=index)
-                rows = rows.assign(span=spans * len(layers), kind=kind)
+                rows = pd.DataFrame(scores, index).assign(span=span, kind=kind)
                 tokens.append(rows.reset_index())
             grid = (maps.raw.shape[-2], maps.raw.shape[-1])
             blind = {"chance": torch.ones(grid), "centre_prior": centre_prior(grid)}
@@ -191,74 +169,64 @@ def _located(flow: FlowScores, shares: pd.DataFrame, kind: Kind) -> pd.DataFrame
 
 
 def means(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Mean of each source and score with its 95 % interval, from rows of `sources`.
+    """`estimates` of each source and score, from rows of `sources`, for `intervals`.
 
-    Wilson's interval where all samples score 0 or 1, the bootstrap's (BCa) elsewhere. Samples
-    whose AUROC is unknown are left out of its mean. Columns: source, score, name (as in
-    `values.json`), label, panel, group, value, low, high, n, unit, reference (what chance scores).
+    Wilson's interval where all samples score 0 or 1. Samples whose AUROC is unknown are left out of
+    its mean. Beside label and name: source, score, panel, group, reference (what chance scores).
     """
-    lines = []
-    for score, (name, words) in SCORES.items():
-        for source, label in SOURCES.items():
-            values = rows.loc[rows["source"] == source, score].dropna().to_numpy(float).round(12)
-            if np.isin(values, (0, 1)).all():  # equal but for rounding
-                mean = wilson(int(values.sum()), len(values))
-            else:
-                mean = bootstrap_mean(values, seed=seed)
-            told = {"source": source, "score": score, "name": f"{name}.{source}", "label": label}
-            lines.append({**told, "panel": words, **mean._asdict(), "unit": "fraction"})
-    frame = pd.DataFrame(lines)
-    chance = frame[frame["source"] == "chance"].set_index("score")["value"]
-    group = np.where(frame["source"] == "dominant", "what the proxy points to", "controls")
-    return frame.assign(group=group, reference=frame["score"].map(chance))
+    wide = rows.set_index("source")[list(SCORES)]
+    columns = {
+        (score, source): _hits(wide.loc[[source], score]) for score in SCORES for source in SOURCES
+    }
+    found = estimates(columns.items(), seed).rename_axis(["score", "source"]).reset_index()
+    chance = found[found["source"] == "chance"].set_index("score")["value"]
+    proxys = found["source"] == "dominant"
+    return found.assign(
+        name=[f"{SCORES[score][0]}.{source}" for score, source in columns],
+        label=found["source"].map(SOURCES),
+        panel=[SCORES[score][1] for score, _ in columns],
+        group=np.where(proxys, "what the proxy points to", "controls"),
+        reference=found["score"].map(chance),
+        unit="fraction",
+    )
+
+
+def _hits(scores: pd.Series) -> pd.Series:
+    """Scores as yes or no where they are nothing else, but for rounding."""
+    known = scores.dropna().round(12)
+    return known.astype(bool) if known.isin((0, 1)).all() else known
 
 
 def comparisons(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The dominant tokens less each other source, paired by sample: a row a score and rival.
 
-    Indexed by `against`: score, difference, low, high, p (sign-flip test) and "p, Holm" (adjusted
-    for all tests of the table).
+    As `estimates`, by against and score (in words); p is of the sign-flip test, adjusted by Holm
+    for all of them.
     """
-    lines = []
+    pairs = {}
     for score, (_, words) in SCORES.items():
-        table = _wide(rows, score)
+        wide = _wide(rows, score)
         for source in list(SOURCES)[1:]:
-            pair = table["dominant"].to_numpy(), table[source].to_numpy()
-            value, low, high, _ = paired_difference(*pair, seed=seed)
-            line = {"against": SOURCES[source], "score": words, "difference": value}
-            p = sign_flip_test(*pair, seed=seed)
-            lines.append({**line, "low": low, "high": high, "p": p})
-    frame = pd.DataFrame(lines).set_index("against")
-    return frame.assign(**{"p, Holm": holm(frame["p"].to_numpy())})
-
-
-def written(p: float) -> str:
-    """A p-value as a table writes it."""
-    return p_words(p).removeprefix("= ")
-
-
-def hits_against_untrained(rows: pd.DataFrame) -> PairedTable:
-    """Samples by whether the largest cell lies in the box: trained VLM first, untrained second.
-
-    Where several tokens are dominant, by whether most of them hit.
-    """
-    table = _wide(rows, "hit") > 0.5
-    return PairedTable.of(table["dominant"].to_numpy(bool), table["untrained"].to_numpy(bool))
+            pairs[SOURCES[source], words] = wide["dominant"].to_numpy(), wide[source].to_numpy()
+    apart = {key: paired_difference(*pair, seed=seed)._asdict() for key, pair in pairs.items()}
+    frame = pd.DataFrame.from_dict(apart, orient="index").rename_axis(["against", "score"])
+    p = [sign_flip_test(*pair, seed=seed) for pair in pairs.values()]
+    return frame.assign(p=holm(p)).reset_index()
 
 
 def check_claims(rows: pd.DataFrame, seed: int) -> list[ClaimCheck]:
     """What of section 4.5 holds on this run, by paired intervals against all rivals."""
-    table, all_means = _wide(rows, "auroc"), means(rows, seed)
-    own = all_means[(all_means["source"] == "dominant") & (all_means["score"] == "hit")].iloc[0]
-    hit = Interval(own["value"], own["low"], own["high"], int(own["n"]))
+    areas = _wide(rows, "auroc")
+    hit = estimate(_hits(rows.loc[rows["source"] == "dominant", "hit"]), seed)
 
     def above(key: str, claim: str, *rivals: str) -> ClaimCheck:
-        dominant = table["dominant"].to_numpy()
-        differences = {
-            SOURCES[rival]: paired_difference(dominant, table[rival].to_numpy(), seed=seed)
-            for rival in rivals
+        apart = {
+            SOURCES[name]: paired_difference(
+                areas["dominant"].to_numpy(), areas[name].to_numpy(), seed=seed
+            )
+            for name in rivals
         }
-        return against(key, claim, "4.5, Figure 7a", differences, of="AUROC ")
+        return against(key, claim, "4.5, Figure 7a", apart, of="AUROC ")
 
     return [
         above("target", "Dominant tokens attend to the target", "chance", "centre_prior"),
@@ -270,15 +238,6 @@ def check_claims(rows: pd.DataFrame, seed: int) -> list[ClaimCheck]:
         above("layer", "They attend to it in l* more than in other layers", "other_layers"),
         above("training", "They attend to it more than in an untrained VLM", "untrained"),
     ]  # fmt: skip
-
-
-def mean_table(means: pd.DataFrame) -> pd.DataFrame:
-    """`means` as a page shows it: a row a source, value and interval in a cell."""
-    numbers = means[["value", "low", "high", "n"]].itertuples(index=False)
-    cells = means.assign(cell=[with_interval(Interval(*line)) for line in numbers])
-    table = cells.pivot(index="label", columns="panel", values="cell")
-    table = table.loc[list(SOURCES.values()), [words for _, words in SCORES.values()]]
-    return table.rename_axis(index="map", columns=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,23 +285,22 @@ def mapped(
     n_tokens: int,
 ) -> list[MappedSample]:
     """What Figures 7 and 12 show, of the samples of `at_quantiles`."""
-    ids = at_quantiles(rows, quantiles)
-    places = {name: index for index, name in enumerate(shares["sample_id"].unique())}
-    shown = [samples[places[name]] for name in ids]
-    layers = tuple(range(encoder.n_layers))
-    found = attention_maps(
-        encoder, [s.image for s in shown], [s.instruction for s in shown], layers
-    )
     scores = rows[rows["source"] == "dominant"].set_index("sample_id")["auroc"]
+    places = {name: index for index, name in enumerate(shares["sample_id"].unique())}
+    shown = [samples[places[name]] for name in at_quantiles(rows, quantiles)]
+    layers = tuple(range(encoder.n_layers))
+    images, instructions = [s.image for s in shown], [s.instruction for s in shown]
     made = []
-    for sample, maps in zip(shown, found, strict=True):
-        of_sample = (shares["sample_id"] == sample.id) & (shares["span"] == "prompt")
-        tokens = shares[of_sample].reset_index(drop=True)
+    for sample, maps in zip(
+        shown, attention_maps(encoder, images, instructions, layers), strict=True
+    ):
+        own = shares[(shares["sample_id"] == sample.id) & (shares["span"] == "prompt")]
+        tokens = own.reset_index(drop=True)
         order = tokens["share"].sort_values(ascending=False, kind="stable").index
+        best, dominant = int(tokens["layer"].iloc[0]), list(order[:n_tokens])
         made.append(
-            MappedSample(sample, layers, maps, int(tokens["layer"].iloc[0]), tokens,
-                         list(order[:n_tokens]), float(scores[sample.id]))
-        )  # fmt: skip
+            MappedSample(sample, layers, maps, best, tokens, dominant, float(scores[sample.id]))
+        )
     return made
 
 

@@ -6,10 +6,10 @@ sample: what the VLM answered and, beside it, what a judge says of the edit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,7 @@ from scipy.stats import bootstrap
 
 from abplib.core import store
 from abplib.core.errors import AbpError
-from abplib.core.stats import (
-    Interval,
-    PairedTable,
-    proportion_difference,
-    with_interval,
-)
+from abplib.core.stats import Interval, PairedTable, proportion_difference
 from abplib.core.store import stored
 from abplib.editing.loading import Source
 from abplib.editing.methods import METHODS, label
@@ -31,8 +26,7 @@ from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.judging.base import FAILURES, NO_EDIT, WRONG_OBJECT
 from abplib.judging.verdicts import VERDICTS, succeeded
 from abplib.paper import reported
-from abplib.sections.claims import measure
-from abplib.sections.vlm_boxes import rate_of
+from abplib.sections.estimates import estimate, estimates, measure, written
 from abplib.vlm.encoder import ConditionEncoder
 
 SUCCESS = "success"
@@ -41,6 +35,9 @@ EDIT_OUTCOMES = (SUCCESS, *FAILURES)
 
 TUNED = tuple(name for name, method in METHODS.items() if method.lora)
 """Methods under the LoRA: with a box, and without one to tell what the LoRA alone gains."""
+
+PARTS = {"gain": "gained on the baseline", "share": "part of the gap"}
+"""What a method closes of the gap, by name in `values.json`, and how tables call it."""
 
 HALVES = {"accurate": "VLM: accurate box", "success": "editor: successful edit"}
 """The two answers on each sample, by their column, and how figures call them."""
@@ -97,31 +94,29 @@ def paired(rows: pd.DataFrame) -> PairedTable:
 
 def edit_numbers(rows: pd.DataFrame) -> pd.DataFrame:
     """The editor's success and the edits that changed nothing, beside the paper's."""
-    unchanged = rate_of(rows["edit_outcome"] == NO_EDIT)
+    success, unchanged = estimate(rows["success"]), estimate(rows["edit_outcome"] == NO_EDIT)
+    paper = reported("edit_accuracy")
     return pd.DataFrame(
         [
-            measure("edit_success", "successful edits", rate_of(rows["success"]), "fraction",
-                    reported("edit_accuracy")),
+            measure("edit_success", "successful edits", success, "fraction", paper),
             measure("no_edit_rate", NO_EDIT, unchanged, "fraction"),
         ]
-    )  # fmt: skip
+    )
 
 
 def both_rates(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     """Accurate boxes and successful edits in each group of the column `by`, for `intervals`.
 
-    Columns: label, half, value, low, high (Wilson, 95 %), n, note; numbers in order, words by the
-    VLM's rate, larger groups first.
+    Columns: label, half, value, low, high, n, note; numbers in order, words by the VLM's rate,
+    larger groups first.
     """
     groups = list(rows.groupby(by, sort=True))
     if not pd.api.types.is_numeric_dtype(rows[by]):
         groups.sort(key=lambda group: (-group[1]["accurate"].mean(), -len(group[1])))
-    return pd.DataFrame(
-        {"label": str(label), "half": half, **rate_of(group[column])._asdict(),
-         "note": f"n = {len(group)}"}
-        for label, group in groups
-        for column, half in HALVES.items()
-    )  # fmt: skip
+    columns = [((str(label), half), own[name]) for label, own in groups
+               for name, half in HALVES.items()]  # fmt: skip
+    found = estimates(columns).rename_axis(["label", "half"]).reset_index()
+    return found.assign(note="n = " + found["n"].astype(str))
 
 
 def beside_the_papers(rows: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +126,7 @@ def beside_the_papers(rows: pd.DataFrame) -> pd.DataFrame:
     notes = [f"gap {100 * gap:.1f} points" for gap in gaps]
     rates = []
     for column, half in HALVES.items():
-        here = rate_of(rows[column])._asdict()
+        here = estimate(rows[column])._asdict()
         rates.append({"label": "paper", "half": half, "value": paper[column], "note": notes[0]})
         rates.append({"label": "this run", "half": half, **here, "note": notes[1]})
     return pd.DataFrame(rates)
@@ -139,27 +134,28 @@ def beside_the_papers(rows: pd.DataFrame) -> pd.DataFrame:
 
 def shares(outcomes: pd.Series, kinds: Sequence[str]) -> pd.DataFrame:
     """The part that each kind of outcome has, for `intervals`, in the order of `kinds`."""
-    rates = {kind: rate_of(outcomes == kind) for kind in kinds}
-    return pd.DataFrame(
-        {"label": kind, **rate._asdict(), "note": f"{(outcomes == kind).sum()} of {rate.n}"}
-        for kind, rate in rates.items()
-    )
+    found = estimates((kind, outcomes == kind) for kind in kinds).rename_axis("label")
+    return counted(found).reset_index()
+
+
+def counted(rates: pd.DataFrame) -> pd.DataFrame:
+    """`estimates` of rates, with the counts behind them as notes."""
+    counts = (rates["value"] * rates["n"]).round().astype(int)
+    return rates.assign(note=counts.astype(str) + " of " + rates["n"].astype(str))
 
 
 def discrepancy(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Figure 1's sample, as the only row, and the words of the rule that chose it."""
     known, failed = rows["accurate"], ~rows["success"]
-    fitting, rule = _first_rule(
-        rows,
-        [
-            ("whose box is accurate and whose edit went to another object",
-             known & (rows["failure"] == WRONG_OBJECT)),
-            ("whose box is accurate and whose edit failed", known & failed),
-            ("whose edit failed, since none failed where the box is accurate", failed),
-            ("of all, since no edit failed", known | ~known),
-        ],
-    )  # fmt: skip
-    return fitting.head(1), f"the first sample {rule}"
+    rules = {
+        "whose box is accurate and whose edit went to another object":
+            known & (rows["failure"] == WRONG_OBJECT),
+        "whose box is accurate and whose edit failed": known & failed,
+        "whose edit failed, since none failed where the box is accurate": failed,
+        "of all, since no edit failed": known | ~known,
+    }  # fmt: skip
+    rule = next(words for words, fits in rules.items() if fits.any())
+    return rows[rules[rule]].head(1), f"the first sample {rule}"
 
 
 def failures(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -169,14 +165,11 @@ def failures(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     accurate, where there is any, and of those the one with the highest IoU; ties go to the first
     sample.
     """
-    failed = ~rows["success"]
-    among, words = _first_rule(
-        rows,
-        [("all failures", failed), ("all samples, since no edit failed", failed | ~failed)],
-    )
+    failed = rows[~rows["success"]]
+    words = "all samples, since no edit failed" if failed.empty else "all failures"
+    among = rows if failed.empty else failed
     best = among.sort_values(["accurate", "iou"], ascending=False, kind="stable")
-    kinds = [best[best["edit_outcome"] == kind].head(1) for kind in EDIT_OUTCOMES]
-    return pd.concat(kinds), words
+    return pd.concat([best[best["edit_outcome"] == k].head(1) for k in EDIT_OUTCOMES]), words
 
 
 def successes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -193,77 +186,41 @@ def gap_of(accurate: pd.Series, success: pd.Series) -> Interval:
     return proportion_difference(PairedTable.of(*_known(accurate, success)))
 
 
-class Closed(NamedTuple):
-    """What a method under the LoRA gains on the baseline."""
+def gap_closed(accurate: pd.Series, success: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """What the methods under the LoRA gain on the baseline, and which part of the gap that is.
 
-    gain: Interval
-    """In success, as a fraction of the samples; Newcombe's interval."""
-    share: Interval | None
-    """The gain as a fraction of the gap, BCa interval; None where there may be no gain or gap."""
-
-    @property
-    def words(self) -> str:
-        """Which part of the gap that is, as the end of a sentence about the method."""
-        if self.share is not None:
-            return f"closes {with_interval(self.share, '.1%')} of it"
-        if self.gain.high < 0:
-            return "closes none of it, for it succeeds less often than the baseline"
-        return "closes no part of it that could be told from chance"
-
-
-def gap_closed(accurate: pd.Series, success: pd.DataFrame, seed: int) -> dict[str, Closed]:
-    """How much of the localization gap the methods under the LoRA close.
-
-    A share is given where the whole intervals of gap and gain lie above zero: there is no part of a
-    gap that may not be there, and none is closed by a loss.
+    Rows as of `estimates`, by method and part: the gain (of the samples, Newcombe's interval), then
+    its share of the gap (BCa). A share is given where the whole intervals of gap and gain lie
+    above zero: there is no part of a gap that may not be there, and none is closed by a loss.
 
     Args:
         accurate: whether the VLM's box is, by the sample's index.
         success: `successes`.
         seed: of the bootstrap.
     """
-    gap = gap_of(accurate, success["baseline"])
-    closed = {}
+    gap, rows = gap_of(accurate, success["baseline"]), []
+
+    def add(method: str, kind: str, found: Interval, fmt: str) -> None:
+        row = measure(f"gap_closed.{method}.{kind}", label(method), found, "fraction")
+        rows.append({**row, "method": method, "part": PARTS[kind], "fmt": fmt})
+
     for method in TUNED:
         edited, baseline, named = _known(success[method], success["baseline"], accurate)
         gain = proportion_difference(PairedTable.of(edited, baseline))
-        sure = gap.low > 0 and gain.low > 0
-        share = _share(edited, baseline, named, seed) if sure else None
-        closed[method] = Closed(gain, share)
-    return closed
+        add(method, "gain", gain, "+.1%")
+        if gap.low > 0 and gain.low > 0:
+            add(method, "share", _share(edited, baseline, named, seed), ".1%")
+    return pd.DataFrame(rows)
 
 
-def gap_numbers(gap: Interval, closed: Mapping[str, Closed]) -> pd.DataFrame:
-    """The gap, gains and shares as `measure`s."""
-    paper = reported("localization_gap")
-    numbers = [measure("gap", "gap", gap, "fraction", paper) | {"fmt": ".1%"}]
-    for method, (gain, share) in closed.items():
-        name = f"gap_closed.{method}"
-        numbers.append(measure(f"{name}.gain", label(method), gain, "fraction") | {"fmt": "+.1%"})
-        if share is not None:
-            shown = measure(f"{name}.share", label(method), share, "fraction") | {"fmt": ".1%"}
-            numbers.append(shown)
-    return pd.DataFrame(numbers)
-
-
-def gap_table(closed: Mapping[str, Closed]) -> pd.DataFrame:
-    """`gap_closed` as a page shows it."""
-    rows = {
-        label(method): {
-            "gained on the baseline": with_interval(gain, "+.1%"),
-            "part of the gap": "–" if share is None else with_interval(share, ".1%"),
-        }
-        for method, (gain, share) in closed.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-
-
-def _first_rule(
-    rows: pd.DataFrame, rules: Iterable[tuple[str, pd.Series]]
-) -> tuple[pd.DataFrame, str]:
-    """The rows that fit the first rule that any row fits, and its words; the last fits all."""
-    words, fits = next((words, fits) for words, fits in rules if fits.any())
-    return rows[fits], words
+def closing(closed: pd.DataFrame, method: str) -> str:
+    """Which part of the gap a method closes, as the end of a sentence about it."""
+    own = closed[closed["method"] == method]
+    if len(own) == 2:
+        return f"closes {written(own, '.1%').iloc[1]} of it"
+    if own["high"].iloc[0] < 0:
+        return "closes none of it, for it succeeds less often than the baseline"
+    return "closes no part of it that could be told from chance"
 
 
 def _known(*columns: pd.Series) -> list[np.ndarray]:

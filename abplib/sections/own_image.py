@@ -14,7 +14,7 @@ from torch import Tensor
 
 from abplib.core.boxes import Box
 from abplib.core.images import ImageLike
-from abplib.proxies.configurations import Configuration
+from abplib.proxies import configurations
 from abplib.proxies.selection import GuidingProxy
 from abplib.vlm.encoder import ConditionEncoder
 
@@ -42,7 +42,7 @@ def locate(
     """Ask a trained proxy and the VLM's attention. Raises AbpError as `encode` does."""
     layer = guide.layer
     encoding = encoder.encode([image], [instruction], layers=[layer], attention=[layer])
-    states, mask = Configuration(f"layer_{layer}", (layer,)).select(encoding)
+    states, mask = configurations.layer(layer).select(encoding)
     proxy = guide.proxy.to(states.device)
     x1, y1, x2, y2 = proxy(states, mask)[0].tolist()
     shares = sum(block[0].sum((0, 1, 2)) for block in proxy.attention(states, mask))

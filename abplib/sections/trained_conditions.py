@@ -14,19 +14,9 @@ import pandas as pd
 
 from abplib.core import store
 from abplib.core.errors import AbpError
-from abplib.core.stats import (
-    Interval,
-    PairedTable,
-    bootstrap_mean,
-    holm,
-    mcnemar,
-    p_words,
-    proportion_difference,
-    wilson,
-    with_interval,
-)
+from abplib.core.stats import PairedTable, holm, mcnemar, proportion_difference
 from abplib.experiment import Experiment
-from abplib.sections.claims import measure as numbered
+from abplib.sections.estimates import estimates, table
 from abplib.vlm.loading import fingerprint
 
 LABELS = {
@@ -66,10 +56,8 @@ def find(experiment: Experiment) -> tuple[Trained | None, str]:
     """
     path = experiment.comparison_file
     if path is None:
-        return (
-            None,
-            f"The profile {experiment.profile.name} comes with no such comparison; none is shown.",
-        )
+        name = experiment.profile.name
+        return None, f"The profile {name} comes with no such comparison; none is shown."
     if not path.is_file():
         return None, (
             "This comparison has not been made yet, so nothing is shown; the command "
@@ -92,75 +80,52 @@ def find(experiment: Experiment) -> tuple[Trained | None, str]:
 
 
 def rates(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Each condition's `RATES`, for `intervals` and to be recorded.
+    """`estimates` of each condition's `RATES`, for `intervals` and to be recorded.
 
-    Columns: name, condition, measure, label (the condition's), rate (the measure's words), value,
-    low, high, n (Wilson's intervals, for other objects the bootstrap's), unit.
+    Beside name and label (the condition's): condition, measure, rate (the measure's words).
     """
-    found = []
-    for name, label in LABELS.items():
-        own = rows[rows["condition"] == name]
-        for measure, words in RATES.items():
-            values = own[measure].to_numpy()
-            if measure in TESTED:
-                rate = wilson(int(values.sum()), len(values))
-            else:
-                rate = bootstrap_mean(values, seed=seed)
-            found.append(
-                {
-                    **numbered(f"conditions.{name}.{measure}", label, rate, "fraction"),
-                    **{"condition": name, "measure": measure, "rate": words},
-                }
-            )
-    return pd.DataFrame(found)
+    columns = {
+        (name, measure): own[measure].astype(bool if measure in TESTED else float)
+        for name, own in ((name, rows[rows["condition"] == name]) for name in LABELS)
+        for measure in RATES
+    }
+    found = estimates(columns.items(), seed).rename_axis(["condition", "measure"]).reset_index()
+    return found.assign(
+        name="conditions." + found["condition"] + "." + found["measure"],
+        label=found["condition"].map(LABELS),
+        rate=found["measure"].map(RATES),
+        unit="fraction",
+    )
 
 
 def against_final(rows: pd.DataFrame) -> pd.DataFrame:
     """Each other condition against `final` on the same samples, in what is `TESTED`.
 
-    Columns: condition, measure, difference (how much more often, Newcombe's interval), and p of
-    McNemar's exact test, Holm-adjusted for all comparisons.
+    As `estimates`, of the difference (how much more often, Newcombe's interval), by label and rate;
+    p is of McNemar's exact test, Holm-adjusted for all comparisons.
     """
     compared = []
     for measure in TESTED:
         wide = rows.pivot(index="sample_id", columns="condition", values=measure).astype(bool)
-        for name in LABELS:
+        for name, label in LABELS.items():
             if name != "final":
-                table = PairedTable.of(wide[name].to_numpy(), wide["final"].to_numpy())
-                difference = proportion_difference(table)
-                compared.append((name, measure, difference, mcnemar(table)))
-    frame = pd.DataFrame(compared, columns=["condition", "measure", "difference", "p"])
+                both = PairedTable.of(wide[name].to_numpy(), wide["final"].to_numpy())
+                about = {"condition": name, "label": label, "rate": RATES[measure]}
+                apart = proportion_difference(both)._asdict()
+                compared.append({**about, **apart, "p": mcnemar(both)})
+    frame = pd.DataFrame(compared)
     return frame.assign(p=holm(frame["p"].to_numpy()))
 
 
 def rate_table(trained: Trained, found: pd.DataFrame) -> pd.DataFrame:
     """What each condition reads and what became of its edits, as a page shows it."""
+    about = pd.DataFrame.from_dict(trained.run["conditions"], orient="index")
     leakage = trained.rows.groupby("condition")["leakage"].mean()
-    rows = {}
-    for name, own in found.groupby("condition", sort=False):
-        about = trained.run["conditions"][name]
-        ends = own[["value", "low", "high", "n"]].to_numpy(float).tolist()
-        shown = [with_interval(Interval(v, low, high, int(n)), ".1%") for v, low, high, n in ends]
-        rows[LABELS[str(name)]] = {
-            "layers": ", ".join(map(str, about["layers"])),
-            **dict(zip(own["rate"], shown, strict=True)),
-            "leakage score": f"{leakage[name]:.2f}",
-            "held-out loss": f"{about['held_out_loss']:.4f}",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("trained on")
-
-
-def against_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """`against_final` as a page shows it."""
-    cells = [
-        f"{with_interval(difference, '+.1%')}, p {p_words(p)}"
-        for difference, p in zip(compared["difference"], compared["p"], strict=True)
-    ]
-    wide = compared.assign(cell=cells).pivot(index="condition", columns="measure", values="cell")
-    wide = wide.loc[[name for name in LABELS if name != "final"], list(TESTED)]
-    return wide.rename(index=LABELS, columns=RATES).rename_axis(
-        index="less final states", columns=None
-    )
+    shown = table(found, "condition", "rate", ".1%")
+    shown.insert(0, "layers", about["layers"].map(lambda layers: ", ".join(map(str, layers))))
+    shown["leakage score"] = leakage.map("{:.2f}".format)
+    shown["held-out loss"] = about["held_out_loss"].map("{:.4f}".format)
+    return shown.rename(index=LABELS).rename_axis("trained on")
 
 
 def _told(run: Mapping[str, Any]) -> str:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from abplib.core import store
 from abplib.core.boxes import CORNERS
-from abplib.core.stats import Interval, bootstrap_mean, wilson
 from abplib.judging.base import WRONG_OBJECT
 from abplib.judging.box_accuracy import MIN_COVERAGE, evaluate_box
-from abplib.paper import reported
+from abplib.paper import numbers
 from abplib.samples.base import SampleSet, check_number
-from abplib.sections.claims import measure
+from abplib.sections.estimates import estimate, measure
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder
 
@@ -30,9 +30,7 @@ _FACTS = ("spatial_term", "n_objects", "layout")
 _ROWS = "rows.parquet"
 
 
-def ask(
-    encoder: ConditionEncoder, samples: SampleSet, n: int, *, base: Path | None = None
-) -> pd.DataFrame:
+def ask(encoder: ConditionEncoder, samples: SampleSet, n: int) -> pd.DataFrame:
     """Ask the standalone VLM for the first `n` boxes: one row a sample, kept on disk.
 
     Columns: index, sample_id, instruction, answer (text), x1, y1, x2, y2 (fractions of the image,
@@ -43,18 +41,17 @@ def ask(
         AbpError: `n` is not in 1..len(samples).
     """
     check_number(n, samples)
-    return store.read_parquet(_asked(encoder, samples, n, base=base) / _ROWS)[0]
+    return store.read_parquet(_asked(encoder, samples, n) / _ROWS)[0]
 
 
 @store.stored("localization")
-def _asked(
-    place: Path, encoder: ConditionEncoder, samples: SampleSet, n: int, *, base: Path | None
-) -> None:
+def _asked(place: Path, encoder: ConditionEncoder, samples: SampleSet, n: int) -> None:
     shown = [samples[index] for index in range(n)]
     answers = Grounder(encoder).locate_samples(shown, range(n))
     rows = []
     for index, (sample, (_, answer)) in enumerate(zip(shown, answers, strict=True)):
         corners = answer.box or (np.nan,) * 4
+        scores: dict[str, Any] = {**evaluate_box(sample, answer.box)}
         rows.append(
             {
                 "index": index,
@@ -63,14 +60,14 @@ def _asked(
                 "answer": answer.text or answer.fault,
                 **dict(zip(CORNERS, corners, strict=True)),
                 **{fact: sample.facts.get(fact, "not stated") for fact in _FACTS},
-                **evaluate_box(sample, answer.box),
+                **scores,
+                "outcome": box_outcome(scores),
             }
         )
-    found = pd.DataFrame(rows).assign(outcome=[box_outcome(row) for row in rows])
-    store.write_parquet(place / _ROWS, found)
+    store.write_parquet(place / _ROWS, pd.DataFrame(rows))
 
 
-def box_outcome(row: Mapping[str, object]) -> str:
+def box_outcome(row: Mapping[str, Any]) -> str:
     """The first of these that is true of a row of `ask`.
 
     No box; accurate; the box is about another object; it holds less than 90 % of the target; it
@@ -82,29 +79,29 @@ def box_outcome(row: Mapping[str, object]) -> str:
         return ACCURATE
     if row["wrong_entity"]:
         return WRONG_OBJECT
-    return CUT if float(str(row["coverage"])) < MIN_COVERAGE else SPILLED
+    return CUT if row["coverage"] < MIN_COVERAGE else SPILLED
 
 
 def vlm_numbers(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """What chapter 1 reports of the VLM: Wilson intervals of rates, bootstrap intervals of means.
+    """What chapter 1 reports of the VLM, as `estimates` has it.
 
     The centre error is that of the answers with a box; without any there is no such number.
     """
-    overlap = bootstrap_mean(answers["iou"].to_numpy(), seed=seed)
-    numbers = [
-        measure("vlm_box_accuracy", "accurate boxes", rate_of(answers["accurate"]), "fraction",
-                reported("vlm_box_accuracy")),
-        measure("vlm_mean_iou", "mean IoU", overlap, "fraction"),
-        measure("vlm_acc50", "IoU of 0.5 or more", rate_of(answers["acc50"]), "fraction"),
-        measure("wrong_entity_rate", "wrong object", rate_of(answers["wrong_entity"]),
-                "fraction"),
-        measure("no_box_rate", "no box", rate_of(~answers["answered"]), "fraction"),
-    ]  # fmt: skip
-    answered = answers[answers["answered"]]
-    if len(answered):
-        center = bootstrap_mean(answered["center_error"].to_numpy(), seed=seed)
-        numbers.append(measure("center_error", "centre error, answered", center, "image sides"))
-    return pd.DataFrame(numbers)
+    given = answers["answered"]
+    columns = {
+        "vlm_box_accuracy": ("accurate boxes", answers["accurate"]),
+        "vlm_mean_iou": ("mean IoU", answers["iou"]),
+        "vlm_acc50": ("IoU of 0.5 or more", answers["acc50"]),
+        "wrong_entity_rate": ("wrong object", answers["wrong_entity"]),
+        "no_box_rate": ("no box", ~given),
+        "center_error": ("centre error, answered", answers["center_error"][given]),
+    }
+    units, paper = {"center_error": "image sides"}, numbers()
+    return pd.DataFrame(
+        measure(name, label, estimate(column, seed), units.get(name, "fraction"), paper.get(name))
+        for name, (label, column) in columns.items()
+        if len(column)
+    )
 
 
 def examples(answers: pd.DataFrame, n_accurate: int = 3) -> pd.DataFrame:
@@ -113,14 +110,9 @@ def examples(answers: pd.DataFrame, n_accurate: int = 3) -> pd.DataFrame:
     Of the accurate ones the best, the median and the worst by IoU (evenly spaced ranks); of each
     kind of failure that occurs the one with the least IoU. Ties go to the first sample.
     """
-    accurate = answers[answers["outcome"] == ACCURATE]
-    accurate = accurate.sort_values("iou", ascending=False, kind="stable")
+    ordered = answers.sort_values("iou", ascending=False, kind="stable")
+    accurate = ordered[ordered["outcome"] == ACCURATE]
     ranks = np.linspace(0, len(accurate) - 1, min(n_accurate, len(accurate))).round().astype(int)
-    failures = [answers[answers["outcome"] == kind] for kind in BOX_OUTCOMES if kind != ACCURATE]
-    worst = [kind.sort_values("iou", kind="stable").head(1) for kind in failures]
+    kinds = [answers[answers["outcome"] == kind] for kind in BOX_OUTCOMES if kind != ACCURATE]
+    worst = [kind.sort_values("iou", kind="stable").head(1) for kind in kinds]
     return pd.concat([accurate.iloc[ranks], *worst])
-
-
-def rate_of(column: pd.Series) -> Interval:
-    """How often a Boolean column is true, with Wilson's interval."""
-    return wilson(int(column.sum()), len(column))

@@ -8,8 +8,9 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import texts
+from drawn import ticks as labels
 from matplotlib.figure import Figure
-from test_plots import texts
 
 from abplib.plots import style
 from abplib.plots.intervals import COLOURS, intervals
@@ -23,10 +24,6 @@ ROWS = pd.DataFrame(
         "note": ["n = 40", "n = 8"],
     }
 )
-
-
-def labels(figure: Figure) -> list[str]:
-    return [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
 
 
 def dots(figure: Figure) -> list[tuple[float, float]]:

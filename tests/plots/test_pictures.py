@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from drawn import keys
 from PIL import Image
 
 from abplib.plots import pictures
 from abplib.plots.pictures import Panel
 
 PICTURE = Image.new("RGB", (100, 50), "gray")
-
-
-def keys(figure: Figure) -> list[str]:
-    return [text.get_text() for key in figure.legends for text in key.get_texts()]
 
 
 def test_a_grid_shows_titles_texts_and_boxes_in_pixels() -> None:
@@ -29,9 +25,6 @@ def test_a_grid_shows_titles_texts_and_boxes_in_pixels() -> None:
     (outline,) = figure.axes[0].patches
     assert outline.get_bbox().bounds == pytest.approx((9.5, 9.5, 40, 20))
     assert keys(figure) == ["exact box"]  # once
-
-
-def test_a_grid_without_boxes_needs_no_key() -> None:
     assert keys(pictures.grid([Panel(PICTURE, "Edit")])) == []
 
 

@@ -7,30 +7,22 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import keys, texts
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from abplib import paper
+from abplib.editing.methods import METHODS
 from abplib.plots import decodability, scheme
+from abplib.plots.editing_validation import trade_off
 from abplib.plots.style import GROUPS, spread, styled
 from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.sections.decodability import GROUPS as WORDS
-from abplib.sections.decodability import curve_rows, label_of
+from abplib.sections.decodability import curve_rows, groups_of, label_of
 
-LAYERS = [f"layer_{layer}" for layer in range(8)]
-MADE_OF = {
-    **{name: "middle" if layer >= 5 else "outer" for layer, name in enumerate(LAYERS)},
-    "final": "final",
-    "middle_prompt": "middle_prompt",
-}
+NAMES = [*(f"layer_{layer}" for layer in range(8)), "final", "middle_prompt", "untrained.7"]
+MADE_OF = groups_of(NAMES, 8, range(5, 8))
 BASELINES = {"chance": 0.36, "centre_prior": 0.27, "text_only": 0.17}
-
-
-def texts(figure: Figure) -> list[str]:
-    """All that is written in the axes, at the ends of lines and in keys."""
-    figure.draw_without_rendering()
-    found = [text.get_text() for axes in figure.axes for text in axes.texts]
-    found += [text.get_text() for key in figure.legends for text in key.get_texts()]
-    return found
 
 
 def curves() -> pd.DataFrame:
@@ -40,13 +32,6 @@ def curves() -> pd.DataFrame:
         for step in range(20, 321, 20)
     ]
     return pd.DataFrame(rows)
-
-
-def settings() -> SweepSettings:
-    return SweepSettings(
-        n_batches=320, batch_size=64, lr=1e-3, width=96, n_queries=8, n_heads=4, eval_every=20,
-        n_curve_eval=64,
-    )  # fmt: skip
 
 
 def test_spread_moves_only_what_collides() -> None:
@@ -80,7 +65,8 @@ def test_the_scheme_takes_its_sizes_from_the_configuration() -> None:
     said = " ".join(texts(scheme.architecture(config)))
     for part in ("111 wide", "7 learned queries, 36 wide", "3 heads", "× 5 blocks"):
         assert part in said
-    said = " ".join(texts(scheme.training_scheme(settings())))
+    settings = SweepSettings(n_batches=320, batch_size=64, lr=1e-3)
+    said = " ".join(texts(scheme.training_scheme(settings)))
     for part in ("320 batches of 64", "0.001", "0.6\\,L_1 + 0.4", "100 steps"):
         assert part in said
 
@@ -99,3 +85,33 @@ def test_a_styled_function_leaves_the_style_of_others_alone() -> None:
     drawing().savefig(io.BytesIO(), format="png")
     assert matplotlib.rcParams["axes.grid"] is before
     assert (drawing.__name__, drawing.__doc__) == ("drawing", "Its words.")
+
+
+def test_figure_8_puts_every_method_at_its_point() -> None:
+    points = paper.figure_8()
+    figure = trade_off(points, "LPIPS")
+    (axes,) = figure.axes
+    drawn = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines]
+    assert drawn == list(zip(points["lpips"], points["vqa"], strict=True))
+    assert keys(figure) == list(points["name"])
+    assert not axes.collections  # no intervals
+    assert axes.get_xlabel().startswith("LPIPS, outside")
+
+
+def test_measured_points_carry_their_intervals_and_the_papers_marks() -> None:
+    point = {"lpips": 0.1, "lpips_low": 0.05, "lpips_high": 0.2,
+             "vqa": 2.0, "vqa_low": 1.5, "vqa_high": 2.25}  # fmt: skip
+    rows = pd.DataFrame([point] * len(METHODS), index=list(METHODS))
+    rows["name"] = [method.label for method in METHODS.values()]
+    figure = trade_off(rows, "LPIPS, of some network")
+    (axes,) = figure.axes
+    across, up = axes.collections[0].get_segments()[0], axes.collections[1].get_segments()[0]
+    assert across.tolist() == [[0.05, 2.0], [0.2, 2.0]]
+    assert up.tolist() == [[0.1, 1.5], [0.1, 2.25]]
+    colours = {text: line.get_color() for text, line in zip(keys(figure), axes.lines, strict=True)}
+    papers = trade_off(paper.figure_8(), "LPIPS")
+    for name, line in zip(keys(papers), papers.axes[0].lines, strict=True):
+        if name in colours:
+            assert line.get_color() == colours[name]
+    marks = {(line.get_color(), line.get_marker()) for line in axes.lines}
+    assert len(marks) == len(METHODS)

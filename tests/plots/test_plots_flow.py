@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import seaborn as sns
 import torch
+from drawn import texts, ticks
 from matplotlib.colors import to_hex
 from matplotlib.patches import StepPatch
 from PIL import Image
 from remote import remote
 from test_decomposition import ROUTED
-from test_plots import texts
 
 from abplib.plots import decomposition as plots
 from abplib.plots import information_flow
@@ -27,6 +27,8 @@ from abplib.samples.words import CLASSES
 from abplib.sections import decomposition
 from abplib.sections.information_flow import MappedSample
 from abplib.vlm.maps import AttentionMaps
+
+PAGE = "abplib/plots/explorer.html"
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_the_histogram_has_all_samples_first_and_sums_to_one() -> None:
     first, second = (to_hex(colour) for colour in sns.color_palette("viridis", 2))
     assert [widths[row, first] for row in range(3)] == pytest.approx([0.5, 0.75, 0.25])
     assert [widths[row, second] for row in range(3)] == pytest.approx([0.5, 0.25, 0.75])
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["all samples", "left", "right"]
+    assert ticks(figure) == ["all samples", "left", "right"]
     assert texts(figure)[:3] == ["n = 8", "n = 4", "n = 4"]
     assert texts(figure)[3:] == ["layer 5", "layer 6"]
 
@@ -131,8 +133,9 @@ def test_maps_are_those_of_the_dominant_token(example: MappedSample) -> None:
 
 
 def test_tokens_stand_in_reading_order(example: MappedSample) -> None:
-    (axes,) = information_flow.token_bars([example]).axes
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["Turn", "left", "most", "<cup>"]
+    figure = information_flow.token_bars([example])
+    (axes,) = figure.axes
+    assert ticks(figure) == ["Turn", "left", "most", "<cup>"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.1, 0.2, 0.1, 0.6])
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
 
@@ -141,14 +144,13 @@ def test_the_grid_writes_every_cell_and_how_often_a_layer_is_chosen() -> None:
     grid = pd.DataFrame({"1": [0.4, 0.9], "last": [0.5, 0.6]}, index=pd.Index([5, 6], name="layer"))
     figure = information_flow.layers_and_tokens(grid, pd.Series({6: 0.25}), "AUROC")
     assert texts(figure)[:4] == ["0.40", "0.50", "0.90", "0.60"]
-    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert labels == ["5", "6  (25%)"]
+    assert ticks(figure) == ["5", "6  (25%)"]
 
 
 def test_the_explorer_holds_every_map_and_loads_nothing(
     example: MappedSample, tmp_path: Path
 ) -> None:
-    page = information_flow.explorer(example, "some-maps", "made by & with")
+    page = information_flow.explorer(example, PAGE, "some-maps", "made by & with")
     (told,) = re.findall(r"data = (\{.*\});", page)
     data = json.loads(told)
     cells = np.frombuffer(base64.b64decode(data["raw"]), np.uint8).reshape(3, 5, 2, 3)

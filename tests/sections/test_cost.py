@@ -12,15 +12,12 @@ from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 from abplib.core.errors import AbpError
 from abplib.profiles import Profile
 from abplib.proxies.bank import Bank
-from abplib.proxies.configurations import Configuration, configurations
-from abplib.proxies.qformer import Proxy, box_loss
-from abplib.proxies.settings import ProxyConfig, SweepSettings
+from abplib.proxies.configurations import configurations
 from abplib.samples.scenes.sets import general
 from abplib.sections.cost import (
     Lengths,
     learning_flops,
     lengths_of,
-    proxy_flops,
     vlm_flops,
 )
 from abplib.vlm.encoder import ConditionEncoder
@@ -87,27 +84,6 @@ def test_a_pass_is_what_torch_counts(
     assert lengths[0] == lengths[1]
     assert found == 2 * vlm_flops(encoder.model.config, lengths[0])
     assert encoding.grids[0] == ((4, 4) if shape is None else (6, 6))
-
-
-def test_learning_is_what_torch_counts() -> None:
-    config = ProxyConfig(state_width=64, n_layers=3, width=16, n_queries=2, n_heads=2, n_blocks=2)
-    proxy, states = Proxy(config), torch.randn(5, 3, 7, 64)
-    mask, boxes = torch.ones(5, 7, dtype=torch.bool), torch.rand(5, 4)
-    found = counted(lambda: box_loss(proxy(states, mask), boxes, 0.4).backward())
-    assert found == 5 * proxy_flops(config, 7)
-
-
-def test_a_sweep_learns_from_all_kept_tokens_or_those_of_the_prompt() -> None:
-    settings = SweepSettings(
-        n_batches=1, batch_size=1, lr=1e-3, width=16, n_queries=2, n_heads=2, eval_every=1,
-        n_curve_eval=1,
-    )  # fmt: skip
-    chosen = [Configuration("a", (0,)), Configuration("b", (0, 1), "prompt")]
-    lengths = Lengths(grid=(2, 2), sequence=20, kept=9, prompt=3)
-    one, two = settings.proxy_config(64, 1), settings.proxy_config(64, 2)
-    assert learning_flops(chosen, 64, settings, lengths) == proxy_flops(one, 9) + proxy_flops(
-        two, 3
-    )
 
 
 def test_a_bank_runs_what_is_counted(encoder: ConditionEncoder) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from abplib.proxies.configurations import Configuration
 from abplib.proxies.labels import Labels
+from abplib.proxies.sweep import Sweep
 from abplib.sections import decodability
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
 from abplib.sections.decodability import UNREAD
@@ -18,6 +20,8 @@ GROUPS = {
     "layer_2": "middle",
     "final": "final",
     "middle_prompt": "middle_prompt",
+    "input": "control",
+    "untrained.1": "control",
 }
 ERRORS = {
     "layer_0": 0.2,
@@ -25,6 +29,8 @@ ERRORS = {
     "layer_2": 0.12,
     "final": 0.15,
     "middle_prompt": 0.15,
+    "input": 0.25,
+    "untrained.1": 0.25,
     "centre_prior": 0.3,
     "text_only": 0.11,
 }
@@ -37,11 +43,8 @@ def samples(errors: dict[str, float] = ERRORS) -> pd.DataFrame:
     parts = []
     for name, error in errors.items():
         center = error + hardness + random.normal(0, 0.01, 40)
-        parts.append(
-            pd.DataFrame({"sample_id": np.arange(40), "center_error": center}).assign(
-                configuration=name, iou=0.5, acc50=1.0
-            )
-        )
+        part = pd.DataFrame({"sample_id": np.arange(40), "center_error": center})
+        parts.append(part.assign(configuration=name, iou=0.5, acc50=1.0))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -60,18 +63,37 @@ CURVES = {
     "layer_2": [0.3, 0.2, 0.1],
     "final": [0.4, 0.3, 0.2],
     "middle_prompt": [0.2, 0.2, 0.2],
+    "input": [0.2, 0.2, 0.2],  # as fast as the prompt tokens, but in no group of the paper's
+    "untrained.1": [0.4, 0.4, 0.4],
 }
 
 
-def test_groups_follow_the_layers_that_are_read() -> None:
-    chosen = [
-        Configuration("layer_0", (0,)),
-        Configuration("layer_1", (1,)),
-        Configuration("final", ("final",)),
-        Configuration("middle_prompt", (1,), "prompt"),
-    ]
-    found = decodability.groups_of(chosen, middle=(1,))
-    assert found == {name: GROUPS[name] for name in found}
+def grouped(n_layers: int, middle: range) -> dict[str, list[int]]:
+    names = [f"layer_{layer}" for layer in range(n_layers)]
+    found = decodability.groups_of(names, n_layers, middle)
+    return {
+        group: [layer for layer, name in enumerate(names) if found[name] == group]
+        for group in ("outer", "middle", "between")
+    }
+
+
+def test_groups_are_the_papers_at_its_depth_and_scaled_elsewhere() -> None:
+    assert grouped(28, range(15, 25)) == {
+        "outer": [*range(14), 25, 26], "middle": [*range(15, 25)], "between": [14, 27],
+    }  # fmt: skip
+    assert grouped(8, range(5, 8)) == {"outer": [0, 1, 2, 3], "middle": [5, 6, 7], "between": [4]}
+    others = ["final", "middle_prompt", "input", "untrained.7"]
+    found = decodability.groups_of(others, 8, range(5, 8))
+    assert list(found.values()) == ["final", "middle_prompt", "control", "control"]
+
+
+def test_an_untrained_decoder_brings_its_layers_alone() -> None:
+    own, other = ({"layer_1": 0.1, "chance": 0.4}, {"layer_1": 0.3, "chance": 0.5})
+    made = [Sweep(Path(), curves(layer_1=[0.5]), samples(errors), {}) for errors in (own, other)]
+    rows, lines = decodability.with_controls(*made)
+    means = rows.groupby("configuration")["center_error"].mean()
+    assert means.round(1).to_dict() == {"layer_1": 0.1, "chance": 0.4, "untrained.1": 0.3}
+    assert lines["configuration"].tolist() == ["layer_1", "untrained.1"]
 
 
 def test_final_errors_are_means_with_intervals() -> None:
@@ -82,18 +104,22 @@ def test_final_errors_are_means_with_intervals() -> None:
     assert found.loc["final", "value"] == pytest.approx(mean)
     assert (found["low"] < found["value"]).all() and (found["value"] < found["high"]).all()
     assert (found["n"] == 40).all()
-    assert found.loc["layer_1", ["label", "group"]].tolist() == ["layer 1", "middle layers"]
-    assert found.loc["text_only", ["label", "group"]].tolist() == ["spatial term alone", UNREAD]
+    told = found[["label", "group"]].T
+    assert told["layer_1"].tolist() == ["layer 1", "middle layers"]
+    assert told["untrained.1"].tolist() == ["untrained, layer 1", "no trained decoder"]
+    assert told["text_only"].tolist() == ["spatial term alone", UNREAD]
+    table = decodability.configuration_table(found)
+    assert (table.index[0], table.index[-1]) == ("layer 1", "centre prior")
+    assert table.loc["final", "centre error"] == found.loc["final", "value"]
 
 
 def test_curves_stand_in_the_order_of_their_groups_and_of_time() -> None:
     shuffled = curves(**CURVES).sample(frac=1, random_state=0)
     rows = decodability.curve_rows(shuffled, GROUPS)
     assert rows["configuration"].unique().tolist() == list(GROUPS)
-    assert rows["step"].tolist() == [10, 20, 30] * 5
-    assert rows.iloc[-1][["label", "group"]].tolist() == [
-        "middle prompt", "prompt tokens of the middle layers"
-    ]  # fmt: skip
+    assert rows["step"].tolist() == [10, 20, 30] * len(GROUPS)
+    prompt = rows[rows["configuration"] == "middle_prompt"].iloc[0]
+    assert [*prompt[["label", "group"]]] == ["middle prompt", "prompt tokens of the middle layers"]
 
 
 def test_differences_are_paired() -> None:
@@ -109,11 +135,8 @@ def test_batches_to_takes_the_first_evaluation_as_low() -> None:
 
 
 def test_claims_on_known_rows() -> None:
-    found = {
-        v.key: v.verdict
-        for v in decodability.check_claims(samples(), curves(**CURVES), GROUPS, seed=0)
-    }
-    assert found == {
+    checks = decodability.check_claims(samples(), curves(**CURVES), GROUPS, seed=0)
+    assert {check.key: check.verdict for check in checks} == {
         "one_pass": HOLDS,
         "middle_final": HOLDS,
         "middle_outer": HOLDS,
@@ -121,19 +144,19 @@ def test_claims_on_known_rows() -> None:
         "prompt_fastest": HOLDS,
         "prompt_final": UNDECIDED,
         "prompt_text_only": REVERSED,
+        "decoder": HOLDS,
     }
 
 
 def test_claims_turn_with_the_rows() -> None:
     worse = {**ERRORS, "layer_1": 0.4, "layer_2": 0.4}
     slower = {**CURVES, "layer_1": [0.4, 0.3, 0.3], "middle_prompt": [0.4, 0.3, 0.2]}
-    rows = decodability.check_claims(samples(worse), curves(**slower), GROUPS, seed=0)
-    found = {v.key: v for v in rows}
-    for key in ("one_pass", "middle_final", "middle_outer"):
+    checks = decodability.check_claims(samples(worse), curves(**slower), GROUPS, seed=0)
+    found = {check.key: check for check in checks}
+    for key in ("one_pass", "middle_final", "middle_outer", "decoder", "prompt_fastest"):
         assert found[key].verdict == REVERSED
     assert found["middle_faster"].verdict == REVERSED  # one at batch 20, one never
     assert found["middle_faster"].measured == "batch never against 30"
-    assert found["prompt_fastest"].verdict == REVERSED
 
 
 def test_unusable_labels_are_counted_by_reason() -> None:
@@ -143,15 +166,7 @@ def test_unusable_labels_are_counted_by_reason() -> None:
     assert found["part"].sum() == pytest.approx(1)
 
 
-def test_the_table_puts_the_lowest_error_first() -> None:
-    errors = decodability.final_errors(samples(), GROUPS, seed=0)
-    table = decodability.configuration_table(errors)
-    assert table.index[0] == "layer 1"
-    assert table.index[-1] == "centre prior"
-    assert table.loc["final", "centre error"] == errors.loc["final", "value"]
-
-
 def test_settings_are_written_whole_where_they_are() -> None:
     assert format(128000.0, decodability.format_of(128000.0, 320)) == "128,000"
-    assert format(1e-3, decodability.format_of(1e-3, np.nan)) == "0.001"
     assert format(1.0, decodability.format_of(1.0374, 1.0)) == "1"
+    assert [decodability.written(x) for x in (1e-3, np.nan, 64.0)] == ["0.001", "–", "64"]

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from abplib.core.errors import AbpError
-from abplib.core.stats import with_interval
 from abplib.editing.methods import METHODS
 from abplib.judging.base import FAILURES, HALLUCINATION, LEAKAGE
 from abplib.judging.verdicts import tidy
 from abplib.samples.base import Sample
 from abplib.sections import editing_validation, localization_gap
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
+from abplib.sections.estimates import table, written
 
 N = 40
 BETTER = {  # edit, accuracy, leakage (means), LPIPS, part of the edits that succeed
@@ -63,16 +63,6 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     return editing_validation.summarise(scores, seed=0)
 
 
-def verdicts(means: dict[str, tuple[float, ...]]) -> dict[str, str]:
-    return {v.key: v.verdict for v in editing_validation.claim_checks(tidy(judged(means)), seed=0)}
-
-
-def test_tidy_gives_the_mean_of_the_three_questions(scores: pd.DataFrame) -> None:
-    wide = scores.pivot(index=["method", "sample_id"], columns="metric", values="value")
-    assert wide.loc[("identity", "s3"), "vqa"] == pytest.approx(4 / 3)
-    assert {"vqa_edit", "vqa_accuracy", "vqa_leakage", "edit_success", "l2"} <= set(wide)
-
-
 def test_the_summary_holds_means_errors_and_intervals(
     scores: pd.DataFrame, summary: pd.DataFrame
 ) -> None:
@@ -111,7 +101,7 @@ def test_the_papers_numbers_go_to_the_methods_they_are_about() -> None:
     assert known["baseline", "lpips"] == 0.1191
     assert known["ours", "vqa"] == pytest.approx((3.255 + 3.33 + 3.55) / 3)
     assert known["baseline", "edit_success"] == 0.575
-    assert not any(method in editing_validation.BEYOND for method, _ in known)
+    assert not {*editing_validation.BEYOND} & {*known.index.get_level_values("method")}
 
 
 def test_the_measured_table_has_the_same_columns_and_says_which_lpips(
@@ -127,13 +117,6 @@ def test_the_measured_table_has_the_same_columns_and_says_which_lpips(
     assert table.loc["Ours", "edit success ↑"].startswith("80.0% [6")
 
 
-def test_one_sample_has_no_error_and_no_interval(scores: pd.DataFrame) -> None:
-    single = editing_validation.summarise(scores[scores["sample_id"] == "s0"], seed=0)
-    table = editing_validation.measured_table(single, ["ours"], "LPIPS")
-    assert "±" not in table.loc["Ours", "VQA edit ↑"]
-    assert single.loc[("ours", "vqa"), ["low", "high", "sem"]].isna().all()
-
-
 def test_figure_8_has_every_method_with_its_intervals(summary: pd.DataFrame) -> None:
     points = editing_validation.figure_8(summary)
     assert list(points.index) == list(METHODS)
@@ -143,71 +126,48 @@ def test_figure_8_has_every_method_with_its_intervals(summary: pd.DataFrame) -> 
 
 
 def test_comparisons_are_paired_and_adjusted(scores: pd.DataFrame) -> None:
-    compared = editing_validation.comparisons(scores, seed=0)
-    found = compared.set_index(["method", "metric"])
+    found = editing_validation.comparisons(scores, seed=0)
     assert len(found) == 6 * 3
     assert found["value"]["ours", "vqa"] == pytest.approx(2.0)
     assert found["value"]["ours", "edit_success"] == pytest.approx(0.5)
-    assert found["p"]["ours", "lpips"] == pytest.approx(
-        18 * 2e-4
-    )  # the smallest there is, times 18
-    table = editing_validation.comparison_table(compared, "LPIPS, of some network")
-    assert list(table.columns) == ["LPIPS, of some network", "mean VQA", "edit success"]
-    assert table.loc["Ours", "edit success"].startswith("+50.0% [")
-    assert len(table) == 6
-    assert not {"Qwen-Image-Edit", "No edit", "Exact edit pasted"} & set(table.index)
+    smallest = 2e-4  # p-value that there is
+    assert found["p"]["ours", "lpips"] == pytest.approx(18 * smallest)
+    shown = editing_validation.comparison_table(found, "LPIPS, of some network")
+    assert list(shown.columns) == ["LPIPS, of some network", "mean VQA", "edit success"]
+    assert shown.loc["Ours", "edit success"].startswith("+50.0% [")
+    assert len(shown) == 6
+    assert not {"Qwen-Image-Edit", "No edit", "Exact edit pasted"} & set(shown.index)
 
 
-def test_the_part_of_the_gap_that_boxes_close() -> None:
-    accurate = pd.Series(np.arange(N) >= 2)
-    success = localization_gap.successes(judged())
-    closed = localization_gap.gap_closed(accurate, success, seed=0)
+GAPS = {  # accurate boxes, and what Ours has; what it closes then
+    "closed": (38, {}, "closes "),
+    "no gap": (13, {}, "closes no part of it that could be told from chance"),
+    "a loss": (38, {"ours": (1, 1, 1, 0.2, 0.0)}, "closes none of it, for it succeeds less"),
+    "chance": (38, {"ours": BETTER["baseline"]}, "closes no part of it that could be told"),
+}
+
+
+@pytest.mark.parametrize("case", GAPS)
+def test_a_part_is_given_of_a_gap_that_is_there_and_of_a_gain(case: str) -> None:
+    n_accurate, changed, words = GAPS[case]
+    accurate = pd.Series(np.arange(N) < n_accurate)
+    success = localization_gap.successes(judged(BETTER | changed))
     gap = localization_gap.gap_of(accurate, success["baseline"])
-    assert gap.value == pytest.approx(0.95 - 0.3)
-    ours = closed["ours"]
-    assert ours.gain.value == pytest.approx(0.5)
-    assert ours.share is not None
-    assert ours.share.value == pytest.approx(0.5 / 0.65)
-    assert 0.4 < ours.share.low < ours.share.value < ours.share.high < 1.2
-    assert closed["lora_no_box"].gain.value == pytest.approx(0.1)
-    assert ours.words == f"closes {with_interval(ours.share, '.1%')} of it"
-    assert closed["gt_box"].share.value == pytest.approx(0.7 / 0.65)  # type: ignore[union-attr]
-    assert (
-        localization_gap.gap_table(closed)
-        .loc["Ours", "gained on the baseline"]
-        .startswith("+50.0%")
-    )
-
-
-def test_no_part_is_given_of_a_gap_that_may_not_be_there() -> None:
-    accurate = pd.Series(np.arange(N) < 13)  # as good as the baseline's 12
-    closed = localization_gap.gap_closed(accurate, localization_gap.successes(judged()), seed=0)
-    assert all(found.share is None for found in closed.values())
-    assert set(localization_gap.gap_table(closed)["part of the gap"]) == {"–"}
-
-
-def test_no_part_of_the_gap_is_closed_by_a_loss_or_by_chance() -> None:
-    accurate = pd.Series(np.arange(N) < 38)
-    worse = localization_gap.successes(judged(BETTER | {"ours": (1, 1, 1, 0.2, 0.0)}))
-    lost = localization_gap.gap_closed(accurate, worse, seed=0)["ours"]
-    assert lost.share is None and lost.gain.high < 0
-    assert "closes none of it" in lost.words
-    same = localization_gap.gap_closed(accurate, worse.assign(ours=worse["baseline"]), seed=0)[
-        "ours"
-    ]
-    assert same.share is None
-    assert "told from chance" in same.words
-
-
-def test_readings_of_what_changes_outside_are_ranked(summary: pd.DataFrame) -> None:
-    means = editing_validation.readings(summary)
-    assert editing_validation.reordered(means) == []
-    table = editing_validation.reading_table(means)
-    assert table.loc["Norm-AVG", "composite"] == "0.0500 (1)"
-    assert table.loc["Norm-AVG", "SSIM"] == "0.9500 (1)"  # the highest changes least
-    means.loc["ours", "lpips_spatial"] = 0.2
-    means.loc["ours", "ssim"] = 0.99
-    assert editing_validation.reordered(means) == ["spatial", "SSIM"]
+    assert gap.value == pytest.approx(n_accurate / N - 0.3)
+    closed = localization_gap.gap_closed(accurate, success, seed=0)
+    found = closed.replace({words: kind for kind, words in localization_gap.PARTS.items()})
+    found = found.set_index(["method", "part"])
+    assert (("ours", "share") in found.index) == (case == "closed")
+    assert (("gt_box", "share") in found.index) == (n_accurate == 38)
+    assert found["value"]["lora_no_box", "gain"] == pytest.approx(0.1)
+    assert localization_gap.closing(closed, "ours").startswith(words)
+    if case == "closed":
+        share = found.loc[("ours", "share")]
+        assert found["value"]["ours", "gain"] == pytest.approx(0.5)
+        assert share["value"] == pytest.approx(0.5 / 0.65)
+        assert 0.4 < share["low"] < share["value"] < share["high"] < 1.2
+        (part,) = written(found.loc[[("ours", "share")]], ".1%")
+        assert localization_gap.closing(closed, "ours") == f"closes {part} of it"
 
 
 def test_box_quality_counts_a_missing_box_as_a_miss() -> None:
@@ -222,34 +182,15 @@ def test_box_quality_counts_a_missing_box_as_a_miss() -> None:
     value = found.set_index("name")["value"]
     assert value["box.proxy.iou"] == pytest.approx(0.6)
     assert value["box.vlm.centre_inside"] == 0.5
-    table = editing_validation.box_table(found)
-    assert list(table.index) == ["proxy", "VLM, asked", "exact box"]
-    assert table.loc["exact box", "mean IoU"] == "1.000 [1.000, 1.000]"
-
-
-def test_samples_are_ordered_by_what_ours_gains() -> None:
-    rows = judged()
-    assert len(editing_validation.by_gain(rows)) == N
-    points = {("ours", 3): 9.0, ("ours", 17): -9.0}
-    for (method, index), edit in points.items():
-        rows.loc[(rows["method"] == method) & (rows["index"] == index), "edit"] = edit
-    order = editing_validation.by_gain(rows)
-    assert (order[0], order[-1]) == (3, 17)
-
-
-def test_success_rates_say_how_many(summary: pd.DataFrame) -> None:
-    found = editing_validation.success_rates(summary)
-    assert list(found["label"]) == [m.label for m in METHODS.values()]
-    assert found["note"].iloc[0] == "12 of 40"
-
-
-def test_the_papers_claims_hold_where_the_rows_say_so() -> None:
-    assert set(verdicts(BETTER).values()) == {HOLDS}
+    shown = table(found, "label", "score", found["fmt"])
+    assert list(shown.index) == ["proxy", "VLM, asked", "exact box"]
+    assert shown.loc["exact box", "mean IoU"] == "1.000 [1.000, 1.000]"
 
 
 @pytest.mark.parametrize(
     ("method", "numbers", "changed"),
     [
+        ("ours", BETTER["ours"], {}),
         ("ours", (1.0, 1.0, 1.0, 0.2, 0.0), {
             "ours_vqa": REVERSED, "ours_questions": REVERSED, "ours_success": REVERSED,
             "ours_lpips": REVERSED}),
@@ -267,25 +208,26 @@ def test_the_papers_claims_hold_where_the_rows_say_so() -> None:
 def test_verdicts_turn_with_the_rows(
     method: str, numbers: tuple[float, ...], changed: dict[str, str]
 ) -> None:
-    expected = dict.fromkeys(verdicts(BETTER), HOLDS) | changed
-    assert verdicts(BETTER | {method: numbers}) == expected
+    checks = editing_validation.claim_checks(tidy(judged(BETTER | {method: numbers})), seed=0)
+    found = {check.key: check for check in checks}
+    expected = dict.fromkeys(found, HOLDS) | changed
+    assert {key: check.verdict for key, check in found.items()} == expected
+    if not changed:  # the rival that comes closest is shown
+        assert found["ours_vqa"].measured.endswith("against Full description")
+        assert found["norm_avg_lpips"].measured.endswith("against Ours")
+        assert found["ours_questions"].measured.endswith("against Full description, edit")
+        assert found["controls"].measured == "40 of 40 samples"
 
 
-def test_a_claim_shows_the_rival_that_comes_closest() -> None:
-    rows = {v.key: v for v in editing_validation.claim_checks(tidy(judged()), seed=0)}
-    assert rows["ours_vqa"].measured.endswith("against Full description")
-    assert rows["norm_avg_lpips"].measured.endswith("against Ours")
-    assert rows["ours_questions"].measured.endswith("against Full description, edit")
-    assert rows["controls"].measured == "40 of 40 samples"
-
-
-def test_nothing_is_decided_by_one_sample() -> None:
+def test_one_sample_has_no_error_and_decides_nothing() -> None:
     rows = judged()
-    found = {
-        v.key: v for v in editing_validation.claim_checks(tidy(rows[rows["index"] == 0]), seed=0)
-    }
-    assert found.pop("controls").verdict == HOLDS
-    assert {v.verdict for v in found.values()} == {UNDECIDED}
+    single = tidy(rows[rows["index"] == 0])
+    checks = {c.key: c.verdict for c in editing_validation.claim_checks(single, seed=0)}
+    assert checks.pop("controls") == HOLDS and {*checks.values()} == {UNDECIDED}
+    summary = editing_validation.summarise(single, seed=0)
+    assert summary.loc[("ours", "vqa"), ["low", "high", "sem"]].isna().all()
+    table_1 = editing_validation.measured_table(summary, ["ours"], "LPIPS")
+    assert "±" not in table_1.loc["Ours", "VQA edit ↑"]
 
 
 def left_open(method: str, indices: Sequence[int]) -> pd.DataFrame:
@@ -304,14 +246,10 @@ def test_edits_without_a_verdict_are_left_out_pair_by_pair() -> None:
     assert success["ours"].isna().sum() == 2 and success["gt_box"].notna().all()
     accurate = pd.Series(np.arange(N) >= 2)
     closed = localization_gap.gap_closed(accurate, success, seed=0)
-    assert (closed["ours"].gain.n, closed["gt_box"].gain.n) == (N - 2, N)
+    assert closed.groupby("method")["n"].first()[["ours", "gt_box"]].tolist() == [N - 2, N]
     assert localization_gap.gap_of(accurate, success["baseline"]).n == N
     summary = editing_validation.summarise(tidy(rows), seed=0)
     assert summary.loc[("ours", "edit_success"), "n"] == N - 2
-    assert sorted(editing_validation.by_gain(rows)) == list(range(1, N - 1))
-
-
-def test_a_judge_that_gives_no_success_is_named() -> None:
     with pytest.raises(AbpError, match="of no edit by Ours whether it succeeds"):
         localization_gap.successes(left_open("ours", range(N)))
 
@@ -325,12 +263,9 @@ def test_boxes_are_measured_against_the_exact_ones() -> None:
     assert list(rows["answered"]) == [True, True, False, True]
     assert list(rows["centre_inside"]) == [True, True, False, False]
     assert rows["iou"].tolist() == pytest.approx([1, 1, 0, 0.04 / 0.49])
-
-
-def test_an_answer_without_a_box_gives_none() -> None:
     corners = {"x1": [0.1, None], "y1": [0.2, None], "x2": [0.3, None], "y2": [0.4, None]}
-    rows = pd.DataFrame({**corners, "answered": [True, False]})
-    assert editing_validation.answered_boxes(rows) == [(0.1, 0.2, 0.3, 0.4), None]
+    answers = pd.DataFrame({**corners, "answered": [True, False]})
+    assert editing_validation.answered_boxes(answers) == [(0.1, 0.2, 0.3, 0.4), None]
 
 
 @pytest.fixture
@@ -346,25 +281,19 @@ def test_every_edit_is_counted_once_by_what_became_of_it() -> None:
     assert list(counts.columns) == ["success", *FAILURES]
     assert counts.loc["Ours", ["success", LEAKAGE, HALLUCINATION]].tolist() == [32, 7, 1]
     assert (counts.sum(axis=1) == N).all() and len(counts) == 7  # no controls
-
-
-def test_a_failure_whose_kind_nobody_told_is_counted_as_such() -> None:
-    rows = judged().assign(failure=None)
-    assert editing_validation.failure_modes(rows).loc["Qwen-Image-Edit", "kind not told"] == 28
+    untold = editing_validation.failure_modes(rows.assign(failure=None))
+    assert untold.loc["Qwen-Image-Edit", "kind not told"] == 28
 
 
 def test_edits_that_the_judge_left_open_are_counted_nowhere(boxes: pd.DataFrame) -> None:
     rows = left_open("ours", [0, 39])
-    assert editing_validation.failure_modes(rows).loc["Ours", ["success", LEAKAGE]].tolist() == [
-        31,
-        7,
-    ]
+    counts = editing_validation.failure_modes(rows).loc["Ours"]
+    assert counts[["success", LEAKAGE]].tolist() == [31, 7]
     found = editing_validation.success_by_overlap(rows, boxes)
     assert list(found["note"]) == ["n = 15", "n = 8", "n = 8", "n = 7"] * 2
     open_ones = left_open("baseline", range(20))
-    assert set(editing_validation.failures_by_box(open_ones, boxes, N)["index"]) <= set(
-        range(20, N)
-    )
+    shown = editing_validation.failures_by_box(open_ones, boxes, N)
+    assert set(shown["index"]) <= set(range(20, N))
 
 
 def test_success_goes_by_the_band_of_the_box_on_the_same_samples(boxes: pd.DataFrame) -> None:
@@ -376,11 +305,8 @@ def test_success_goes_by_the_band_of_the_box_on_the_same_samples(boxes: pd.DataF
     assert list(ours["label"]) == ["below 0.4", "0.4 to 0.6", "0.6 to 0.8", "0.8 or more"]
     assert list(ours["note"]) == list(alone["note"]) == ["n = 16", "n = 8", "n = 8", "n = 8"]
     assert ours["value"].tolist() == [0.5, 1, 1, 1] and alone["value"].tolist() == [0, 0, 1, 1]
-
-
-def test_a_band_begins_at_its_lower_end_and_empty_ones_are_left_out() -> None:
-    one = pd.DataFrame({"source": "proxy", "index": range(N), "iou": 0.6})
-    assert list(editing_validation.success_by_overlap(judged(), one)["label"]) == ["0.6 to 0.8"] * 2
+    edges = editing_validation.success_by_overlap(judged(), boxes.assign(iou=0.6))
+    assert list(edges["label"]) == ["0.6 to 0.8"] * 2  # a band has its lower end; none is empty
 
 
 def test_figure_10_takes_baseline_failures_from_the_best_box_to_the_worst() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -16,7 +15,10 @@ from abplib.plots.intervals import intervals
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import evaluation
 from abplib.sections import trained_conditions
+from abplib.sections.estimates import table
 from abplib.sections.trained_conditions import LABELS, RATES, Trained
+from abplib.vlm.loading import fingerprint
+from abplib.vlm.twins import smoke_vlm
 
 ALTERED = {"final": 8, "middle": 32, "pooled": 8, "stacked": 10, "final_untold": 7}
 """Of 40 samples, from the first."""
@@ -39,7 +41,7 @@ def rows() -> pd.DataFrame:
 def run(**changes: Any) -> dict[str, Any]:
     about = {"layers": [1, 3], "parameters": 1_234_567, "minutes": 9.6, "held_out_loss": 0.25}
     made = {
-        "vlm": "v", "samples": evaluation().fingerprint, "device": "cpu",
+        "vlm": fingerprint(smoke_vlm()), "samples": evaluation().fingerprint, "device": "cpu",
         "conditions": {name: about for name in LABELS}
         | {"stacked": about | {"parameters": 1_300_000, "minutes": 11.0}},
         "plan": {
@@ -54,7 +56,7 @@ def run(**changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
     made = Experiment(Profile.load("smoke", comparison=str(tmp_path / "conditions.csv")))
-    vars(made)["encoder"] = SimpleNamespace(fingerprint="v")
+    vars(made)["evaluation"] = evaluation()
     return made
 
 
@@ -65,40 +67,39 @@ def ship(experiment: Experiment, made: dict[str, Any]) -> None:
     path.with_suffix(".json").write_text(json.dumps(made))
 
 
-def test_a_profile_without_a_comparison_shows_none_and_says_so(experiment: Experiment) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (None, "has not been made yet"),
+        ({"vlm": "another"}, "another VLM or on other samples"),
+        ({"samples": "others"}, "another VLM or on other samples"),
+    ],
+)
+def test_a_comparison_of_nothing_or_of_something_else_is_not_shown(
+    experiment: Experiment, changes: dict[str, Any] | None, said: str
+) -> None:
+    if changes is not None:
+        ship(experiment, run(**changes))
+    trained, told = trained_conditions.find(experiment)
+    assert trained is None and said in told
     assert trained_conditions.find(Experiment(Profile.load("smoke"))) == (
         None, "The profile smoke comes with no such comparison; none is shown.",
     )  # fmt: skip
-    trained, told = trained_conditions.find(experiment)
-    assert trained is None and "has not been made yet" in told
-
-
-@pytest.mark.parametrize("changes", [{"vlm": "another"}, {"samples": "others"}])
-def test_a_comparison_of_something_else_is_not_shown(
-    experiment: Experiment, changes: dict[str, Any]
-) -> None:
-    ship(experiment, run(**changes))
-    trained, told = trained_conditions.find(experiment)
-    assert trained is None and "another VLM or on other samples" in told
 
 
 def test_a_comparison_is_read_as_made_and_told_in_a_sentence(experiment: Experiment) -> None:
     ship(experiment, run())
     trained, told = trained_conditions.find(experiment)
     assert trained is not None
-    pd.testing.assert_frame_equal(
-        trained.rows.drop(columns="failure"), rows().drop(columns="failure")
-    )
+    known = trained.rows.drop(columns="failure")
+    pd.testing.assert_frame_equal(known, rows().drop(columns="failure"))
     assert told == (
         "Each has 4 blocks of width 128 (1,234,567 to 1,300,000 parameters) and learned from 900 "
         "batches of 32 pairs of 1280 scenes, in 10 to 11 minutes (cpu); each then edited the same "
         "40 samples in 12 steps at a guidance of 3."
     )
-
-
-def test_a_broken_table_is_one_sentence(experiment: Experiment, tmp_path: Path) -> None:
-    ship(experiment, run())
-    (tmp_path / "conditions.csv").write_text("")
+    assert experiment.comparison_file is not None
+    experiment.comparison_file.write_text("")
     with pytest.raises(AbpError, match="not a readable table: restore it"):
         trained_conditions.find(experiment)
 
@@ -124,33 +125,25 @@ def test_rates_are_those_of_the_rows() -> None:
 
 def test_only_a_real_difference_to_the_final_states_is_significant() -> None:
     compared = trained_conditions.against_final(rows())
-    found = compared.set_index(["condition", "measure"])
+    found = compared.set_index(["condition", "rate"])
     assert "final" not in set(compared["condition"])
-    middle, pooled = (
-        found.loc[("middle", "target_altered")],
-        found.loc[("pooled", "target_altered")],
-    )
-    assert middle["difference"].value == 0.6 and middle["difference"].low > 0
+    middle, pooled = (found.loc[(name, "target altered")] for name in ("middle", "pooled"))
+    assert middle["value"] == 0.6 and middle["low"] > 0
     assert middle["p"] < 0.001
-    assert pooled["difference"].value == 0 and pooled["p"] == 1
-    assert found["p"]["stacked", "target_altered"] == 1  # 0.5, adjusted
-    table = trained_conditions.against_table(compared)
-    assert list(table.index) == [LABELS[name] for name in LABELS if name != "final"]
-    assert table.loc["One middle layer", "target altered"].endswith("p < 0.001")
+    assert pooled["value"] == 0 and pooled["p"] == 1
+    assert found["p"]["stacked", "target altered"] == 1  # 0.5, adjusted
+    shown = table(compared, "label", "rate", "+.1%")
+    assert list(shown.index) == [LABELS[name] for name in LABELS if name != "final"]
+    assert shown.loc["One middle layer", "target altered"].endswith("p < 0.001")
 
 
-def test_the_table_has_a_row_a_condition() -> None:
-    table = trained_conditions.rate_table(
-        Trained(rows(), run()), trained_conditions.rates(rows(), seed=0)
-    )
-    assert list(table.index) == list(LABELS.values())
-    assert table.loc["Final states", "target altered"].startswith("20.0% [")
-    assert table.loc["Final states", "leakage score"] == "2.50"
-    assert set(table["layers"]) == {"1, 3"} and set(table["held-out loss"]) == {"0.2500"}
-
-
-def test_the_figure_puts_every_rate_at_its_place() -> None:
+def test_table_and_figure_have_a_row_a_condition() -> None:
     found = trained_conditions.rates(rows(), seed=0)
+    shown = trained_conditions.rate_table(Trained(rows(), run()), found)
+    assert list(shown.index) == list(LABELS.values())
+    assert shown.loc["Final states", "target altered"].startswith("20.0% [")
+    assert shown.loc["Final states", "leakage score"] == "2.50"
+    assert set(shown["layers"]) == {"1, 3"} and set(shown["held-out loss"]) == {"0.2500"}
     figure = intervals(found, "rate")
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()] == list(LABELS.values())

@@ -1,0 +1,63 @@
+"""Means with their intervals, as frames: chapters record them, tables show them, figures draw them.
+
+Their columns are value, low, high (NaN where no interval is known) and n, and of what describes
+them name (in `values.json`), label, unit, paper (what it reports) and fmt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+from pandas.api.types import is_bool_dtype
+
+from abplib.core.stats import Interval, bootstrap_mean, p_words, wilson, with_interval
+
+
+def estimate(values: pd.Series, seed: int = 0) -> Interval:
+    """Mean of what is known of a column, with its 95 % interval.
+
+    Wilson's where the column is Boolean, so that the mean is a rate; else the bootstrap's (BCa).
+    """
+    known = values.dropna().infer_objects()
+    if is_bool_dtype(known):
+        return wilson(int(known.sum()), len(known))
+    return bootstrap_mean(known.to_numpy(float), seed=seed)
+
+
+def estimates(columns: Iterable[tuple[Any, pd.Series]], seed: int = 0) -> pd.DataFrame:
+    """`estimate` of each column, indexed by its key; grouped columns are such pairs."""
+    rows = {key: estimate(values, seed)._asdict() for key, values in columns}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def measure(
+    name: str, label: str, found: Interval, unit: str, paper: float | None = None
+) -> dict[str, object]:
+    """One row of such a frame."""
+    return {"name": name, "label": label, **found._asdict(), "unit": unit, "paper": paper}
+
+
+def written(frame: pd.DataFrame, fmt: str | pd.Series = ".3f") -> pd.Series:
+    """Value and interval of each row as a page shows them, with the p-value where there is one."""
+    formats = pd.Series(fmt, index=frame.index)
+    numbers = frame[["value", "low", "high", "n"]].itertuples(index=False)
+    cells = [with_interval(Interval(*row), f) for row, f in zip(numbers, formats, strict=True)]
+    tests = [f", p {p_words(p)}" for p in frame["p"]] if "p" in frame else [""] * len(cells)
+    return pd.Series([a + b for a, b in zip(cells, tests, strict=True)], frame.index, dtype=object)
+
+
+def table(
+    frame: pd.DataFrame, rows: str, columns: str, fmt: str | pd.Series = ".3f"
+) -> pd.DataFrame:
+    """`written` as a table: a row and a column for each entry of two columns, in their order."""
+    cells = frame.assign(cell=written(frame, fmt)).set_index([rows, columns])["cell"]
+    return cells.unstack(sort=False).rename_axis(columns=None)
+
+
+def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+    """A frame as a page shows it: paper beside this run, indexed by measure."""
+    named = numbers.rename(columns={"label": "measure", "value": "this run"})
+    columns = ["paper", "this run", "low", "high", "n", "unit"]
+    return named.set_index("measure")[columns].astype({"paper": float})
