@@ -54,7 +54,7 @@ def passes() -> dict[str, Callable[[torch.Tensor], None]]:
         asked = torch.arange(ids.shape[1] - N_ROWS, ids.shape[1])[None]
         with reading_rows(model, [LAYER], asked) as reader:
             decoder(ids, use_cache=False, row_reader=reader)
-        assert reader.found[LAYER].shape == (1, N_ROWS, ids.shape[1])
+        assert reader.attention[LAYER].shape == (1, N_ROWS, ids.shape[1])
 
     def eager(ids: torch.Tensor) -> None:
         model.set_attn_implementation({"text_config": "eager"})

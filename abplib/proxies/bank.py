@@ -73,8 +73,8 @@ class Bank:
     @property
     def proxies(self) -> dict[str, Proxy]:
         """A copy of each proxy as it is now, by name."""
-        found = {name: proxy for stack in self._stacks for name, proxy in stack.proxies()}
-        return {name: found[name] for name in self.configurations}
+        copies = {name: proxy for stack in self._stacks for name, proxy in stack.proxies()}
+        return {name: copies[name] for name in self.configurations}
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -89,8 +89,8 @@ class Bank:
         def learn(stack: _Stack) -> Tensor:
             return stack.learn(encoding, boxes, giou, share)
 
-        found = list(side_by_side(learn, self._stacks, self.device))
-        self.losses += torch.cat(found)[self._order]
+        losses = list(side_by_side(learn, self._stacks, self.device))
+        self.losses += torch.cat(losses)[self._order]
 
     def step(self) -> list[float]:
         """Update each proxy by what it learned from a batch, clipped by its own norm; its losses.
@@ -181,13 +181,13 @@ class _Stack:
         if len(selected) == 1:  # a batch of one, without the cost of batching
             alone = {key: weight.squeeze(0) for key, weight in weights.items()}
             return boxes_of(alone, selected[0][0])[None]
-        found: Tensor = torch.vmap(boxes_of)(weights, torch.stack([s for s, _ in selected]))
-        return found
+        boxes: Tensor = torch.vmap(boxes_of)(weights, torch.stack([s for s, _ in selected]))
+        return boxes
 
     def learn(self, encoding: Encoding, boxes: Tensor, giou: float, share: float) -> Tensor:
         """Mean loss of each proxy times `share`, [P], GIoU weighing `giou`; adds its gradients."""
-        found = self.boxes(encoding)
-        losses = share * torch.stack([box_loss(predicted, boxes, giou) for predicted in found])
+        predicted = self.boxes(encoding)
+        losses = share * torch.stack([box_loss(alone, boxes, giou) for alone in predicted])
         losses.sum().backward()
         return losses.detach()
 

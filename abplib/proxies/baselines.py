@@ -69,8 +69,8 @@ def by_term(learned_from: SampleSet, evaluation: SampleSet, n: int) -> pd.DataFr
     """
     learned, asked = _terms(learned_from, len(learned_from)), _terms(evaluation, n)
     means = learned.groupby("term")[CORNERS].mean()
-    found = means.reindex(asked["term"]).fillna(learned[CORNERS].mean())
-    answers, exact = (torch.tensor(part.to_numpy()) for part in (found, asked[CORNERS]))
+    said = means.reindex(asked["term"]).fillna(learned[CORNERS].mean())
+    answers, exact = (torch.tensor(part.to_numpy()) for part in (said, asked[CORNERS]))
     rows = scored(TEXT_ONLY, asked["sample_id"].tolist(), answers, exact)
     return rows.assign(known=asked["term"].isin(means.index))
 

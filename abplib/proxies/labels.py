@@ -98,13 +98,13 @@ def predict_labels(
     if len(frame) < n:
         said = kept_answers(encoder, samples, range(len(frame), n), shard)
         frame = pd.concat([frame, _read(said)], ignore_index=True) if len(frame) else _read(said)
-    found = Labels(frame.iloc[:n], key, note)
-    if found.usable.empty and shard == ALL:
+    labels = Labels(frame.iloc[:n], key, note)
+    if labels.usable.empty and shard == ALL:
         raise AbpError(
-            f"None of the VLM's {n} answers holds a usable box ({found.unusable}): check the model "
-            "with chapter 1, or ask for more labels."
+            f"None of the VLM's {n} answers holds a usable box ({labels.unusable}): check the "
+            "model with chapter 1, or ask for more labels."
         )
-    return found
+    return labels
 
 
 def exact_labels(encoder: ConditionEncoder, samples: SampleSet, n: int) -> Labels:

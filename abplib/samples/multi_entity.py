@@ -103,16 +103,16 @@ def spatial_term(instruction: str) -> str | None:
 
     "Second from left", "fourth dog from the left" and "front-most" are of their kin.
     """
-    if (found := _TERM.search(instruction.lower().replace("-", " "))) is None:
+    if (term := _TERM.search(instruction.lower().replace("-", " "))) is None:
         return None
-    if found["nth"]:
-        return f"{found['nth']} from the {found['start']}"
-    if found["most"]:
-        return f"{found['most']}most"
-    if found["row"]:
-        row = {"upper": "top", "lower": "bottom"}.get(found["row"], found["row"])
-        return f"{row} {found['side']}"
-    return "middle" if found["inner"] == "middle" else "center"
+    if term["nth"]:
+        return f"{term['nth']} from the {term['start']}"
+    if term["most"]:
+        return f"{term['most']}most"
+    if term["row"]:
+        row = {"upper": "top", "lower": "bottom"}.get(term["row"], term["row"])
+        return f"{row} {term['side']}"
+    return "middle" if term["inner"] == "middle" else "center"
 
 
 def evaluation() -> SpatialSamples:

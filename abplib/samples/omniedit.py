@@ -85,12 +85,13 @@ class Manifest:
         """
         rows, recipe = store.read_parquet(path)
         wanted = recipe.pop("fingerprint", None)
-        found = cls(rows, recipe)
-        if found.fingerprint != wanted:
+        manifest = cls(rows, recipe)
+        if manifest.fingerprint != wanted:
             raise AbpError(
-                f"The rows of {path} have hash {found.fingerprint}, not {wanted}: choose them anew."
+                f"The rows of {path} have hash {manifest.fingerprint}, not {wanted}: choose them "
+                "anew."
             )
-        return found
+        return manifest
 
 
 def choose(

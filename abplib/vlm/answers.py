@@ -54,8 +54,8 @@ def boxes_in(text: str, frame: tuple[int, int], *, cut: bool = False) -> list[Bo
     that a number at its end may go on.
     """
     text = re.split(r"</think(?:ing)?>", _THOUGHT.sub(" ", text))[-1] + "…" * cut
-    found = sorted([*_lists(text), *_corners(text), *_named(text)])
-    boxes = [_scaled(numbers, frame) for start, numbers in found if not _is_other(text[:start])]
+    shapes = sorted([*_lists(text), *_corners(text), *_named(text)])
+    boxes = [_scaled(numbers, frame) for start, numbers in shapes if not _is_other(text[:start])]
     return [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
 
 

@@ -30,7 +30,7 @@ class RowReader:
     """Decoder blocks to read."""
     rows: Tensor
     """Long [B, R]: the attending tokens of each sample, as indices into its sequence."""
-    found: dict[int, Tensor] = field(default_factory=dict)
+    attention: dict[int, Tensor] = field(default_factory=dict)
     """By layer, fp32 [B, R, S]: attention of each row to each token, mean over the heads."""
 
     def read(
@@ -51,7 +51,7 @@ class RowReader:
         scores = asked.flatten(2, 3) @ key.float().mT * scaling  # [B, groups, heads * R, S]
         scores = scores.view(*asked.shape[:-1], n_tokens)
         scores = scores.masked_fill_(~allowed[:, None, None], float("-inf"))
-        self.found[layer] = scores.softmax(-1).mean((1, 2))
+        self.attention[layer] = scores.softmax(-1).mean((1, 2))
 
 
 @contextmanager

@@ -107,9 +107,9 @@ class Trial:
         """The same of the encoder."""
         return self.encoding.states[layer][self.encoding.mask]  # type: ignore[index]
 
-    def alike(self, found: Tensor, expected: Tensor) -> bool:
+    def alike(self, states: Tensor, expected: Tensor) -> bool:
         """Whether two tensors agree, to a part of the largest value."""
-        return error_of(found, expected) <= self.tolerance
+        return error_of(states, expected) <= self.tolerance
 
 
 @contextmanager
@@ -125,11 +125,11 @@ def _watched(model: PreTrainedModel) -> Iterator[dict[str, dict[str, Any]]]:
         yield calls
 
 
-def error_of(found: Tensor, expected: Tensor) -> float:
+def error_of(states: Tensor, expected: Tensor) -> float:
     """The largest difference, as a part of the largest expected value; inf for another shape."""
-    if found.shape != expected.shape:
+    if states.shape != expected.shape:
         return float("inf")
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
+    return float((states.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
 def _noise(size: tuple[int, int], seed: int) -> Image.Image:
@@ -150,10 +150,10 @@ def _shapes(trial: Trial) -> Faults:
             "decoder blocks; read those of model.get_decoder()."
         )
     expected = (*trial.encoding.mask.shape, config.hidden_size)
-    for layer, found in states.items():
-        if found.shape != expected or width != config.hidden_size:
+    for layer, kept in states.items():
+        if kept.shape != expected or width != config.hidden_size:
             yield (
-                f"Layer {layer} has the shape {list(found.shape)}, the encoder the width {width}, "
+                f"Layer {layer} has the shape {list(kept.shape)}, the encoder the width {width}, "
                 f"where {list(expected)} is due; keep whole states of all kept tokens."
             )
 
@@ -234,31 +234,31 @@ def _positions(trial: Trial) -> Faults:
 
 def _states(trial: Trial) -> Faults:
     for layer in range(trial.encoder.n_layers - 1):
-        found, expected = trial.read(layer), trial.kept(trial.hidden[layer + 1])
-        if trial.alike(found, expected):
+        read, expected = trial.read(layer), trial.kept(trial.hidden[layer + 1])
+        if trial.alike(read, expected):
             continue
         for index, other in enumerate(trial.hidden):
-            if trial.alike(found, trial.kept(other)):
+            if trial.alike(read, trial.kept(other)):
                 yield (
                     f"Layer {layer} holds hidden_states[{index}] where the output of block {layer} "
                     f"is hidden_states[{layer + 1}], [0] being the embeddings; shift the layers."
                 )
         yield (
             f"Layer {layer} differs from hidden_states[{layer + 1}] by "
-            f"{error_of(found, expected):.1g} of its size; read the output of the decoder block "
+            f"{error_of(read, expected):.1g} of its size; read the output of the decoder block "
             "itself."
         )
 
 
 def _last_block(trial: Trial) -> Faults:
     last = trial.encoder.n_layers - 1
-    found, final = trial.read(last), trial.kept(trial.hidden[-1])
-    if trial.alike(found, final):
+    read, final = trial.read(last), trial.kept(trial.hidden[-1])
+    if trial.alike(read, final):
         yield (
             f"Layer {last}, the last, comes with the final norm applied, as hidden_states[-1] "
             "does; read the output of the last decoder block before the norm."
         )
-    if not trial.alike(trial.model.get_decoder().norm(found), final):
+    if not trial.alike(trial.model.get_decoder().norm(read), final):
         yield (
             f"Layer {last}, the last, does not give the model's final states under the final norm; "
             "read the output of the last decoder block."
@@ -273,11 +273,11 @@ def _final(trial: Trial) -> Faults:
 def _rows(trial: Trial) -> Faults:
     encoding = trial.encoding
     after = encoding.mask & (encoding.prompt_tokens.cumsum(1) > 0)
-    for layer, found in encoding.attention.items():
+    for layer, alpha in encoding.attention.items():
         eager = trial.eager[layer].float().mean(1)[:, trial.n_dropped :]
         for row, real in enumerate(after):
             dropped, expected = eager[row][real].tensor_split([trial.n_dropped], dim=1)
-            mine = found[row, : len(expected)]
+            mine = alpha[row, : len(expected)]
             total = mine.sum(1) + dropped.sum(1)
             if not trial.alike(total, torch.ones_like(total)):
                 yield (

@@ -267,8 +267,8 @@ class ConditionEncoder:
             input_ids=kept_ids,
             grids=batch.grids,
             attention={
-                layer: found[..., self.n_dropped :].masked_fill(~real[..., None], 0)
-                for layer, found in (reader.found if reader else {}).items()
+                layer: alpha[..., self.n_dropped :].masked_fill(~real[..., None], 0)
+                for layer, alpha in (reader.attention if reader else {}).items()
             },
         )
 

@@ -97,17 +97,17 @@ class Grounder:
         The next batch is read, resized and tokenized while the VLM answers.
         """
         batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-        found: list[tuple[str, Grounding]] = []
+        answered: list[tuple[str, Grounding]] = []
         with tqdm(total=len(rows), desc="grounding", disable=None) as progress:
             prepare = partial(self._taken, samples)
             for taken, chats in ahead(prepare, batches, self.encoder.model.device):
                 answers = iter(() if chats is None else self._answers(chats))
-                found += [
+                answered += [
                     (name, Grounding("", None, fault) if sample is None else next(answers))
                     for name, sample, fault in taken
                 ]
                 progress.update(len(taken))
-        return found
+        return answered
 
     def _taken(
         self, samples: SampleSet | Sequence[Sample], rows: Sequence[int]

@@ -82,9 +82,9 @@ def test_rows_are_padding_safe_on_the_left_too(
     rows = torch.tensor([[n_tokens - 1, n_tokens - 9], [n_tokens - 5, n_tokens - 2]])
     with torch.no_grad(), reading_rows(miniature.model, [2], rows) as reader:
         miniature.model.model(**inputs, use_cache=False, row_reader=reader)
-    torch.testing.assert_close(reader.found[2].sum(-1), torch.ones(2, 2))
+    torch.testing.assert_close(reader.attention[2].sum(-1), torch.ones(2, 2))
     expected = eager_maps(miniature, **inputs)[2].take_along_dim(rows[..., None], 1)
-    torch.testing.assert_close(reader.found[2], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(reader.attention[2], expected, rtol=0, atol=1e-5)
 
 
 def test_reading_leaves_model_and_states_as_they_were(

@@ -81,17 +81,17 @@ def all_references(scene: Scene) -> list[Reference]:
     """Unambiguous references by look ("red cup", "cup") and by place, for every object."""
     kinds = Counter(t.kind for t in scene.things)
     looks = Counter((t.kind, t.colour) for t in scene.things)
-    found = []
+    named = []
     for i, thing in enumerate(scene.things):
         if looks[thing.kind, thing.colour] == 1:
-            found.append(Reference(f"{thing.colour} {thing.kind}", LOOK, i))
+            named.append(Reference(f"{thing.colour} {thing.kind}", LOOK, i))
         if kinds[thing.kind] == 1:
-            found.append(Reference(thing.kind, LOOK, i))
+            named.append(Reference(thing.kind, LOOK, i))
     for kind, count in kinds.items():
         if count > 1:
             group = [i for i, t in enumerate(scene.things) if t.kind == kind]
-            found += references(scene, group)
-    return found
+            named += references(scene, group)
+    return named
 
 
 def with_article(words: str) -> str:

@@ -38,14 +38,14 @@ def references(scene: Scene, group: Sequence[int]) -> list[Reference]:
     layouts along both axes; front and back only where nearer objects are drawn larger.
     """
     kind = scene.things[group[0]].kind
-    found: list[Reference] = []
+    named: list[Reference] = []
     if scene.layout == "grid" and len(group) == len(scene.things):
-        found += _corners(scene, group, kind)
+        named += _corners(scene, group, kind)
     else:
         for side in _AXES.get(scene.layout, tuple(_SIDES)):
-            found += _from_side(scene, group, kind, side)
-        found += _middle(scene, group, kind)
-    return found
+            named += _from_side(scene, group, kind, side)
+        named += _middle(scene, group, kind)
+    return named
 
 
 def _from_side(scene: Scene, group: Sequence[int], kind: str, side: str) -> list[Reference]:
@@ -53,21 +53,21 @@ def _from_side(scene: Scene, group: Sequence[int], kind: str, side: str) -> list
     place = {i: sign * float(getattr(scene.things[i], axis)) for i in group}
     order = sorted(group, key=place.__getitem__)
     gaps = [place[b] - place[a] for a, b in itertools.pairwise(order)]
-    found = []
+    named = []
     for rank, ordinal in enumerate(_ORDINALS[: (len(order) + 1) // 2]):
         clear_before = rank == 0 or gaps[rank - 1] >= MARGIN
         clear_after = rank >= len(gaps) or gaps[rank] >= MARGIN
         if not (clear_before and clear_after) or len(order) < 2:
             continue
         if rank == 0:
-            found.append(Reference(f"{side}most {kind}", f"{side}most", order[0]))
+            named.append(Reference(f"{side}most {kind}", f"{side}most", order[0]))
             depth = {"bottom": "frontmost", "top": "backmost"}.get(side)
             if scene.layout == "scattered" and depth:
-                found.append(Reference(f"{depth} {kind}", depth, order[0]))
+                named.append(Reference(f"{depth} {kind}", depth, order[0]))
         else:
             term = f"{ordinal}from the {side}"
-            found.append(Reference(f"{ordinal}{kind} from the {side}", term, order[rank]))
-    return found
+            named.append(Reference(f"{ordinal}{kind} from the {side}", term, order[rank]))
+    return named
 
 
 def _middle(scene: Scene, group: Sequence[int], kind: str) -> list[Reference]:
@@ -79,14 +79,14 @@ def _middle(scene: Scene, group: Sequence[int], kind: str) -> list[Reference]:
 
 
 def _corners(scene: Scene, group: Sequence[int], kind: str) -> list[Reference]:
-    found = []
+    named = []
     for corner, (right, down) in _CORNERS.items():
         nearest = min(group, key=lambda i: right * scene.things[i].x + down * scene.things[i].y)
-        found.append(Reference(f"{corner} {kind}", corner, nearest))
+        named.append(Reference(f"{corner} {kind}", corner, nearest))
     if len(group) == 9:
         centre = min(group, key=lambda i: _offset(scene, group, i))
-        found.append(Reference(f"center {kind}", "center", centre))
-    return found
+        named.append(Reference(f"center {kind}", "center", centre))
+    return named
 
 
 def _offset(scene: Scene, group: Sequence[int], index: int) -> float:
