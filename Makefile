@@ -29,7 +29,7 @@ test: lint  ## style, types, then the tests
 lint: $(stamp)  ## style and types alone
 	$(bin)/python -m ruff check
 	$(bin)/python -m ruff format --check
-	$(bin)/python -m mypy abplib recipes
+	$(bin)/python -m mypy abplib recipes benchmarks
 
 format: $(stamp)  ## put the code into the project's style
 	$(bin)/python -m ruff check --fix

@@ -23,7 +23,7 @@ N_ROWS = 20
 """Prompt tokens whose attention is read: the last ones of the sequence."""
 LAYER = 2
 REPEATS = 7
-TEXT = {
+TEXT: dict[str, Any] = {
     "vocab_size": 1000,
     "hidden_size": 768,
     "intermediate_size": 2048,

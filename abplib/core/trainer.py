@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Fitted:
 def fit(
     model: nn.Module,
     losses: Callable[[Batch], dict[str, Tensor]],
-    batches: Callable[[int], Iterator[Sequence[Batch]]],
+    batches: Callable[[int], Sequence[Batch]],
     schedule: Schedule,
     work: Path,
     *,
@@ -79,7 +79,7 @@ def fit(
     Args:
         model: in whose place the (averaged) trained weights are left.
         losses: named losses of a part of a batch; their sum over all parts is minimised.
-        batches: from a step on, the parts of each batch that this process takes, one after another.
+        batches: the parts of the batch of a step that this process takes.
         schedule: how long and how fast.
         work: folder of the checkpoint; remove it to start anew.
         name: of the progress bar and of the checkpoint.
@@ -92,7 +92,6 @@ def fit(
         AbpError: the checkpoint is of other settings, or a loss is not finite.
     """
     run = _Run(model, schedule, work / f"{name}.pt", settings)
-    stream = batches(run.step)
     bar = tqdm(
         total=schedule.steps, initial=run.step, desc=name, mininterval=10, dynamic_ncols=True,
         disable=not parallel.is_first(),
@@ -101,7 +100,7 @@ def fit(
     while run.step < schedule.steps:
         torch.manual_seed(schedule.seed * 1_000_003 + run.step)
         found: dict[str, Tensor] = {}
-        for part in next(stream):
+        for part in batches(run.step):
             moved = {key: value.to(device) for key, value in part.items()}
             with torch.autocast(torch.device(device).type, torch.bfloat16, mixed_precision):
                 named = losses(moved)

@@ -7,21 +7,20 @@ Networks of the hub are sized on the meta device, from the few facts of their co
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from abplib.core import hub, paths
+from abplib.core import hub, paths, store
 from abplib.core.errors import AbpError
 from abplib.editing.methods import CONTROLS, METHODS
 from abplib.experiment import Experiment
-from abplib.judging.clients import KEYS, Gemini, first_set
+from abplib.judging.clients import Gemini, gemini_client
 from abplib.paper import facts
 from abplib.profiles import Profile
 from abplib.samples.multi_entity import N_SCENES
@@ -110,7 +109,7 @@ def stages(profile: Profile) -> Iterator[Stage]:
     made, n = Experiment(profile), profile.n_eval
     n_train = profile.sweep.n_batches * profile.sweep.batch_size
     for role in ("evaluation", "training", "tuning"):
-        if not (lack := _lack(made, role)):
+        if not (lack := _refusal(partial(getattr, made, role))):
             continue
         if role == "evaluation" and profile.eval_set.startswith(_SPATIAL):
             mistral = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
@@ -120,7 +119,7 @@ def stages(profile: Profile) -> Iterator[Stage]:
             yield Stage("instructions (A.2)", f"{N_SCENES:,} pairs described", (mistral,))
         fetched = role == "training" and profile.train_set.startswith(_OMNIEDIT)
         yield Stage(f"{role} samples", lacks=lack, n_rows=n_train if fetched else 0)
-    if lack := _lack(made, "vlm_source"):
+    if lack := _refusal(lambda: made.vlm_source):
         yield Stage("VLM", "all chapters", lacks=lack)
         return
     vlm = (made.vlm_source,)
@@ -136,7 +135,7 @@ def stages(profile: Profile) -> Iterator[Stage]:
     yield Stage("boxes, routing, flow (ch. 1, 3, 4)", f"{n:,} samples are read", vlm)
     if profile.editor is None:
         return
-    if lack := _lack(made, "editor_source"):
+    if lack := _refusal(lambda: made.editor_source):
         yield Stage("edits (ch. 1, 5)", lacks=lack)
         return
     editor, budget = made.editor_source, profile.lora_training
@@ -148,11 +147,10 @@ def stages(profile: Profile) -> Iterator[Stage]:
     does = f"{n_edits:,} edits of {profile.n_steps} steps"
     yield Stage("edits (ch. 1, 5)", does, (*vlm, editor))
     for name, about in profile.other_editors.items():
-        try:
-            source = made.other_source(name)
-        except AbpError as error:
-            yield Stage(f"{name} (ch. 5)", lacks=str(error))
+        if lack := _refusal(partial(made.other_source, name)):
+            yield Stage(f"{name} (ch. 5)", lacks=lack)
             continue
+        source = made.other_source(name)
         steps = about.n_steps or facts()["models"].get(source, {}).get("steps", "its own")
         yield Stage(f"{name} (ch. 5)", f"{n:,} edits of {steps} steps", (source,))
     if profile.judge.endswith(":gemini"):
@@ -160,9 +158,10 @@ def stages(profile: Profile) -> Iterator[Stage]:
         yield Stage("judging (ch. 5)", does, service=profile.judge_model or Gemini.model)
 
 
-def _lack(made: Experiment, part: str) -> str:
+def _refusal(part: Callable[[], object]) -> str:
+    """The sentence that says why something cannot be had; empty where it can."""
     try:
-        getattr(made, part)
+        part()
     except AbpError as error:
         return str(error)
     return ""
@@ -187,12 +186,9 @@ def bank(source: str, profile: Profile) -> tuple[int, float]:
     from abplib.sections import cost
     from abplib.vlm.encoder import middle_layers
 
-    if Path(source).is_dir():
-        config = AutoConfig.from_pretrained(source)
-    elif source in facts()["models"]:
-        config = AutoConfig.for_model(**facts()["models"][source]["parts"]["vlm"]["config"])
-    else:
+    if (shape := _shape(source, "vlm")) is None:
         return 0, 0.0
+    config = AutoConfig.for_model(**shape)
     width, depth = config.get_text_config().hidden_size, config.get_text_config().num_hidden_layers
     known: Any = SimpleNamespace(n_layers=depth, middle_layers=middle_layers(depth))
     chosen, settings = configurations(known), profile.sweep
@@ -210,17 +206,11 @@ def bank(source: str, profile: Profile) -> tuple[int, float]:
 @cache
 def lora_parameters(source: str, rank: int) -> int:
     """Parameters of a LoRA on an editor's transformer; 0 where its shape is not known."""
-    from diffusers import QwenImageTransformer2DModel
-
     from abplib.editing.lora.adapter import add_lora
 
-    if Path(source).is_dir():
-        config = QwenImageTransformer2DModel.load_config(source, subfolder="transformer")
-    elif source in facts()["models"]:
-        config = facts()["models"][source]["parts"]["transformer"]["config"]
-    else:
+    if (shape := _shape(source, "transformer")) is None:
         return 0
-    network = _network("diffusers:QwenImageTransformer2DModel", config)
+    network = _network("diffusers:QwenImageTransformer2DModel", shape)
     add_lora(network, rank, 0, trained=False)
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
 
@@ -244,6 +234,16 @@ def networks(source: str) -> dict[str, int]:
     parts = facts()["models"].get(source, {"parts": {}})["parts"]
     made = {name: _network(part["class"], part["config"]) for name, part in parts.items()}
     return {name: _BF16 * sum(w.numel() for w in made[name].parameters()) for name in made}
+
+
+def _shape(source: str, part: str) -> dict[str, Any] | None:
+    """The configuration of a network in a folder or of a hub id; None where it is not known."""
+    if Path(source).is_dir():
+        places = (Path(source) / part / "config.json", Path(source) / "config.json")
+        found: dict[str, Any] = store.read_json(next(p for p in places if p.is_file()))
+        return found
+    known = facts()["models"].get(source)
+    return None if known is None else known["parts"][part]["config"]
 
 
 def _network(kind: str, config: Mapping[str, Any]) -> Any:
@@ -297,17 +297,12 @@ def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
     found = [stage.lacks for stage in planned if stage.lacks]
     models = dict.fromkeys(s for stage in planned for s in stage.models if not Path(s).is_dir())
     absent = [source for source in models if hub.cached(source) is None]
-    asked: list[tuple[str, hub.Kind]] = [(source, "model") for source in absent]
     n_rows = sum(stage.n_rows for stage in planned)
+    asked = [partial(hub.check_access, source, "model") for source in absent]
     if n_rows:
-        asked.append((HUB_ID, "dataset"))
-    for name, kind in asked:
-        try:
-            hub.check_access(name, kind)
-        except AbpError as error:
-            found.append(str(error))
-    for name in dict.fromkeys(stage.service for stage in planned if stage.service):
-        found += _service(name)
+        asked.append(partial(hub.check_access, HUB_ID, "dataset"))
+    asked += [partial(gemini_client, stage.service) for stage in planned if stage.service]
+    found += filter(None, map(_refusal, asked))
     about = facts()["data"][HUB_ID]  # of whose rows the sources stay, half of the images
     size = sum(sum(networks(source).values()) for source in absent)
     size += round(about["bytes"] * n_rows / about["rows"] / 2)
@@ -320,16 +315,6 @@ def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
     for stage in planned:
         found += _memory(stage, machine)
     return list(dict.fromkeys(found))
-
-
-def _service(model: str) -> Iterator[str]:
-    if importlib.util.find_spec("google.genai") is None:
-        yield (
-            f"{model} cannot be asked, google-genai is not installed: run "
-            '`pip install "abplib[judges]"`.'
-        )
-    elif not first_set(*KEYS):
-        yield f"{model} cannot be asked, there is no key for it in the environment: set {KEYS[0]}."
 
 
 def _memory(stage: Stage, machine: Machine) -> Iterator[str]:

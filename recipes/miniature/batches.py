@@ -82,13 +82,7 @@ class Packed:
 
 
 class Packer:
-    """Turns lessons into token sequences of one length.
-
-    Args:
-        processor: the twin's processor; its tokenizer does the work.
-        shape: the twin's shape.
-        length: tokens of a packed sequence; turns that do not fit are left out.
-    """
+    """Turns lessons into token sequences of one length; turns that do not fit are left out."""
 
     def __init__(self, processor: Qwen2VLProcessor, shape: VLMShape, length: int) -> None:
         self.tokenizer, self.length = processor.tokenizer, length
@@ -213,16 +207,8 @@ def patches(pictures: Tensor, processor: Qwen2VLProcessor, shape: VLMShape) -> T
 
 
 class Classroom(torch.utils.data.IterableDataset[dict[str, np.ndarray]]):
-    """Endless training items, one a seed: pictures with dense targets, and lessons when packed.
-
-    Args:
-        processor: the twin's processor.
-        shape: the twin's shape.
-        seed: of item 0; item i is made from `seed + i % pool`.
-        skip: items that an earlier run has used.
-        pool: how many different scenes there are; a small pool is kept in memory.
-        length: tokens of a packed lesson, or None for pictures alone.
-        blind: share of blind turns in a lesson.
+    """Endless training items, one a seed: pictures with dense targets, and lessons if they have a
+    `length`. Item i is made from `seed + i % pool`, after those that an earlier run has used.
     """
 
     def __init__(

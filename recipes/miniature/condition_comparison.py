@@ -77,18 +77,11 @@ class ComparisonPlan:
 def compare(
     table: Path, vlm: Path, vae: Path, work: Path, plan: ComparisonPlan, device: str
 ) -> Path:
-    """Train, or go on training, a transformer on each condition; edit with them and judge that.
+    """Train a transformer on each condition, or go on in `work`; edit with them and judge that.
 
-    Args:
-        table: the CSV to write: a row a condition and evaluation sample, see `_judged`. What was
-            run is told beside it, in a JSON file of the same name.
-        vlm: folder of the VLM; it stays frozen.
-        vae: folder of the VAE.
-        work: folder of checkpoints; pairs that `make_editor` encoded there are read.
-        plan: size and budget.
-        device: "cpu" or "cuda".
-
-    Returns: `table`.
+    `table`, which is returned, is the CSV to write: a row a condition and evaluation sample, see
+    `_judged`. What was run is told beside it, in a JSON file of the same name. Pairs that
+    `make_editor` encoded in `work` are read.
 
     Raises:
         AbpError: there is no such VLM or VAE, or as `fit` does.

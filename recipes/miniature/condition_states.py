@@ -69,11 +69,7 @@ def encode_conditions(
 ) -> None:
     """Encode the first scenes of `editor_data` and their edits, but for what is there already.
 
-    Args:
-        folder: of the files; those that are there are trusted, so name it after the VLM.
-        n_scenes: how many scenes; rounded up to whole files of 16.
-        wording: of the instructions.
-        encoder: of the frozen VLM.
+    Files that are there are trusted, so `folder` is named after the VLM. Whole files are made.
     """
     missing = [start for start in range(0, n_scenes, _PART) if not _file(folder, start).exists()]
     for start in tqdm(missing, desc="conditions", mininterval=10):

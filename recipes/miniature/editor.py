@@ -39,16 +39,9 @@ class EditorPlan:
 
 
 def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: str) -> Path:
-    """Train, or go on training, the miniature editor around a trained VLM.
+    """Train the miniature editor around a VLM, or go on from the checkpoints in `work`.
 
-    Args:
-        folder: where the pipeline goes, its LoRA in `folder/lora`.
-        vlm: folder of the VLM; it stays frozen and is saved with the pipeline.
-        work: folder of checkpoints and encoded pairs.
-        plan: shape and budgets.
-        device: "cpu" or "cuda".
-
-    Returns: `folder`.
+    The pipeline, with the frozen VLM, goes to `folder`, which is returned, its LoRA below it.
     """
     if parallel.share().of > 1:
         raise AbpError("One process trains the miniature editor: start it without a launcher.")

@@ -84,12 +84,8 @@ def encode_pairs(
 ) -> Pairs:
     """Encode the first `n_scenes` scenes and their edits, or read what was encoded before.
 
-    Args:
-        folder: of the files; those that are there are trusted, so name it after what made them.
-        n_scenes: how many scenes; rounded up to whole files of 64.
-        wording: of the instructions.
-        vae: on single pictures.
-        encoder: of the frozen VLM.
+    Files that are there are trusted, so `folder` is named after what made them. Whole files are
+    made, by a VAE for stills and a frozen VLM.
     """
     starts = range(0, n_scenes, _PART)
     missing = [start for start in starts if not _file(folder, start).exists()]

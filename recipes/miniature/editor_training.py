@@ -11,7 +11,6 @@ which colour, comes there. They are thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,15 +77,11 @@ def train_dit(
         flow = flow_loss(dit, batch, plan.changed)
         return {"flow": flow} | {k: plan.told * v for k, v in taught.losses(batch).items()}
 
-    def batches(step: int) -> Iterator[list[Batch]]:
-        while True:
-            yield [draw(pairs, plan, step)]
-            step += 1
-
     settings = {**asdict(plan), "schedule": None, **asdict(shape)}
     fitted = fit(
-        taught, losses, batches, plan.schedule, work, name=name, settings=settings, device=device
-    )
+        taught, losses, lambda step: [draw(pairs, plan, step)], plan.schedule, work,
+        name=name, settings=settings, device=device,
+    )  # fmt: skip
     taught.hook.remove()
     dit.eval()
     return fitted

@@ -45,15 +45,9 @@ class MiniaturePlan:
 
 
 def make(folder: Path, work: Path, plan: MiniaturePlan, device: str) -> Path:
-    """Make, or go on making, everything.
+    """Make everything, or go on from what is in `work`.
 
-    Args:
-        folder: what is shipped goes there: vlm, editor, proxy, conditions.csv.
-        work: folder of checkpoints and encoded pairs.
-        plan: shapes and budgets.
-        device: "cpu" or "cuda".
-
-    Returns: `folder`.
+    What is shipped goes to `folder`, which is returned: vlm, editor, proxy, conditions.csv.
     """
     vlm = train(folder / "vlm", work / "vlm", plan.vlm, plan.shape, device)
     make_editor(folder / "editor", vlm, work / "editor", plan.editor, device)

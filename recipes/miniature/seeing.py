@@ -36,16 +36,11 @@ class Sighted(nn.Module):
 
 
 def watch(tower: Any, values: Tensor, shape: VLMShape, block_step: Callable[..., Tensor]) -> Tensor:
-    """The vision tower on equally large pictures as one batch: what `tower(...)` computes one
-    picture at a time, several times faster.
+    """The vision tower on equally large pictures as one batch: merged tokens [B, cells, width].
 
-    Args:
-        tower: `Qwen2_5_VisionTransformerPretrainedModel` whose blocks all see the whole picture.
-        values: pixel values [B * patches, features] in the processor's order.
-        shape: of the twin.
-        block_step: `watch_block`, compiled or not.
-
-    Returns: merged tokens [B, cells, width].
+    What `tower(...)` computes one picture at a time, several times faster, where all of its blocks
+    see the whole picture. `values` [B * patches, features] are in the processor's order;
+    `block_step` is `watch_block`, compiled or not.
     """
     side = shape.side // shape.patch
     grid = torch.tensor([[1, side, side]], device=values.device)

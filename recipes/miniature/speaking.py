@@ -98,13 +98,8 @@ def look(
 ) -> Tensor:
     """Attention of some tokens to the image tokens in one block: [B, heads, rows, cells].
 
-    Args:
-        block: a decoder block.
-        states: what it is given, [B, S, width].
-        rotary: cosines and sines of the positions.
-        mask: bool [B, 1, S, S].
-        where: bool [B, S], the image tokens, as many in each sequence.
-        rows: int64 [B, rows], the tokens that look.
+    The block is given `states` [B, S, width] under `mask`, bool [B, 1, S, S]; `where`, bool [B, S],
+    are the image tokens, as many in each sequence, and `rows`, int64 [B, rows], those that look.
     """
     attention, (batch, length, _) = block.self_attn, states.shape
     normed = block.input_layernorm(states)
@@ -123,10 +118,8 @@ def look(
 def packed_mask(segments: Tensor, blind: Tensor, picture: Tensor) -> Tensor:
     """Who sees whom in packed sequences: bool [B, 1, S, S].
 
-    Args:
-        segments: int64 [B, S]; a turn sees the prefix and itself.
-        blind: bool [B, S], tokens that do not see the picture.
-        picture: bool [B, S], the picture's tokens, and the one that ends it, having seen it.
+    A turn of `segments`, int64 [B, S], sees the prefix and itself; tokens that are `blind` do not
+    see those of the `picture`, the one that ends it among them, as that has seen it.
     """
     n = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MethodType
@@ -84,10 +83,8 @@ def train_vae(
         }
 
     def stage(name: str, schedule: Schedule, batch: int, side: int, after: list[Any]) -> Fitted:
-        def batches(step: int) -> Iterator[list[Batch]]:
-            while True:
-                yield [{"picture": _crops(pictures, side, batch, step)}]
-                step += 1
+        def batches(step: int) -> list[Batch]:
+            return [{"picture": _crops(pictures, side, batch, step)}]
 
         weights = [plan.things, plan.edges, plan.kl, plan.pictures]
         settings = {"plan": [batch, side, weights, after], "shape": asdict(shape)}

@@ -80,17 +80,7 @@ class VLMTraining:
 
 
 def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: str) -> Path:
-    """Train, or go on training, the miniature VLM.
-
-    Args:
-        folder: where the finished model, its curves and its card go.
-        work: folder for checkpoints; a killed run goes on from there.
-        plan: budget and rates.
-        shape: size of the model.
-        device: "cpu" or "cuda".
-
-    Returns: `folder`.
-    """
+    """Train the miniature VLM, or go on from the checkpoint in `work`; `folder`, where it goes."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(corpus(side=shape.side), shape)
     processor = build_processor(tokenizer, shape)
@@ -161,7 +151,6 @@ class _Run:
         torch.manual_seed(plan.seed)
         self.heads = Sighted(shape.width, cells).to(device)
         self.speaker = Speaker(model, number_tokens(processor.tokenizer, shape))
-        self.cells = cells
         self.block_step = torch.compile(watch_block, dynamic=False) if plan.compile else watch_block
         self.curves: list[dict[str, float | str]] = []
         self.seconds = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +31,10 @@ def run(net: nn.ModuleDict, work: Path, plan: Schedule, die_at: int | None = Non
         x = batch["x"] + 0.1 * torch.randn_like(batch["x"])
         return {"square": (net["head"](net["blocks"](x).tanh()) - 1).square().mean()}
 
-    def batches(step: int) -> Iterator[list[Batch]]:
-        while True:
-            if step == die_at:
-                raise Killed
-            yield [{"x": torch.randn(5, 6, generator=torch.Generator().manual_seed(step))}]
-            step += 1
+    def batches(step: int) -> list[Batch]:
+        if step == die_at:
+            raise Killed
+        return [{"x": torch.randn(5, 6, generator=torch.Generator().manual_seed(step))}]
 
     return fit(net, losses, batches, plan, work, name="toy", settings={"a": 1})
 
@@ -99,13 +96,9 @@ def test_a_batch_in_parts_teaches_what_the_whole_does(tmp_path: Path) -> None:
         def losses(batch: Batch) -> dict[str, torch.Tensor]:
             return {"square": (net["head"](net["blocks"](batch["x"])) - 1).square().sum() / len(x)}
 
-        def batches(step: int) -> Iterator[list[Batch]]:
-            while True:
-                yield [{"x": x[part]} for part in parts]
-
         fit(
-            net, losses, batches, schedule(), tmp_path / str(len(parts)), name="toy", settings={},
-            mixed_precision=False,
+            net, losses, lambda step: [{"x": x[part]} for part in parts], schedule(),
+            tmp_path / str(len(parts)), name="toy", settings={}, mixed_precision=False,
         )  # fmt: skip
         return net
 

@@ -239,7 +239,7 @@ def test_services_want_a_key(monkeypatch: pytest.MonkeyPatch, offline: None) -> 
     assert "set GEMINI_API_KEY" in missing(judging, A100)[0]
     profile = Profile.load("paper", judge_model="gemini-9")
     (asked,) = [stage for stage in stages(profile) if stage.name.startswith("judging")]
-    assert missing([asked], A100)[0].startswith("gemini-9 cannot be asked")
+    assert missing([asked], A100)[0].startswith("gemini-9 has to be asked")
     assert [row[:2] for row in plan.model_rows([asked])] == [("gemini-9", "unknown")]
     monkeypatch.setenv(KEYS[0], "not-a-key")
     assert missing(judging, A100) == []

@@ -7,7 +7,7 @@ depends on the size of that batch and not on how many processes share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -135,26 +135,24 @@ class _Run:
             mixed_precision=settings.mixed_precision,
         )  # fmt: skip
 
-    def _batches(self, step: int) -> Iterator[list[Batch]]:
-        """This process's share of each global batch: passes over the pairs, each in its order.
+    def _batches(self, step: int) -> list[Batch]:
+        """This process's share of a step's batch: passes over the pairs, each in its order.
 
         The weights of a global batch add up to 1.
         """
         seed, n, share = self.settings.seed, len(self.learned), parallel.share()
         size = self.settings.batch
-        while True:
-            drawn = []
-            for at in share.take(range(step * size, (step + 1) * size)):
-                lap, place = divmod(at, n)
-                row = int(np.random.default_rng([seed, lap]).permutation(n)[place])
-                random = np.random.default_rng([seed, lap, place])
-                drawn.append(self._noised(row, random.random(), random))
-            batches = self._weighted(drawn)
-            total = torch.stack([batch["weights"].sum() for batch in batches]).sum()
-            total = total.to(self.device)
-            parallel.add_up([total])
-            yield [batch | {"weights": batch["weights"] / total.cpu()} for batch in batches]
-            step += 1
+        drawn = []
+        for at in share.take(range(step * size, (step + 1) * size)):
+            lap, place = divmod(at, n)
+            row = int(np.random.default_rng([seed, lap]).permutation(n)[place])
+            random = np.random.default_rng([seed, lap, place])
+            drawn.append(self._noised(row, random.random(), random))
+        batches = self._weighted(drawn)
+        total = torch.stack([batch["weights"].sum() for batch in batches]).sum()
+        total = total.to(self.device)
+        parallel.add_up([total])
+        return [batch | {"weights": batch["weights"] / total.cpu()} for batch in batches]
 
     def _noised(self, row: int, u: float, random: np.random.Generator) -> dict[str, Tensor]:
         """A pair with the noise that is to be mixed into its target, and how much of it."""

@@ -220,6 +220,11 @@ def test_killed_and_resumed_is_unbroken(tmp_path: Path, monkeypatch: pytest.Monk
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole / "curves.jsonl").read_text() == (mended / "curves.jsonl").read_text()
+    facts = json.loads((mended / "training.json").read_text())
+    assert facts["plan"]["speak_steps"] == PLAN.speak_steps
+    assert f"{facts['parameters']:,} parameters" in (mended / "README.md").read_text()
+    _, processor = load_vlm(mended)
+    assert build_processor(processor.tokenizer, SMOKE).chat_template == processor.chat_template
 
 
 def _dying(at: int):
@@ -239,12 +244,3 @@ def test_another_plan_does_not_take_over_a_checkpoint(tmp_path: Path) -> None:
     torch.save({"plan": {"see_steps": 1}}, tmp_path / "checkpoint.pt")
     with pytest.raises(AbpError, match="other settings"):
         train(tmp_path / "out", tmp_path, PLAN, SMOKE, "cpu")
-
-
-def test_the_card_tells_the_settings(tmp_path: Path) -> None:
-    folder = train(tmp_path / "out", tmp_path / "work", PLAN, SMOKE, "cpu")
-    facts = json.loads((folder / "training.json").read_text())
-    assert facts["plan"]["speak_steps"] == PLAN.speak_steps
-    assert f"{facts['parameters']:,} parameters" in (folder / "README.md").read_text()
-    _, processor = load_vlm(folder)
-    assert build_processor(processor.tokenizer, SMOKE).chat_template == processor.chat_template
