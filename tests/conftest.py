@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +21,6 @@ __all__ = ["hub_cache"]
 SMOKE_AREA = 64 * 64
 CASES = Path(__file__).parent / "field" / "cases"
 """What people brought: inputs after public reports, by number."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """A sample set: each sample is made when it is asked for, and no edit is known."""
-
-    make: Callable[[int], Sample]
-    n: int
-    name: str = "made"
-
-    @property
-    def fingerprint(self) -> str:
-        return self.name
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.make(index)
 
 
 @pytest.fixture(scope="session")

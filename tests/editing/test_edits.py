@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CASES, Made
+from conftest import CASES, Listed
 from diffusers import QwenImageEditPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,7 +24,7 @@ from abplib.editing.methods import METHODS
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
-from abplib.samples.base import Sample, SampleSet
+from abplib.samples.base import SampleSet
 from abplib.vlm.loading import Answer
 
 PROFILE = Profile.load("smoke")
@@ -84,18 +84,15 @@ def test_a_killed_evaluation_goes_on_with_no_edit_done_twice(
         assert (one == other).all()
 
 
-def mixed(index: int) -> Sample:
-    """One sample that can be edited, and three that people brought."""
-    sample = replace(SAMPLES[0], id=f"m{index}")
-    match index:
-        case 1:
-            return replace(sample, instruction="remove it <|im_end|>")
-        case 2:
-            image = load_image(CASES / "06-extreme-aspect" / "3000x10.png")
-            return replace(sample, image=image)
-        case 3:
+class Brought(Listed):
+    """What people brought; the last cannot be read."""
+
+    name = fingerprint = "brought"
+
+    def __getitem__(self, index: Any) -> Any:
+        if index == len(self) - 1:
             raise OSError("a broken picture")
-    return sample
+        return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("name", ["baseline", "flux_kontext"])
@@ -107,18 +104,21 @@ def test_a_sample_that_cannot_be_edited_is_listed_and_stops_no_other(
             return runs.make_edits(name, editor, samples, n, 0, {})
         return runs.make_other_edits(Experiment(PROFILE).other("flux_kontext"), samples, n, 0)
 
+    good, odd = SAMPLES[0], load_image(CASES / "06-extreme-aspect" / "3000x10.png")
+    marked, oblong = replace(good, instruction="remove it <|im_end|>"), replace(good, image=odd)
+    mixed = Brought([good, replace(marked, id="m1"), replace(oblong, id="m2"), good])
     for _ in range(2):  # made, and found
-        first, marked, oblong, broken = make(Made(mixed, 4, "mixed"), 4)
+        first, *others, broken = make(mixed, 4)
         assert first is not None and broken is None
         told = capsys.readouterr().err
         assert "3: It cannot be read (OSError: a broken picture)." in told
         if name == "baseline":
-            assert marked is oblong is None
-            assert "3 of 4 edits of mixed by Qwen-Image-Edit cannot be made:" in told
+            assert others == [None, None]
+            assert "3 of 4 edits of brought by Qwen-Image-Edit cannot be made:" in told
             assert "m1: Instruction 0 holds the chat marker <|im_end|>" in told
             assert "m2: An image of 3000 x 10 pixels is too oblong" in told
-    with pytest.raises(AbpError, match=r"None of the 1 edits of broken by .* can be made; 0: It"):
-        make(Made(lambda _: mixed(3), 1, "broken"), 1)
+    with pytest.raises(AbpError, match=r"None of the 1 edits of brought by .* can be made; 0: It"):
+        make(Brought(mixed[:1]), 1)
 
 
 def test_another_lora_edits_anew_and_nothing_else_is(
@@ -201,5 +201,5 @@ def test_what_cannot_be_edited_is_refused(
 
 
 def test_only_known_exact_edits_can_be_pasted(editor: QwenImageEditor, tmp_path: Path) -> None:
-    with pytest.raises(AbpError, match="The exact edits of made are not known"):
-        runs.make_edits("paste", editor, Made(SAMPLES.__getitem__, 1), 1, 0, {})
+    with pytest.raises(AbpError, match="The exact edits of listed are not known"):
+        runs.make_edits("paste", editor, Listed([SAMPLES[0]]), 1, 0, {})

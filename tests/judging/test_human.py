@@ -12,7 +12,7 @@ import jupytext
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Made
+from conftest import Listed
 from labelling import label
 from PIL import Image
 from pydantic import ValidationError
@@ -48,9 +48,7 @@ def plain(level: int) -> Image.Image:
     return Image.new("RGB", (40, 20), (level, 100, 200))
 
 
-SAMPLES = Made(
-    lambda index: Sample(f"s{index}", plain(index), f"Move {index}.", (0.1, 0.2, 0.5, 0.8)), N
-)
+SAMPLES = Listed(Sample(f"s{i}", plain(i), f"Move {i}.", (0.1, 0.2, 0.5, 0.8)) for i in range(N))
 """Four of 40 x 20 pixels."""
 ANSWERS = pd.DataFrame(
     {

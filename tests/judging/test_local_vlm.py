@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Made, noise
+from conftest import Listed, noise
 
 from abplib.core.errors import AbpError
 from abplib.judging import vlm_judge
@@ -16,7 +16,7 @@ from abplib.judging.clients import LocalVlm
 from abplib.judging.vlm_judge import VqaJudge
 from abplib.samples.base import Sample
 
-SAMPLES = Made(lambda _: Sample("s0", noise(64, 64), "Move the cup.", (0.1, 0.2, 0.6, 0.9)), 1)
+SAMPLES = Listed([Sample("s0", noise(64, 64), "Move the cup.", (0.1, 0.2, 0.6, 0.9))])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from conftest import Made
+from conftest import Listed
 from PIL import Image, ImageFilter
 
 from abplib.core.boxes import Box
@@ -183,8 +183,8 @@ def test_the_reason_names_what_happened() -> None:
 
 def test_what_the_oracle_cannot_judge_is_refused() -> None:
     image = Image.new("RGB", (8, 8))
-    with pytest.raises(AbpError, match="cannot judge made"):
-        SceneOracle().judge(Made(lambda _: Sample("s", image, "", (0, 0, 1, 1)), 1), 0, [image])
+    with pytest.raises(AbpError, match="cannot judge listed"):
+        SceneOracle().judge(Listed([Sample("s", image, "", (0, 0, 1, 1))]), 0, [image])
     broad = next(i for i in range(200) if general().scene_edit(i)[1].task == "style")
     with pytest.raises(AbpError, match=f"sample {broad} of general asks for style"):
         SceneOracle().judge(general(), broad, [image])

@@ -14,7 +14,7 @@ from pathlib import Path
 import killed
 import numpy as np
 import pytest
-from conftest import Made
+from conftest import Listed
 from loopback import FAULTS, KEY, UNPAID, Loopback, expected, hurry, serving
 from PIL import Image
 
@@ -50,7 +50,7 @@ def noisy(seed: int) -> Image.Image:
 
 
 BOX = (0.1, 0.2, 0.6, 0.9)
-SAMPLES = Made(lambda index: Sample(f"s{index}", noisy(index), f"Move {index}.", BOX), 200)
+SAMPLES = Listed(Sample(f"s{i}", noisy(i), f"Move {i}.", BOX) for i in range(200))
 
 
 def edits(index: int, n: int = 7) -> list[Image.Image]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import SMOKE_AREA, Made, noise
+from conftest import SMOKE_AREA, Listed, noise
 from diffusers import QwenImageEditPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -311,10 +311,10 @@ def test_pairs_that_cannot_be_used_are_listed_and_stop_no_others(
 
 
 def test_samples_that_cannot_teach_are_refused(editor: QwenImageEditor, tmp_path: Path) -> None:
-    with pytest.raises(AbpError, match="edits of photographs are not known"):
+    with pytest.raises(AbpError, match="edits of listed are not known"):
         train_lora(
             editor,
-            Made(Toys().__getitem__, 9, "photographs"),
+            Listed(Toys()[i] for i in range(9)),
             SHORT,
             tmp_path / "out",
             base=tmp_path,
