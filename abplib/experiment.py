@@ -150,7 +150,7 @@ class Experiment:
     @cached_property
     def judge(self) -> Judge:
         """The judge; where the profile names people's labels, success and failure are theirs."""
-        from abplib.judging.jury import HumanJudge, Jury
+        from abplib.judging.jury import Jury
 
         make: Callable[..., Judge] = function_of(self.profile.judge)
         model = self.profile.judge_model
@@ -159,7 +159,7 @@ class Experiment:
         except TypeError as error:
             raise AbpError(f"{self.profile.judge} asks no model: leave judge_model out.") from error
         labels = self.human_labels_file
-        return judge if labels is None else Jury(HumanJudge(labels), judge)
+        return judge if labels is None else Jury(labels, judge)
 
     @cached_property
     def preservation(self) -> Preservation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,7 @@ class System:
     editor: str
     """Its editor's class, as `module:class`."""
     note: str = ""
-    """What must be said beside its row of the table."""
+    """What must be said of its row of the table: a sentence without its full stop."""
 
 
 OTHERS: dict[str, System] = {
@@ -57,7 +58,7 @@ OTHERS: dict[str, System] = {
         "abplib.editing.stock:FiboEditor",
         "FIBO-Edit was trained on whole descriptions as JSON, which Bria has a VLM write; here it "
         "is given the instruction alone, as `edit_instruction`, so its row is of a model out of "
-        "its format.",
+        "its format",
     ),
     "flux2_dev": System("FLUX.2 dev", "abplib.editing.stock:Flux2Editor"),
     "flux_kontext": System("FLUX.1 Kontext", "abplib.editing.stock:FluxKontextEditor"),
@@ -68,3 +69,11 @@ OTHERS: dict[str, System] = {
 def label(name: str) -> str:
     """What tables and figures call a method or another system."""
     return (METHODS | OTHERS)[name].label
+
+
+def others_run(names: Collection[str]) -> str:
+    """Which other systems a run has, and what must be said of them; the end of a sentence."""
+    if not names:
+        return "none is run here"
+    notes = [OTHERS[name].note for name in names if OTHERS[name].note]
+    return ". ".join([f"this run has {', '.join(map(label, names))}", *notes])

@@ -167,7 +167,7 @@ class LocalVlm:
         from abplib.vlm.loading import fingerprint
 
         return {
-            "weights": fingerprint(self.source, self._loaded[0]),
+            "weights": fingerprint(self.source),
             "image_area": self.image_area,
             "max_new_tokens": MAX_NEW_TOKENS,
         }
@@ -185,18 +185,8 @@ class LocalVlm:
         inputs = processor(
             text=[text], images=[shown], add_special_tokens=False, return_tensors="pt"
         )
-        n_prompt = inputs["input_ids"].shape[1]
-        room = loading.check_length(n_prompt + 1, model) + 1
-        (generated,) = model.generate(
-            **inputs.to(model.device),
-            max_new_tokens=min(MAX_NEW_TOKENS, room),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-        )[:, n_prompt:]
-        answer = processor.tokenizer.decode(generated, skip_special_tokens=True)
-        return Reply(text=answer, version=self.model, tokens_in=n_prompt, tokens_out=len(generated))
+        (answer,) = loading.generate_text(inputs, model, processor, max_new_tokens=MAX_NEW_TOKENS)
+        return Reply(text=answer.text, version=self.model)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:

@@ -168,6 +168,7 @@ def generate_text(
     ended = torch.isin(said, torch.tensor(ends, device=said.device)).any(1).tolist()
     written = tokenizer.batch_decode(said, skip_special_tokens=True)
     patch, grids = processor.image_processor.patch_size, inputs["image_grid_thw"].tolist()
+    grids = grids[:: len(grids) // len(written)]  # of the first image of each chat
     return [
         Answer(text.strip(), (columns * patch, rows * patch), whole)
         for text, (_, rows, columns), whole in zip(written, grids, ended, strict=True)

@@ -25,7 +25,7 @@ from abplib.core.hub import function_of
 from abplib.editing import runs, twins
 from abplib.editing.base import Editor, Request
 from abplib.editing.loading import SIDE
-from abplib.editing.methods import OTHERS
+from abplib.editing.methods import OTHERS, others_run
 from abplib.editing.qwen_image_edit_2509 import ANNOUNCED
 from abplib.editing.stock import StockEditor
 from abplib.experiment import Experiment
@@ -280,11 +280,12 @@ def test_flux2_refuses_what_its_pipeline_does() -> None:
         dataclasses.replace(load("flux2_dev"), image_area=SIDE**2).edit(noise(2000, 100), "x", 0)
 
 
-def test_what_must_be_said_of_a_system_stands_below_its_table() -> None:
+def test_the_page_says_what_must_be_said_of_a_system() -> None:
+    assert others_run([]) == "none is run here"
+    assert others_run(["flux2_dev", "flux_kontext"]) == "this run has FLUX.2 dev, FLUX.1 Kontext"
+    assert others_run(["fibo_edit"]).endswith("so its row is of a model out of its format")
     page = (paths.root() / "book/chapters/05_editing_validation.md").read_text()
-    assert "out of its format" in OTHERS["fibo_edit"].note
-    table = page.index("Now the same columns as measured here")
-    assert table < page.index("{glue:text}`ch5.others_notes:s`") < page.index("ch5.baseline.edit")
+    assert "others_run(others)" in page and "{glue:text}`ch5.others:s`" in page
 
 
 def test_fingerprints_tell_settings_and_systems_apart() -> None:

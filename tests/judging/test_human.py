@@ -37,7 +37,7 @@ from abplib.judging.human.labels import (
 )  # fmt: skip
 from abplib.judging.human.tasks import boxes_to_judge, edits_to_judge, shuffled, to_draw
 from abplib.judging.human.verdicts import agreement, by_people, judged_boxes
-from abplib.judging.jury import HumanJudge, Jury
+from abplib.judging.jury import Jury
 from abplib.profiles import Profile
 from abplib.samples.base import Sample
 
@@ -171,16 +171,13 @@ def test_people_tell_success_and_the_other_judge_the_scores(
     shown = [Image.open(made[1]) for made in files.values()]
     path = tmp_path / "labels.jsonl"
     store.append_line(path, label(tasks[images.digest(shown[0])], "a", WRONG_OBJECT))
-    people = HumanJudge(path)
-    judge = Jury(people, Scores())
+    judge = Jury(path, Scores())
     found = judge.judge(SAMPLES, 1, shown)
     assert judge.name == "human raters, scores by scores"
     assert found[0] == Judgement(False, WRONG_OBJECT, 3.0, 2.0, 1.0, "so")
     assert found[1].success is None  # no one looked at it
-    alone = people.judge(SAMPLES, 1, shown)[0]
-    assert (alone.edit, alone.reason) == (None, "0 of 1 raters say yes.")
     store.append_line(path, label(tasks[images.digest(shown[1])], "a", YES))
-    later = Jury(HumanJudge(path), Scores())
+    later = Jury(path, Scores())
     assert later.judge(SAMPLES, 1, shown)[1].success is True
     assert later.fingerprint != judge.fingerprint
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Listed, noise
+from hubcache import lay
 
 from abplib.core.errors import AbpError
 from abplib.judging import vlm_judge
@@ -55,6 +56,20 @@ def test_the_model_hears_the_question_and_sees_three_images(
     assert len(given["image_grid_thw"]) == 3
     heard = processor.tokenizer.decode(given["input_ids"][0])
     assert "The instruction was: Move the cup." in heard and heard.count("<|vision_start|>") == 3
+
+
+def test_a_model_of_the_hub_judges_too_and_is_known_by_its_commit(
+    judge: VqaJudge, smoke_folder: Path, hub_cache: Path
+) -> None:
+    commits = [name + "0" * 34 for name in ("c0ffee", "decade")]
+    known = set()
+    for commit in commits:
+        lay(hub_cache, "org/vlm", smoke_folder, commit)
+        named = vlm_judge.local_vlm("org/vlm").scores
+        known.add(named.fingerprint)
+    assert len(known) == 2 and judge.fingerprint not in known
+    (found,) = named.judge(SAMPLES, 0, [noise(64, 64, seed=1)])
+    assert found.edit is None and named.name == "vlm"
 
 
 def test_a_missing_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
