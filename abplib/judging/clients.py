@@ -166,6 +166,7 @@ class LocalVlm:
         """The weights themselves, and how they are asked."""
         from abplib.vlm.loading import fingerprint
 
+        _ = self._loaded  # first: it fetches a model of the hub
         return {
             "weights": fingerprint(self.source),
             "image_area": self.image_area,
