@@ -97,7 +97,7 @@ class SceneOracle:
                 f"sample {index} of {samples.name} asks for {edit.task}: leave it out."
             )
         case = _Case(scene, edit, edit.target)
-        return [case.judgement(found) for found in read(scene, edited_images)]
+        return [case.judgement(reading) for reading in read(scene, edited_images)]
 
 
 @dataclass(frozen=True)
@@ -108,27 +108,29 @@ class _Case:
     edit: Edit
     target: int
 
-    def judgement(self, found: Reading) -> Judgement:
-        fates = self.fates(found)
+    def judgement(self, reading: Reading) -> Judgement:
+        fates = self.fates(reading)
         target, others = fates[self.target], self._others(fates)
         touched = sum(fate is not Fate.KEPT for fate in others)
-        nothing_else = not touched and not found.appeared and found.ground_kept
-        accuracy, leakage = self._accuracy(target, found), self._leakage(touched, found)
+        nothing_else = not touched and not reading.appeared and reading.ground_kept
+        accuracy, leakage = self._accuracy(target, reading), self._leakage(touched, reading)
         success = self._done(target) and nothing_else
         return Judgement(
             success,
-            None if success else self._failure(target, others, found),
+            None if success else self._failure(target, others, reading),
             min(accuracy, max(leakage, 1)),
             accuracy,
             leakage,
-            self._reason(target, touched, found),
+            self._reason(target, touched, reading),
         )
 
-    def fates(self, found: Reading) -> list[Fate]:
+    def fates(self, reading: Reading) -> list[Fate]:
         """What became of each object, in the scene's order."""
         return [
             self._fate(thing, look, clear)
-            for thing, look, clear in zip(self.scene.things, found.looks, found.clear, strict=True)
+            for thing, look, clear in zip(
+                self.scene.things, reading.looks, reading.clear, strict=True
+            )
         ]
 
     @property
@@ -165,21 +167,21 @@ class _Case:
             return target is Fate.REMOVED
         return target in (Fate.AS_ASKED, Fate.OTHERWISE)
 
-    def _failure(self, target: Fate, others: Sequence[Fate], found: Reading) -> str:
+    def _failure(self, target: Fate, others: Sequence[Fate], reading: Reading) -> str:
         touched = any(fate is not Fate.KEPT for fate in others)
         wanted = Fate.REMOVED if self._asked is None else Fate.AS_ASKED
         gone_unasked = target is Fate.REMOVED and self._asked is not None
-        if target is Fate.KEPT and not touched and not found.appeared and found.ground_kept:
+        if target is Fate.KEPT and not touched and not reading.appeared and reading.ground_kept:
             return base.NO_EDIT
         if target is Fate.KEPT and wanted in others:
             return base.WRONG_OBJECT
         if gone_unasked or Fate.REMOVED in others:
             return base.EXCESSIVE_REMOVAL
-        if target is not Fate.KEPT and (touched or not found.ground_kept):
+        if target is not Fate.KEPT and (touched or not reading.ground_kept):
             return base.LEAKAGE
-        return base.HALLUCINATION if found.appeared else base.WRONG_RESULT
+        return base.HALLUCINATION if reading.appeared else base.WRONG_RESULT
 
-    def _accuracy(self, target: Fate, found: Reading) -> int:
+    def _accuracy(self, target: Fate, reading: Reading) -> int:
         if target is Fate.KEPT:
             return 0
         if target is Fate.REMOVED:
@@ -187,31 +189,33 @@ class _Case:
         if self._asked is None:
             return 1
         if target is Fate.AS_ASKED:
-            return BEST if found.clear[self.target] else 3
-        seen, old = found.looks[self.target], _look(self.scene.things[self.target])
+            return BEST if reading.clear[self.target] else 3
+        seen, old = reading.looks[self.target], _look(self.scene.things[self.target])
         changed = [i for i in range(2) if self._asked[i] != old[i]]
         return 2 if seen is not None and any(seen[i] == self._asked[i] for i in changed) else 1
 
-    def _leakage(self, touched: int, found: Reading) -> int:
+    def _leakage(self, touched: int, reading: Reading) -> int:
         n_others = len(self.scene.things) - 1
-        if not found.ground_kept or (touched and touched == n_others):
+        if not reading.ground_kept or (touched and touched == n_others):
             return 0
-        return max(1, BEST - touched - found.appeared)
+        return max(1, BEST - touched - reading.appeared)
 
-    def _reason(self, target: Fate, touched: int, found: Reading) -> str:
+    def _reason(self, target: Fate, touched: int, reading: Reading) -> str:
         n_others = len(self.scene.things) - 1
-        look = found.looks[self.target]
+        look = reading.looks[self.target]
         became = {
             Fate.KEPT: "is as it was",
             Fate.REMOVED: "is gone",
             Fate.AS_ASKED: f"became {_words(look)} as asked",
             Fate.OTHERWISE: f"became something like {_words(look)}",
         }[target]
-        appeared = f"{found.appeared} new on the ground" if found.appeared else "nothing appeared"
+        appeared = (
+            f"{reading.appeared} new on the ground" if reading.appeared else "nothing appeared"
+        )
         return (
             f"The target, {_words(_look(self.scene.things[self.target]))}, {became}; "
             f"{touched} of {n_others} others changed; {appeared}; "
-            f"the ground was {'kept' if found.ground_kept else 'changed'}."
+            f"the ground was {'kept' if reading.ground_kept else 'changed'}."
         )
 
 

@@ -124,14 +124,14 @@ def _seen(scene: Scene, images: Sequence[Image.Image], source: np.ndarray) -> np
 
 def _errors(scene: Scene, seen: np.ndarray) -> np.ndarray:
     """RMS difference of each object's crop from each of `LOOKS`: [images, objects, looks]."""
-    found = []
+    errors = []
     for index, thing in enumerate(scene.things):
         rows, columns = _square(thing)
         crops = seen[:, rows, columns]
         there = _templates(scene, index, rows, columns)
         flat = cdist(crops.reshape(len(crops), -1), there.reshape(len(there), -1))
-        found.append(flat / math.sqrt(there[0].size))
-    return np.stack(found, axis=1)
+        errors.append(flat / math.sqrt(there[0].size))
+    return np.stack(errors, axis=1)
 
 
 def _templates(scene: Scene, index: int, rows: slice, columns: slice) -> np.ndarray:

@@ -46,12 +46,12 @@ def judged(
         _judge({name: files[name] for name in missing}, places, samples, judge, preservation)
         for name in missing:
             store.mark_done(places[name])
-    found = [
+    parts = [
         store.read_parquet(part)[0].assign(method=name)
         for name, place in places.items()
         for part in sorted(place.glob("*.parquet"))
     ]
-    rows = pd.concat(found, ignore_index=True)
+    rows = pd.concat(parts, ignore_index=True)
     rows["failure"] = rows["failure"].astype(object).where(rows["failure"].notna(), None)
     return rows[["method", *rows.columns.drop("method")]]
 

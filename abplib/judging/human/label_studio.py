@@ -111,15 +111,15 @@ def labels_from(exported: object) -> list[Label]:
     """
     if not isinstance(exported, list):
         raise AbpError(f"A {type(exported).__name__} is no export of Label Studio: {_REMEDY}.")
-    found: list[tuple[datetime, Label]] = []
+    edited: list[tuple[datetime, Label]] = []
     for number, task in enumerate(exported, start=1):
         try:
-            found += _labels(task)
+            edited += _labels(task)
         except ValidationError as error:
             raise AbpError(f"Task {number} of the export: {explain(error)}; {_REMEDY}.") from error
         except ValueError as error:
             raise AbpError(f"Task {number} of the export {error}; {_REMEDY}.") from error
-    return latest(label for _, label in sorted(found, key=lambda edited: edited[0]))
+    return latest(label for _, label in sorted(edited, key=lambda one: one[0]))
 
 
 def keep(export: Path, labels_file: Path) -> list[Label]:

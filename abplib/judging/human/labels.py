@@ -119,11 +119,11 @@ def latest(labels: Iterable[Label]) -> list[Label]:
 
 def grouped(labels: Iterable[Label], step: Step) -> dict[Key, list[Label]]:
     """The labels of one step by what they are about."""
-    found: dict[Key, list[Label]] = {}
+    by_key: dict[Key, list[Label]] = {}
     for label in labels:
         if label.step == step:
-            found.setdefault(label.key, []).append(label)
-    return found
+            by_key.setdefault(label.key, []).append(label)
+    return by_key
 
 
 class Verdict(NamedTuple):

@@ -54,13 +54,13 @@ def judged_boxes(
             f"{len(open_)} of {len(tasks)} boxes are not judged, or with as many yes as no (sample "
             f"{open_[0]} first): have them labelled."
         )
-    found = answers.copy()
-    rows = found.index[found["answered"]]
+    judged = answers.copy()
+    rows = judged.index[judged["answered"]]
     decisions = [v for v in verdicts if v is not None]
-    found.loc[rows, "outcome"] = [ACCURATE if v.yes else v.kind for v in decisions]
-    found["accurate"] = found["outcome"] == ACCURATE
-    found["wrong_entity"] = found["outcome"] == WRONG_OBJECT
-    return found
+    judged.loc[rows, "outcome"] = [ACCURATE if v.yes else v.kind for v in decisions]
+    judged["accurate"] = judged["outcome"] == ACCURATE
+    judged["wrong_entity"] = judged["outcome"] == WRONG_OBJECT
+    return judged
 
 
 def by_people(answers: pd.DataFrame, samples: SampleSet, labels_file: Path | None) -> pd.DataFrame:
