@@ -90,9 +90,9 @@ def changes(
     return pd.DataFrame(rows)
 
 
-def change_by_layer(found: pd.DataFrame, seed: int) -> pd.DataFrame:
+def change_by_layer(changed: pd.DataFrame, seed: int) -> pd.DataFrame:
     """`estimates` of `changes` over samples, a row a layer, for `intervals`."""
-    layers = found["layer"].replace(r"^(\d+)$", r"layer_\1", regex=True)
-    means = estimates(found.groupby(layers, sort=False)["change"], seed)
+    layers = changed["layer"].replace(r"^(\d+)$", r"layer_\1", regex=True)
+    means = estimates(changed.groupby(layers, sort=False)["change"], seed)
     label = means.index.str.replace("_", " ")
     return means.assign(name="change." + means.index, label=label, unit="fraction")

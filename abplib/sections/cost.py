@@ -67,16 +67,16 @@ def measured(source: str) -> Result:
 def on_gpu(*sources: str) -> pd.DataFrame:
     """What the results of a GPU among these files, which need not be there, say of the sweep.
 
-    By tokens of a sample: gpu, and the sweep's time over the bare pass (ratio, low, high).
+    Columns: tokens (of a sample), gpu, and the sweep's time over the bare pass (ratio, low, high).
     """
-    found = [measured(source) for source in sources if (paths.root() / source).is_file()]
+    shipped = [measured(source) for source in sources if (paths.root() / source).is_file()]
     rows = [
         {
             "tokens": result["settings"]["lengths"]["kept"],
             "gpu": result["machine"]["gpu"],
             **_quartiles(result["ways"]["sweep"]["seconds"]),
         }
-        for result in found
+        for result in shipped
     ]
     return pd.DataFrame(rows)
 
@@ -98,8 +98,8 @@ def ratios(source: str, results: Mapping[str, Result]) -> pd.DataFrame:
         AbpError: a result is of another shape, as a former benchmark left it.
     """
     frame = pd.read_csv(paths.root() / source, index_col="name", keep_default_na=False)
-    found = [_ratio(results[row["result"]], row) for _, row in frame.iterrows()]
-    frame = frame.join(pd.DataFrame(found, frame.index))
+    numbers = [_ratio(results[row["result"]], row) for _, row in frame.iterrows()]
+    frame = frame.join(pd.DataFrame(numbers, frame.index))
     frame["bound"] = pd.to_numeric(frame["target"].str[2:])
     good = np.where(frame["target"].str[:1] == "≤", frame["ratio"] <= frame["bound"],
                     frame["ratio"] >= frame["bound"])  # fmt: skip
@@ -119,27 +119,27 @@ def _ratio(result: Result, row: pd.Series) -> dict[str, float]:
         ) from error
 
 
-def breakdown(found: Result) -> pd.DataFrame:
+def breakdown(result: Result) -> pd.DataFrame:
     """Where the time of one batch of a sweep goes, from a result of `benchmarks.sweep_cost`.
 
     Indexed by stage. Columns: seconds (median, one stage after another), share of them, operations,
     rate in operations a second, of_machine (that over the rate of large matrix products); NaN where
     a stage multiplies no matrices.
     """
-    medians = {name: float(found["stages"][name]["median"]) for name in STAGES}
+    medians = {name: float(result["stages"][name]["median"]) for name in STAGES}
     stages = pd.DataFrame({"seconds": medians})
     stages["share"] = stages["seconds"] / stages["seconds"].sum()
-    stages["operations"] = [found["operations"].get(name, math.nan) for name in STAGES]
+    stages["operations"] = [result["operations"].get(name, math.nan) for name in STAGES]
     stages["rate"] = stages["operations"] / stages["seconds"]
-    stages["of_machine"] = stages["rate"] / float(found["matmul_rate"]["median"])
+    stages["of_machine"] = stages["rate"] / float(result["matmul_rate"]["median"])
     return stages.rename(index=STAGES).rename_axis("stage")
 
 
-def sweep_hours(found: Result, n_samples: float) -> float:
+def sweep_hours(result: Result, n_samples: float) -> float:
     """Hours of a sweep over `n_samples` at the pace of a result of `benchmarks.sweep_cost`."""
-    settings = found["settings"]
+    settings = result["settings"]
     n_measured = settings["n_batches"] * settings["batch_size"]
-    return n_samples / n_measured * found["ways"]["sweep"]["seconds"]["median"] / 3600
+    return n_samples / n_measured * result["ways"]["sweep"]["seconds"]["median"] / 3600
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def gpu_hours(flops: float, utilisation: float = UTILISATION, peak: str = "tflop
     return flops / (facts()["paper"]["gpu"][peak] * 1e12 * utilisation) / 3600
 
 
-def at_scale(found: Result) -> pd.DataFrame:
+def at_scale(result: Result) -> pd.DataFrame:
     """What 128,000 samples take at Qwen2.5-VL-7B's shape by the count of operations, for `AREAS`.
 
     Text is as long as in a result of `benchmarks.sweep_cost`, proxies are the paper profile's, on
@@ -246,7 +246,7 @@ def at_scale(found: Result) -> pd.DataFrame:
     chosen, n_samples = _of_the_paper(), reported("n_train")
     rows = {}
     for area in AREAS:
-        lengths = lengths_at(config, area, found["settings"]["lengths"])
+        lengths = lengths_at(config, area, result["settings"]["lengths"])
         width = config.text_config.hidden_size
         vlm = n_samples * vlm_flops(config, lengths)
         proxies = n_samples * learning_flops(chosen, width, settings, lengths)

@@ -100,10 +100,10 @@ def final_errors(samples: pd.DataFrame, groups: Mapping[str, str], seed: int) ->
     beside label and unit, group (as figures call them), iou and acc50 (means).
     """
     parts = samples.groupby("configuration", sort=False)
-    found = estimates(parts["center_error"], seed).rename_axis("configuration")
-    group = found.index.map(groups).map(GROUPS).fillna(UNREAD)
-    found = found.assign(label=found.index.map(label_of), group=group, unit="image sides")
-    return found.join(parts[["iou", "acc50"]].mean())
+    errors = estimates(parts["center_error"], seed).rename_axis("configuration")
+    group = errors.index.map(groups).map(GROUPS).fillna(UNREAD)
+    errors = errors.assign(label=errors.index.map(label_of), group=group, unit="image sides")
+    return errors.join(parts[["iou", "acc50"]].mean())
 
 
 def curve_rows(curves: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:

@@ -85,8 +85,7 @@ def box_quality(boxes: pd.DataFrame, seed: int) -> pd.DataFrame:
         for source in BOX_SOURCES
         for score in BOX_SCORES
     }
-    found = estimates(columns.items(), seed)
-    return found.assign(
+    return estimates(columns.items(), seed).assign(
         name=[f"box.{source}.{score}" for source, score in columns],
         label=[BOX_SOURCES[source] for source, _ in columns],
         score=[BOX_SCORES[score][0] for _, score in columns],
@@ -104,8 +103,8 @@ def summarise(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
     columns = {
         key: own.astype("boolean" if "edit_success" in key else float) for key, own in groups
     }
-    found = estimates(columns.items(), seed).rename_axis(["method", "metric"])
-    return found.assign(label=found.index.get_level_values("method").map(label), sem=groups.sem())
+    means = estimates(columns.items(), seed).rename_axis(["method", "metric"])
+    return means.assign(label=means.index.get_level_values("method").map(label), sem=groups.sem())
 
 
 def table_1_numbers(summary: pd.DataFrame, name_of_lpips: str) -> pd.DataFrame:
@@ -187,8 +186,8 @@ def comparisons(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
         for method in others
         for metric in DIFFERENCES
     }
-    found = {key: paired_difference(*pair, seed=seed)._asdict() for key, pair in pairs.items()}
-    frame = pd.DataFrame.from_dict(found, orient="index").rename_axis(["method", "metric"])
+    apart = {key: paired_difference(*pair, seed=seed)._asdict() for key, pair in pairs.items()}
+    frame = pd.DataFrame.from_dict(apart, orient="index").rename_axis(["method", "metric"])
     return frame.assign(p=holm([sign_flip_test(*pair, seed=seed) for pair in pairs.values()]))
 
 
@@ -235,8 +234,8 @@ def success_by_overlap(rows: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
         for method in success
         for band, own in success[method].groupby(bands, observed=True)
     )
-    found = estimates(columns).rename_axis(["method", "label"]).reset_index()
-    return found.assign(note="n = " + found["n"].astype(str))
+    rates = estimates(columns).rename_axis(["method", "label"]).reset_index()
+    return rates.assign(note="n = " + rates["n"].astype(str))
 
 
 def failures_by_box(rows: pd.DataFrame, boxes: pd.DataFrame, n: int = 3) -> pd.DataFrame:

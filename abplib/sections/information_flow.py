@@ -178,15 +178,15 @@ def means(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     columns = {
         (score, source): _hits(wide.loc[[source], score]) for score in SCORES for source in SOURCES
     }
-    found = estimates(columns.items(), seed).rename_axis(["score", "source"]).reset_index()
-    chance = found[found["source"] == "chance"].set_index("score")["value"]
-    proxys = found["source"] == "dominant"
-    return found.assign(
+    scored = estimates(columns.items(), seed).rename_axis(["score", "source"]).reset_index()
+    chance = scored[scored["source"] == "chance"].set_index("score")["value"]
+    proxys = scored["source"] == "dominant"
+    return scored.assign(
         name=[f"{SCORES[score][0]}.{source}" for score, source in columns],
-        label=found["source"].map(SOURCES),
+        label=scored["source"].map(SOURCES),
         panel=[SCORES[score][1] for score, _ in columns],
         group=np.where(proxys, "what the proxy points to", "controls"),
-        reference=found["score"].map(chance),
+        reference=scored["score"].map(chance),
         unit="fraction",
     )
 

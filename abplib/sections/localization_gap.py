@@ -115,8 +115,8 @@ def both_rates(rows: pd.DataFrame, by: str) -> pd.DataFrame:
         groups.sort(key=lambda group: (-group[1]["accurate"].mean(), -len(group[1])))
     columns = [((str(label), half), own[name]) for label, own in groups
                for name, half in HALVES.items()]  # fmt: skip
-    found = estimates(columns).rename_axis(["label", "half"]).reset_index()
-    return found.assign(note="n = " + found["n"].astype(str))
+    rates = estimates(columns).rename_axis(["label", "half"]).reset_index()
+    return rates.assign(note="n = " + rates["n"].astype(str))
 
 
 def beside_the_papers(rows: pd.DataFrame) -> pd.DataFrame:
@@ -134,8 +134,8 @@ def beside_the_papers(rows: pd.DataFrame) -> pd.DataFrame:
 
 def shares(outcomes: pd.Series, kinds: Sequence[str]) -> pd.DataFrame:
     """The part that each kind of outcome has, for `intervals`, in the order of `kinds`."""
-    found = estimates((kind, outcomes == kind) for kind in kinds).rename_axis("label")
-    return counted(found).reset_index()
+    rates = estimates((kind, outcomes == kind) for kind in kinds).rename_axis("label")
+    return counted(rates).reset_index()
 
 
 def counted(rates: pd.DataFrame) -> pd.DataFrame:

@@ -89,11 +89,11 @@ def rates(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         for name, own in ((name, rows[rows["condition"] == name]) for name in LABELS)
         for measure in RATES
     }
-    found = estimates(columns.items(), seed).rename_axis(["condition", "measure"]).reset_index()
-    return found.assign(
-        name="conditions." + found["condition"] + "." + found["measure"],
-        label=found["condition"].map(LABELS),
-        rate=found["measure"].map(RATES),
+    means = estimates(columns.items(), seed).rename_axis(["condition", "measure"]).reset_index()
+    return means.assign(
+        name="conditions." + means["condition"] + "." + means["measure"],
+        label=means["condition"].map(LABELS),
+        rate=means["measure"].map(RATES),
         unit="fraction",
     )
 
