@@ -48,7 +48,8 @@ def intervals(
     panels = list(rows.groupby("panel", sort=False)) if "panel" in rows else [("", rows)]
     groups = list(dict.fromkeys(rows[hue])) if hue else [""]
     lines = rows["label"].nunique()
-    figure = canvas(1.0 + 0.3 * bool(hue) + (0.27 + 0.05 * (len(groups) - 1)) * lines)
+    together = max(part["label"].value_counts().max() for _, part in panels)
+    figure = canvas(1.0 + 0.3 * bool(hue) + (0.22 + 0.05 * together) * lines)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     colours = dict(zip(groups, (ACCENT,) if hue is None else COLOURS, strict=False))
     for axes, (title, part) in zip(grid, panels, strict=True):

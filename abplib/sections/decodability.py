@@ -71,12 +71,12 @@ def groups_of(names: Sequence[str], n_layers: int, middle: Sequence[int]) -> dic
 
 
 def with_controls(sweep: Sweep, untrained: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`Sweep.samples` and `Sweep.curves` of both, an untrained decoder's layers named so."""
+    """`Sweep.samples` and `Sweep.curves` of both, an untrained decoder's layers first."""
 
     def told(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         rows = other[other["configuration"].str.startswith("layer_")]
         names = rows["configuration"].str.replace("layer_", UNTRAINED)
-        return pd.concat([own, rows.assign(configuration=names)], ignore_index=True)
+        return pd.concat([rows.assign(configuration=names), own], ignore_index=True)
 
     return told(sweep.samples, untrained.samples), told(sweep.curves, untrained.curves)
 

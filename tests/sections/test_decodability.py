@@ -92,8 +92,8 @@ def test_an_untrained_decoder_brings_its_layers_alone() -> None:
     made = [Sweep(Path(), curves(layer_1=[0.5]), samples(errors), {}) for errors in (own, other)]
     rows, lines = decodability.with_controls(*made)
     means = rows.groupby("configuration")["center_error"].mean()
-    assert means.round(1).to_dict() == {"layer_1": 0.1, "chance": 0.4, "untrained.1": 0.3}
-    assert lines["configuration"].tolist() == ["layer_1", "untrained.1"]
+    assert means.round(1).to_dict() == {"chance": 0.4, "layer_1": 0.1, "untrained.1": 0.3}
+    assert lines["configuration"].tolist() == ["untrained.1", "layer_1"]
 
 
 def test_final_errors_are_means_with_intervals() -> None:
