@@ -95,4 +95,5 @@ def change_by_layer(changed: pd.DataFrame, seed: int) -> pd.DataFrame:
     layers = changed["layer"].replace(r"^(\d+)$", r"layer_\1", regex=True)
     means = estimates(changed.groupby(layers, sort=False)["change"], seed)
     label = means.index.str.replace("_", " ")
-    return means.assign(name="change." + means.index, label=label, unit="fraction")
+    named = means.assign(name="change." + means.index, label=label, unit="fraction")
+    return named.reset_index(drop=True)
