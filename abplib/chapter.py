@@ -17,7 +17,6 @@ determines them.
 
 from __future__ import annotations
 
-import base64
 import difflib
 import html
 import inspect
@@ -36,9 +35,10 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from myst_nb import glue
 
-from abplib.core import cells, code, paths, store
+from abplib.core import cells, code, paths, store, tables
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
+from abplib.plots import words
 from abplib.profiles import ChapterParameters, Profile, parse
 
 VALUES = "values.json"
@@ -122,9 +122,9 @@ class Chapter:
     def figure(self, figure: Figure, *, source: str | None = None) -> None:
         """Show a figure, saved as `figures/<name>.png` (at twice its resolution) and `.svg`.
 
-        The book shows the vectors, or the pixels where the figure holds images. Pages refer to it
-        as {numref}`name`; one figure a cell, whose metadata say its name and its caption. A line
-        saying what made the figure is set under it.
+        Pages refer to it as {numref}`name`; one figure a cell, whose metadata say its name and its
+        caption. A line saying what made the figure is set under it; what it shows is told in words,
+        too.
 
         Args:
             source: where its numbers come from, if not from this run.
@@ -132,19 +132,18 @@ class Chapter:
         name, caption = self._about("figure")
         place = self.folder / "figures"
         png = _save(figure, place / f"{name}.png", dpi=2 * figure.dpi)
-        svg = _save(figure, place / f"{name}.svg", metadata={"Date": None})
+        svg = _save(figure, place / f"{name}.svg", dpi=2 * figure.dpi, metadata={"Date": None})
         self._files["figure"][name] = [png, svg]
         maker = cells.called("abplib.plots")
         drawn = f"made by `{maker.__module__}.{maker.__qualname__}` · " if maker else ""
         made = drawn + (source or self._provenance())
         width = round(figure.get_figwidth() * figure.dpi)
         plt.close(figure)  # or the inline backend shows it a second time
-        if any(axes.images for axes in figure.axes):
-            mime, shown = "image/png", base64.b64encode(png.read_bytes()).decode()
-        else:
-            mime, shown = "image/svg+xml", svg.read_text(encoding="utf-8")
-        about = {mime: {"width": f"{width}px"}, "abp_figure": {"name": name, "made": made}}
-        display({"text/plain": f"Figure {name}", mime: shown}, raw=True, metadata=about)
+        told = words.in_words(figure)
+        bundle = {"text/plain": told, "image/svg+xml": svg.read_text(encoding="utf-8")}
+        shown = {"name": name, "made": made, "words": told}
+        about = {"image/svg+xml": {"width": f"{width}px"}, "abp_figure": shown}
+        display(bundle, raw=True, metadata=about)
         below = f"<p>{html.escape(caption)}<br><small>{html.escape(made)}</small></p>"
         display(  # for the notebook alone: the book sets the caption itself
             {"text/html": below, "text/plain": caption}, raw=True, metadata={"abp_caption": name}
@@ -172,21 +171,12 @@ class Chapter:
         path = self.folder / "tables" / f"{name}.csv"
         store.write_text(path, frame.to_csv(index=False))
         self._files["table"][name] = [path]
-        body = frame.to_html(
-            index=False,
-            float_format=lambda number: format(number, fmt),
-            formatters=dict(formatters or {}),
-            na_rep="–",
-            border=0,
-            classes="table",
-            table_id=f"table-{name}",
-        )
+        body = tables.to_html(frame, name, fmt, formatters, rounded=source is None)
         made = source or self._provenance().replace("`", "")
         display(
             HTML(
                 f'<div class="abp-table">{cells.table_caption(caption)}'
-                f'<div style="overflow-x: auto">{body}</div>'
-                f'<p class="abp-made">{html.escape(made)}</p></div>'
+                f'{body}<p class="abp-made">{html.escape(made)}</p></div>'
             )
         )
 
