@@ -243,6 +243,7 @@ CHAPTERS: dict[str, type[ChapterParameters]] = {
         "Parameters", __base__=ChapterParameters, vlm=(Name, "abplib.vlm.twins:qwen3_vl_folder")
     ),
     "07_cost": ChapterParameters,
+    "08_explorer": _with(*_EDITING),
 }
 
 

@@ -86,7 +86,7 @@ def _facts(axes: Axes, names: dict[str, str]) -> Iterator[str]:
             peak = np.unravel_index(int(np.argmax(values)), values.shape)
             least, most = float(np.min(values)), float(np.max(values))
             where = (
-                f"{_at(place[-1] + 0.5, x)}, {_at(place[0] + 0.5, y)}" if values.ndim > 1 else ""
+                f"{_at(peak[-1] + 0.5, x)}, {_at(peak[0] + 0.5, y)}" if values.ndim > 1 else ""
             )
             yield f"{values.shape} cells from {least:.3g} to {most:.3g}, the largest at {where}"
     cellwise = any(isinstance(cells, QuadMesh) for cells in axes.collections)

@@ -20,12 +20,11 @@ from typing import Any
 
 import nbformat
 import yaml
-from nbformat import NotebookNode
 
 from abplib.chapter import VALUES
 from abplib.core import code, paths, store
-from abplib.core.cells import about, table_caption
 from abplib.core.errors import AbpError
+from abplib.publish.dressing import figures, take_along, typesettable
 from abplib.publish.notebooks import as_written, folder_of
 
 _TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-mathjax-offline")
@@ -33,7 +32,6 @@ _JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be
 _PAGES = (".md", ".bib", ".yml")
 _CONFIG = "_config.yml"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_TABLE_CAPTION = re.compile(r'<p class="abp-caption">.*?</p>', re.DOTALL)
 
 
 def build_folder() -> Path:
@@ -117,8 +115,11 @@ def stage(ran: dict[str, Path]) -> Path:
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
     for name, place in ran.items():
-        notebook = typesettable(as_written(name, place))
+        notebook = typesettable(as_written(name, place), name)
         store.write_text(staged / "chapters" / f"{name}.ipynb", nbformat.writes(notebook))
+        take_along(name, place, staged / "extra" / "files" / name)
+        for figure in figures(notebook):
+            store.write_text(staged / "made" / f"{figure.name}.txt", figure.thumbnail(name))
     return staged
 
 
@@ -131,45 +132,6 @@ def written() -> list[Path]:
         if path.is_file() and (is_page or top == "_static"):
             found.append(path)
     return found
-
-
-def typesettable(notebook: NotebookNode) -> NotebookNode:
-    """An executed notebook as Sphinx is to see it.
-
-    Captions are those that cells have by now, papermill's cell is left out, and records of the run
-    (times, paths) go.
-
-    Raises:
-        AbpError: two figures in one cell.
-    """
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if "injected-parameters" in tags:
-            cell.metadata["tags"] = [*tags, "remove-input"]
-        for record in ("papermill", "execution"):
-            cell.metadata.pop(record, None)
-        if cell.cell_type != "code":
-            continue
-        cell.outputs = [output for output in cell.outputs if "abp_caption" not in _meta(output)]
-        made = [output.metadata for output in cell.outputs if "abp_figure" in _meta(output)]
-        figures = [metadata.pop("abp_figure") for metadata in made]
-        if len(figures) > 1:
-            names = ", ".join(figure["name"] for figure in figures)
-            raise AbpError(f"One cell shows the figures {names}: give each a cell of its own.")
-        for figure in figures:
-            caption = (about(cell.metadata, "figure") or {"caption": ""})["caption"].strip()
-            cell.metadata["mystnb"] = {
-                "figure": {"name": figure["name"], "caption": f"{caption}\n\n{figure['made']}"},
-                "image": {"alt": re.sub(r"[*_`$\\{}]", "", caption)},
-            }
-        if table := about(cell.metadata, "table"):
-            for output in cell.outputs:
-                if "text/html" in output.get("data", {}):
-                    shown = "".join(output.data["text/html"])
-                    caption = table_caption(table["caption"])
-                    output.data["text/html"] = _TABLE_CAPTION.sub(lambda _: caption, shown)  # noqa: B023
-    return notebook
 
 
 def typeset(staged: Path, log: Callable[[str], None]) -> Path:
@@ -222,10 +184,6 @@ def _tools() -> dict[str, str]:
 
 def _book() -> Path:
     return paths.root() / "book"
-
-
-def _meta(output: NotebookNode) -> dict[str, Any]:
-    return dict(output.get("metadata", {}))
 
 
 def _mathjax() -> Path:

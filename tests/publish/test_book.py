@@ -14,6 +14,7 @@ from remote import remote
 from abplib.core.errors import AbpError
 from abplib.profiles import CHAPTERS
 from abplib.publish import notebooks, pages
+from abplib.publish.dressing import typesettable
 
 CHAPTER = "02_proxies"
 
@@ -41,7 +42,7 @@ def test_prose_captions_and_tables_are_on_the_page(built: Path) -> None:
     for text in (">0.50<", ">0.25<", ">3<", ">[0.40, 0.60]<", "nothing here is measured"):
         assert text in page
     assert page.count("<figure") == 2
-    assert page.count("toy-line") and page.count("An image.") and page.count(".svg") == 2
+    assert page.count(">SVG</a>") == page.count(">PNG</a>") == 2 and page.count(">CSV</a>") == 1
     assert 'id="table-squares"' in page
     assert "../mathjax/tex-svg-full.js" in page
     assert (built / "book" / "_build" / "html" / "mathjax" / "tex-svg-full.js").stat().st_size > 1e6
@@ -94,7 +95,7 @@ def test_new_captions_take_the_outputs_of_the_run(built: Path) -> None:
     source.write_text(good.replace("An image.", "A picture.").replace("of *roots*", "of `roots`"))
     try:
         assert notebooks.folder_of(CHAPTER, {"profile": profile}) == place
-        cells = pages.typesettable(notebooks.as_written(CHAPTER, place)).cells
+        cells = typesettable(notebooks.as_written(CHAPTER, place), CHAPTER).cells
     finally:
         source.write_text(good)
     captions = [c.metadata.mystnb.figure.caption for c in cells if "mystnb" in c.metadata]
@@ -103,7 +104,7 @@ def test_new_captions_take_the_outputs_of_the_run(built: Path) -> None:
         "A picture.",
     ]
     assert all("profile toy profile, nothing here is measured" in text for text in captions)
-    shown = cells[-1].outputs[0].data["text/html"]
+    shown = cells[-2].outputs[0].data["text/html"]
     assert '<p class="abp-caption">Squares of <code>roots</code>.</p>' in shown
     assert shown.count("abp-caption") == 1 and "profile toy profile" in shown
 
@@ -183,7 +184,7 @@ def test_two_figures_in_one_cell_are_refused() -> None:
         for n in ("one", "two")
     ]
     with pytest.raises(AbpError, match="figures one, two"):
-        pages.typesettable(nbformat.v4.new_notebook(cells=[cell]))
+        typesettable(nbformat.v4.new_notebook(cells=[cell]), CHAPTER)
 
 
 def test_notebooks_follow_their_sources(toy: Path) -> None:

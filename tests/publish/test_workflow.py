@@ -133,7 +133,7 @@ def test_the_papers_jobs_have_their_resources(
         by_rule.setdefault(job.split("\nrule ")[1].split(":")[0], []).append(job)
     n_methods = len(METHODS) - len(CONTROLS) + 4  # and four other systems
     assert len(by_rule["edit"]) == 4 * n_methods
-    assert len(by_rule["chapter"]) == 7
+    assert len(by_rule["chapter"]) == 8
     for rule in ("labels", "sweep", "answers", "edit", "chapter"):
         gpus = 4 if rule == "sweep" else 1
         for job in by_rule[rule]:
