@@ -35,10 +35,9 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from myst_nb import glue
 
-from abplib.core import cells, code, paths, store, tables
+from abplib.core import alt_text, cells, code, paths, store, tables
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
-from abplib.plots import words
 from abplib.profiles import ChapterParameters, Profile, parse
 
 VALUES = "values.json"
@@ -139,7 +138,7 @@ class Chapter:
         made = drawn + (source or self._provenance())
         width = round(figure.get_figwidth() * figure.dpi)
         plt.close(figure)  # or the inline backend shows it a second time
-        told = words.in_words(figure)
+        told = alt_text.in_words(figure)
         bundle = {"text/plain": told, "image/svg+xml": svg.read_text(encoding="utf-8")}
         shown = {"name": name, "made": made, "words": told}
         about = {"image/svg+xml": {"width": f"{width}px"}, "abp_figure": shown}

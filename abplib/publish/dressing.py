@@ -122,8 +122,8 @@ def for_night(svg: str) -> str:
         for day, night in _BY_NIGHT.items()
         for kind in ("fill", "stroke")
     ]
-    rules += [f'{part}[style*="{kind}: #ffffff"]{{{kind}:{_NIGHT}!important}}'
-              for part, kind in (("path", "fill"), ("path", "stroke"), ("use", "stroke"))]  # fmt: skip
+    white = (("path", "fill"), ("path", "stroke"), ("use", "stroke"))  # letters stay as they are
+    rules += [f'{tag}[style*="{k}: #ffffff"]{{{k}:{_NIGHT}!important}}' for tag, k in white]
     style = f"<style>@media (prefers-color-scheme:dark){{{''.join(rules)}}}</style>"
     return re.sub(r"(<svg[^>]*>)", rf"\1{style}", svg, count=1)
 
@@ -141,7 +141,7 @@ def _run_this(name: str) -> str:
     return (
         ":::{admonition} Run this\n:class: tip abp-run\n"
         f"```bash\npapermill {notebook} out.ipynb -p profile mini\n```\n"
-        f"{' · '.join(links)}; <a href=\"../reproduce.html\">how to</a>\n:::\n"
+        f'{" · ".join(links)}; <a href="../reproduce.html">how to</a>\n:::\n'
     )
 
 

@@ -20,7 +20,9 @@ PAGES = sorted(
     for path in HTML.glob(pattern)
     if path.stem not in ("index", "genindex", "search")
 )
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 pytestmark = [
     pytest.mark.skipif(not PAGES, reason="no book is built: run make book PROFILE=smoke"),
     pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine to read it in"),
@@ -68,7 +70,10 @@ def test_a_page_is_calm_accessible_and_alone(page: Any, name: str) -> None:
             assert page.evaluate(f"{wide}.every(e => e.scrollWidth <= e.clientWidth + 1)"), where
             silent = "[...document.images].filter(i => !i.alt.trim()).map(i => i.src)"
             assert page.evaluate(silent) == [], where
-            assert page.locator("input[type=search]:visible, .search-button__button:visible").count() == 1
+            assert (
+                page.locator("input[type=search]:visible, .search-button__button:visible").count()
+                == 1
+            )
             found = [
                 f"{rule['id']}: {node['html'][:200]}"
                 for rule in Axe().run(page, options={"preload": False}).response["violations"]
@@ -127,5 +132,3 @@ def test_a_drawing_knows_the_night() -> None:
     drawings = list(HTML.glob("files/*/figures/*.svg"))
     assert drawings
     assert all("prefers-color-scheme:dark" in path.read_text(encoding="utf-8") for path in drawings)
-
-

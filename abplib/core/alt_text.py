@@ -41,7 +41,7 @@ def _panel(axes: Axes, names: dict[str, str]) -> str:
         return " ".join(filter(None, (_one_line(text) for text in axes.texts)))
     title = _plain(axes.get_title(loc="left") or axes.get_title())
     over = [_one_line(axis.label) for axis in (axes.yaxis, axes.xaxis)]
-    about = " against ".join(filter(None, over)) if axes.get_xticks().size else over[1]
+    about = " against ".join(filter(None, over))
     facts = "; ".join(dict.fromkeys(fact for fact in _facts(axes, names) if fact))
     return ". ".join(part for part in (title, about, facts) if part) + "."
 
@@ -85,9 +85,7 @@ def _facts(axes: Axes, names: dict[str, str]) -> Iterator[str]:
         if values is not None and values.size:
             peak = np.unravel_index(int(np.argmax(values)), values.shape)
             least, most = float(np.min(values)), float(np.max(values))
-            where = (
-                f"{_at(peak[-1] + 0.5, x)}, {_at(peak[0] + 0.5, y)}" if values.ndim > 1 else ""
-            )
+            where = f"{_at(peak[-1] + 0.5, x)}, {_at(peak[0] + 0.5, y)}" if values.ndim > 1 else ""
             yield f"{values.shape} cells from {least:.3g} to {most:.3g}, the largest at {where}"
     cellwise = any(isinstance(cells, QuadMesh) for cells in axes.collections)
     for text in () if cellwise else axes.texts:

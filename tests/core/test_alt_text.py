@@ -3,12 +3,13 @@ from __future__ import annotations
 import io
 
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
+from abplib.core.alt_text import LONGEST, in_words
 from abplib.plots import decodability, pictures
 from abplib.plots.intervals import intervals
-from abplib.plots.words import LONGEST, in_words
 from abplib.sections.decodability import GROUPS
 
 
@@ -41,3 +42,16 @@ def test_pictures_are_told_by_title_text_and_boxes() -> None:
     words = told(pictures.grid([panel]))
     assert "Source. turn it. exact box at pixels 10, 10 to 30, 20" in words
     assert len(told(pictures.grid([panel] * 90))) <= LONGEST + 2
+
+
+def test_cells_and_bars_are_told_by_their_names() -> None:
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    grid = pd.DataFrame(
+        [[0.1, 0.2], [0.9, 0.3]], index=["early", "late"], columns=["first", "last"]
+    )
+    sns.heatmap(grid, ax=left, cbar=False)
+    right.bar(["noun", "verb"], [0.25, 0.5])
+    words = told(figure)
+    assert "from 0.1 to 0.9, the largest at first, late" in words
+    assert "noun: 0.25, verb: 0.5" in words
