@@ -54,7 +54,7 @@ def to_html(
             label = f' data-label="{html.escape(column)}"'
             shown.append(f"<td{_kind(numeric[column])}{label}{title}>{text}</td>")
         rows.append(f"<tr>{''.join(shown)}</tr>")
-    wide = " abp-wide" if len(written) > 3 else ""
+    wide = " abp-wide" if len(written) > 2 else ""
     return (
         f'<table class="table{wide}" id="table-{html.escape(name)}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -78,9 +78,8 @@ def _cell(text: str, rounded: bool) -> tuple[str, str]:
     if error and rounded:
         value, error = two_digits(value, error)
         spread = f"± {error}"
-    shown = f"{value} {spread}{rest}"
-    small = f" <small>{html.escape(spread)}</small>"
-    return html.escape(value) + small + html.escape(rest), "" if shown == text else text
+    shown = f"{html.escape(value + rest)} <small>{html.escape(spread)}</small>"
+    return shown, "" if f"{value} {spread}{rest}" == text else text
 
 
 def _written(cell: Any, fmt: str, formatter: Callable[[Any], str] | None) -> str:

@@ -34,8 +34,8 @@ _NIGHT = "#121212"
 def typesettable(notebook: NotebookNode, name: str) -> NotebookNode:
     """The executed notebook of the chapter called `name`, as Sphinx is to see it.
 
-    Captions are those that cells have by now, with what can be downloaded; papermill's cell folds
-    away; records of the run (times, paths) go; a box at the end says how to run it.
+    Captions are those that cells have by now, with what can be downloaded; papermill's own cell and
+    records of the run (times, paths) go; a box at the end says how to run it.
 
     Raises:
         AbpError: two figures in one cell.
@@ -44,7 +44,7 @@ def typesettable(notebook: NotebookNode, name: str) -> NotebookNode:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
-            cell.metadata["tags"] = [*tags, "hide-input"]
+            cell.metadata["tags"] = [*tags, "remove-cell"]
         for record in ("papermill", "execution"):
             cell.metadata.pop(record, None)
         if cell.cell_type != "code":
