@@ -139,7 +139,7 @@ def test_the_papers_jobs_have_their_resources(
         for job in by_rule[rule]:
             assert f"gpu={gpus}" in job and "threads: 8" in job
             assert "runtime=" in job and "mem_mb=" in job
-    (judging,) = (job for job in by_rule["chapter"] if "05_editing_validation" in job)
+    (judging,) = (job for job in by_rule["chapter"] if "chapter=05_editing_validation" in job)
     assert "runtime=1440" in judging
     (sweep,) = by_rule["sweep"]
     assert "accelerate.commands.launch --num_processes 4 --module abplib sweep" in sweep
