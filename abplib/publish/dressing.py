@@ -77,7 +77,7 @@ def typesettable(notebook: NotebookNode, name: str) -> NotebookNode:
                 if "text/html" in output.get("data", {}):
                     page = _TABLE_CAPTION.sub(lambda _: caption, "".join(output.data["text/html"]))  # noqa: B023
                     output.data["text/html"] = re.sub(r"(</p></div>)\s*$", rf"{link}\1", page)
-    notebook.cells.append(nbformat.v4.new_markdown_cell(_run_this(name)))
+    notebook.cells.append(nbformat.v4.new_markdown_cell(_run_this(name), id="run-this"))
     return notebook
 
 
