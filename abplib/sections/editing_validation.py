@@ -142,8 +142,8 @@ def measured_table(
 ) -> pd.DataFrame:
     """Table 1's columns as this run measured them, and the part of edits that succeed."""
     headings = _headings() | {"lpips": f"{name_of_lpips} ↓"}
-    errors = summary["sem"].map(" ± {:.4f}".format).where(summary["sem"].notna(), "")
-    cells = (summary["value"].map("{:.4f}".format) + errors).unstack("metric")
+    errors = summary["sem"].map(" ± {:.6f}".format).where(summary["sem"].notna(), "")
+    cells = (summary["value"].map("{:.6f}".format) + errors).unstack("metric")
     made = cells.loc[list(methods), list(headings)].rename(columns=headings)
     made["edit success ↑"] = written(_success(summary), ".1%")
     return made.rename(index=label).rename_axis(index="method", columns=None)

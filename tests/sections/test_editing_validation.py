@@ -113,7 +113,7 @@ def test_the_measured_table_has_the_same_columns_and_says_which_lpips(
     assert list(table.index) == [METHODS[m].label for m in editing_validation.COMPARED]
     assert table.columns[0] == "LPIPS, of some network ↓"
     assert list(table.columns[1:5]) == list(editing_validation.reported_table().columns[1:])
-    assert table.loc["Ours"].iloc[0] == "0.0800 ± 0.0002"
+    assert table.loc["Ours"].iloc[0] == "0.080000 ± 0.000190"
     assert table.loc["Ours", "edit success ↑"].startswith("80.0% [6")
 
 
