@@ -29,7 +29,8 @@ def pixels(image: Image.Image) -> np.ndarray:
 def test_sixteen_bits_are_scaled_and_not_clipped(mode: str) -> None:
     """Field case 01."""
     expected = pixels(load_image(GREY / "gray8.png"))
-    assert (pixels(load_image(GREY / "gray16.png")) == expected).all()
+    for name in ("gray16.png", "gray16.tif", "gray16be.tif"):
+        assert (pixels(load_image(GREY / name)) == expected).all()
     numbers = np.asarray(Image.open(GREY / "gray16.png"))
     raw = numbers.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
     image = Image.frombytes(mode, (384, 384), raw)
@@ -40,11 +41,14 @@ def test_sixteen_bits_are_scaled_and_not_clipped(mode: str) -> None:
 def test_numbers_whose_white_is_not_known_are_refused(mode: str) -> None:
     with pytest.raises(AbpError, match=f"32-bit numbers .mode {mode}., whose white is not known"):
         load_image(Image.open(GREY / "gray8.png").convert(mode))
+    with pytest.raises(AbpError, match=r"float\.tif holds 32-bit numbers"):
+        load_image(GREY / "float.tif")
 
 
-def test_what_is_transparent_lies_on_white() -> None:
+@pytest.mark.parametrize("under", ["noise", "black"])
+def test_what_is_transparent_lies_on_white(under: str) -> None:
     """Field case 02: the colours under an alpha of 0 mean nothing."""
-    path = CASES / "02-transparent-png/cutout_noise_under.png"
+    path = CASES / f"02-transparent-png/cutout_{under}_under.png"
     shown, alpha = pixels(load_image(path)), np.asarray(Image.open(path))[..., 3]
     assert (shown[alpha == 0] == 255).all()
     assert (shown[alpha == 255] == np.asarray(Image.open(path))[alpha == 255][:, :3]).all()
@@ -62,7 +66,22 @@ def test_a_transparent_colour_is_white(mode: str) -> None:
 
 def test_a_png_may_carry_a_large_text() -> None:
     """Field case 03."""
-    assert load_image(CASES / "03-png-large-workflow-text/comfy.png").size == (384, 384)
+    for name in ("comfy.png", "comfy_itxt.png"):
+        assert load_image(CASES / "03-png-large-workflow-text" / name).size == (384, 384)
+
+
+@pytest.mark.parametrize("name", ["anim.gif", "anim.webp", "cmyk.jpg", "lab.tif", "ycbcr.tif",
+                                  "palette_transparent.png"])  # fmt: skip
+def test_a_picture_is_the_same_in_any_mode(name: str) -> None:
+    """Field case 05: one picture in several modes, to what coding and rounding change."""
+    same = pixels(load_image(CASES / "05-odd-colour-modes/palette.png"))
+    assert abs(pixels(load_image(CASES / "05-odd-colour-modes" / name)) - same).mean() < 3
+
+
+def test_one_bit_is_black_or_white() -> None:
+    """Field case 05."""
+    found = pixels(load_image(CASES / "05-odd-colour-modes/bilevel.png"))
+    assert set(np.unique(found)) == {0, 255}
 
 
 def test_images_become_upright_rgb(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CASES
 from drawn import texts
 from drawn import ticks as labels
 from matplotlib.figure import Figure
@@ -81,7 +82,7 @@ def test_factors_stand_on_a_logarithmic_axis_with_their_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", ["Change the $5 tag to $7", r"Write $\frac$ on the sign", "Turn x^2 $a^$ red"]
+    "typed", (CASES / "10-instruction-dollar/instructions.txt").read_text().splitlines()
 )
 def test_dollars_and_backslashes_are_drawn_as_typed(typed: str) -> None:
     figure = intervals(ROWS.assign(label=[typed, "b"], note=[typed, "b"]), xlabel=typed)
