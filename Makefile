@@ -5,6 +5,10 @@ PYTHON  ?= python3
 PROFILE ?= mini
 bin     := $(VENV)/bin
 
+# A target of make is one word.
+$(if $(word 2,$(VENV)),$(error The environment's path '$(VENV)' holds blanks, which make cannot \
+    have in a target: give VENV a path without))
+
 # A relative VENV is this checkout's own and gets the editable package (the `abp` command). Another
 # may serve several checkouts: it gets the locked packages alone and must not point at any of them.
 own    := $(if $(filter /%,$(VENV)),,pyproject.toml)
