@@ -5,6 +5,7 @@ Gemini 2.5 Pro writes the scenes, FIBO paints them, Mistral-Small describes the 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,11 @@ FIBO = "briaai/FIBO"
 MISTRAL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
 PROCESSOR = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
 """Whose processor `MISTRAL` is given: its own repository came without one."""
+
+STEPS = 50
+"""Of FIBO, as in its own generating script; the pipeline's default is fewer."""
+NO_PHOTOGRAPH = "{'style_medium':'digital illustration','artistic_style':'non-realistic'}"
+"""That script's negative prompt where a photograph is asked for; elsewhere it has none."""
 
 MAX_NEW_TOKENS, TEMPERATURE, REPETITION_PENALTY = 256, 0.1, 1.1
 """Of Mistral-Small (A.2)."""
@@ -64,7 +70,7 @@ class GeminiWriter:
 
 @dataclass(frozen=True, eq=False)
 class FiboPainter:
-    """A `Painter`: FIBO with its standard settings."""
+    """A `Painter`: FIBO with the settings of its own script."""
 
     pipeline: BriaFiboPipeline
     name: str = FIBO
@@ -79,9 +85,15 @@ class FiboPainter:
         return cls(fibo.pipeline, source)
 
     def paint(self, prompt: str, seed: int) -> Image.Image:
-        """One image of the pipeline's own size."""
-        generator = torch.Generator("cpu").manual_seed(seed)
-        image: Image.Image = self.pipeline(prompt=prompt, generator=generator).images[0]
+        """One image of the pipeline's own size, of a structured prompt (JSON)."""
+        medium = str(json.loads(prompt).get("style_medium", "")).lower()
+        photograph = medium in ("photograph", "photography", "photo")
+        image: Image.Image = self.pipeline(
+            prompt=prompt,
+            negative_prompt=NO_PHOTOGRAPH if photograph else "",
+            num_inference_steps=STEPS,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
         return image
 
 

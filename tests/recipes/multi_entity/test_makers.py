@@ -23,6 +23,7 @@ from abplib.vlm.twins import mistral3
 from recipes.multi_entity.models import (
     FIBO,
     MISTRAL,
+    NO_PHOTOGRAPH,
     PROCESSOR,
     FiboPainter,
     GeminiWriter,
@@ -93,15 +94,19 @@ def test_gemini_without_text_or_key_is_one_sentence(
         GeminiWriter(address=address).write("s", "r")
 
 
-def test_fibo_is_given_the_structured_prompt_and_a_seed() -> None:
+@pytest.mark.parametrize(
+    ("medium", "negative"), [("Photograph", NO_PHOTOGRAPH), ("oil painting", ""), (None, "")]
+)
+def test_fibo_paints_as_its_own_script_does(medium: str | None, negative: str) -> None:
     class Pipeline:
-        def __call__(self, prompt: str, generator: torch.Generator) -> object:
-            self.asked = prompt, generator.initial_seed()
+        def __call__(self, generator: torch.Generator, **given: object) -> object:
+            self.asked = given | {"seed": generator.initial_seed()}
             return type("Output", (), {"images": [noise(8, 8)]})()
 
-    pipeline = Pipeline()
-    assert FiboPainter(pipeline).paint('{"objects": []}', 5).size == (8, 8)
-    assert pipeline.asked == ('{"objects": []}', 5)
+    pipeline, prompt = Pipeline(), json.dumps({"objects": [], "style_medium": medium})
+    assert FiboPainter(pipeline).paint(prompt, 5).size == (8, 8)
+    settings = {"negative_prompt": negative, "num_inference_steps": 50}
+    assert pipeline.asked == {"prompt": prompt, "seed": 5, **settings}
 
 
 def test_mistral_describes_with_the_papers_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
