@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -89,7 +90,8 @@ class Bank:
         def learn(stack: _Stack) -> Tensor:
             return stack.learn(encoding, boxes, giou, share)
 
-        losses = list(side_by_side(learn, self._stacks, self.device))
+        with _tf32():
+            losses = list(side_by_side(learn, self._stacks, self.device))
         self.losses += torch.cat(losses)[self._order]
 
     def step(self) -> list[float]:
@@ -132,6 +134,17 @@ class Bank:
             own = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
             stack.restore(own)
         self.n_steps = n_steps
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Let a GPU multiply in TF32: eight times as fast, and proxies learn alike (a test)."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 class _Stack:

@@ -128,8 +128,8 @@ def stages(profile: Profile) -> Iterator[Stage]:
     trained, operations = bank(made.vlm_source, profile)
     does = f"{n_train:,} passes feed all"
     if operations:
-        hours = gpu_hours(operations, peak="tflops_fp32")
-        does += f"; {operations:.1e} operations in fp32, {hours:.2g} h of the paper's GPU"
+        hours = gpu_hours(operations, peak="tflops_tf32")
+        does += f"; {operations:.1e} operations in TF32, {hours:.2g} h of the paper's GPU"
     yield Stage("proxies (ch. 2)", does, vlm, trained=trained, reported="proxies")
     yield Stage("untrained decoder (ch. 2)", f"{n_train:,} passes feed the control", vlm)
     yield Stage("boxes, routing, flow (ch. 1, 3, 4)", f"{n:,} samples are read", vlm)

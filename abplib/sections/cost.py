@@ -228,7 +228,7 @@ def learning_flops(
 
 
 def gpu_hours(flops: float, utilisation: float = UTILISATION, peak: str = "tflops") -> float:
-    """Hours on the paper's GPU at a part of its peak, in bf16 or another ("tflops_fp32")."""
+    """Hours on the paper's GPU at a part of its peak, in bf16 or another ("tflops_tf32")."""
     return flops / (facts()["paper"]["gpu"][peak] * 1e12 * utilisation) / 3600
 
 

@@ -79,7 +79,7 @@ def test_parameters_counted_from_shapes_are_those_of_the_files(
 
 def test_hours_are_those_of_the_papers_gpu() -> None:
     assert gpu_hours(312e12 * 3600, 0.5) == pytest.approx(2)
-    assert gpu_hours(19.5e12 * 3600, 0.5, peak="tflops_fp32") == pytest.approx(2)
+    assert gpu_hours(156e12 * 3600, 0.5, peak="tflops_tf32") == pytest.approx(2)
 
 
 def planned(profile: Profile) -> dict[str, Stage]:
@@ -140,7 +140,7 @@ def test_the_bank_of_the_paper_is_counted() -> None:
     keys_and_values = 3 * 2 * 1428 * 3584 * (2 * 256)
     assert operations > 128_000 * 30 * keys_and_values
     assert (
-        f"{operations:.1e} operations in fp32"
+        f"{operations:.1e} operations in TF32"
         in planned(Profile.load("paper"))["proxies (ch. 2)"].does
     )
 
