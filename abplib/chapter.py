@@ -84,6 +84,14 @@ def folder(name: str, parameters: ChapterParameters) -> Path:
     return store.folder(f"chapters/{name}", **of_chapter(name, parameters))
 
 
+def profile_note(profile: Profile) -> str:
+    """HTML that says what a profile's numbers are worth; empty where it has no note."""
+    if not profile.note:
+        return ""
+    text = f"Profile <b>{profile.name}</b>: {html.escape(profile.note)}."
+    return f'<div class="abp-note" role="note">{text}</div>'
+
+
 class Chapter:
     """One run of a chapter; made by `Chapter.start`."""
 
@@ -113,9 +121,8 @@ class Chapter:
             known = namespace["chapter"].params.model_fields_set
             given = {key: value for key, value in given.items() if key in known}
         chapter = cls(name, parse(name, given))
-        if chapter.profile.note:
-            text = f"Profile <b>{chapter.profile.name}</b>: {html.escape(chapter.profile.note)}."
-            display(HTML(f'<div class="abp-note" role="note">{text}</div>'))
+        if warning := profile_note(chapter.profile):
+            display(HTML(warning))
         return chapter
 
     def figure(self, figure: Figure, *, source: str | None = None) -> None:

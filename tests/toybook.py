@@ -149,6 +149,9 @@ chapter.finish()
 
 INTRO = """# A toy book
 
+```{include} made/note.txt
+```
+
 The chapter says {glue:text}`chapters/02_proxies.ipynb::ch2.toy:s`, as in {cite}`li2023blip2`.
 
 ```{bibliography}

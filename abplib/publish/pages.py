@@ -21,9 +21,10 @@ from typing import Any
 import nbformat
 import yaml
 
-from abplib.chapter import VALUES
+from abplib.chapter import VALUES, profile_note
 from abplib.core import code, paths, store
 from abplib.core.errors import AbpError
+from abplib.profiles import Profile
 from abplib.publish.dressing import figures, take_along, typesettable
 from abplib.publish.notebooks import as_written, folder_of
 
@@ -52,7 +53,7 @@ def build(profile: str, log: Callable[[str], None] = print) -> Path:
     ran = {name: folder_of(name, {"profile": profile}) for name in chapters()}
     with store.alone(build_folder() / "html"):
         merge_values(ran)
-        return typeset(stage(ran), log)
+        return typeset(stage(ran, profile), log)
 
 
 def key(profile: str) -> str:
@@ -103,7 +104,7 @@ def merge_values(ran: dict[str, Path]) -> Path:
     return path
 
 
-def stage(ran: dict[str, Path]) -> Path:
+def stage(ran: dict[str, Path], profile: str) -> Path:
     """Collect everything that Sphinx reads in `_build/src`, from scratch; returns that folder."""
     staged = build_folder() / "src"
     shutil.rmtree(staged, ignore_errors=True)
@@ -120,6 +121,8 @@ def stage(ran: dict[str, Path]) -> Path:
         take_along(name, place, staged / "extra" / "files" / name)
         for figure in figures(notebook):
             store.write_text(staged / "made" / f"{figure.name}.txt", figure.thumbnail(name))
+    note = profile_note(Profile.load(profile)) or "% Nothing is to be said of this profile."
+    store.write_text(staged / "made" / "note.txt", note + "\n")
     return staged
 
 

@@ -47,6 +47,7 @@ def test_prose_captions_and_tables_are_on_the_page(built: Path) -> None:
     assert "../mathjax/tex-svg-full.js" in page
     assert (built / "book" / "_build" / "html" / "mathjax" / "tex-svg-full.js").stat().st_size > 1e6
     intro = (built / "book" / "_build" / "html" / "intro.html").read_text()
+    assert "Profile <b>toy</b>: nothing here is measured." in intro
     assert ">0.50<" in intro
 
 
