@@ -8,6 +8,7 @@ on its own is a group of one, for which all of this is done at once. Jobs take s
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -180,6 +181,19 @@ def gathered(items: list[Any]) -> list[Any]:
 
     found: list[Any] = gather_object(items)
     return found
+
+
+def made(folder: Path, make: Callable[[], object]) -> Path:
+    """The folder, which `make` makes, whole or not at all, where it is not there.
+
+    In a group the first process does, and the others wait for it: transformers saves from no other.
+    """
+    while not is_first() and not folder.exists():
+        time.sleep(0.1)
+    with store.alone(folder):
+        if not folder.exists():
+            make()
+    return folder
 
 
 @contextmanager

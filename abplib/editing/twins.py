@@ -28,7 +28,7 @@ from diffusers import (
 from tokenizers import pre_tokenizers
 from torch import nn
 
-from abplib.core import paths, store
+from abplib.core import parallel, paths, store
 from abplib.editing.lora import adapter
 from abplib.vlm import twins as vlm_twins
 from abplib.vlm.loading import load_vlm
@@ -150,9 +150,8 @@ def made(name: str, build: Callable[[], DiffusionPipeline]) -> Path:
         ]
     )
     folder = paths.results() / "twins" / f"smoke_{name}-{made_by}"
-    with store.alone(folder):
-        if folder.exists():
-            return folder
+
+    def make() -> None:
         torch.manual_seed(0)
         pipeline = build()
 
@@ -164,8 +163,11 @@ def made(name: str, build: Callable[[], DiffusionPipeline]) -> Path:
             if isinstance(part, nn.Module):
                 part.eval()
         if isinstance(pipeline, QwenImageEditPipeline):
-            return save_pipeline(pipeline, folder, add_lora)
-        return save_pipeline(pipeline, folder)
+            save_pipeline(pipeline, folder, add_lora)
+        else:
+            save_pipeline(pipeline, folder)
+
+    return parallel.made(folder, make)
 
 
 def _editor() -> QwenImageEditPipeline:

@@ -22,6 +22,7 @@ from tokenizers.models import BPE
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from abplib.core import paths, store
+from abplib.core.parallel import made
 from abplib.prompts import DESCRIBE_SYSTEM, EDIT_SYSTEM, GROUNDING_SYSTEM
 from abplib.samples.scenes.sets import general
 
@@ -211,8 +212,7 @@ def qwen3_vl_folder() -> Path:
 
 def _kept(name: str, make: Callable[[], Twin]) -> Path:
     folder = paths.results() / f"twins/{name}-{store.digest_files(__file__)}"
-    with store.alone(folder):
-        return folder if folder.exists() else save(*make(), folder)
+    return made(folder, lambda: save(*make(), folder))
 
 
 _TEXT = {

@@ -79,7 +79,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
 
 
 def swept(results: Path, *how: str) -> Path:
-    """The folder that `abplib sweep` left under the smoke profile, started as said."""
+    """The results of `abplib sweep` under the smoke profile, started as said."""
     done = subprocess.run(
         [sys.executable, *how, "abplib", "sweep", "--profile", "smoke"],
         env={**os.environ, "ABP_RESULTS": str(results), "OMP_NUM_THREADS": "1"},
@@ -88,21 +88,23 @@ def swept(results: Path, *how: str) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (folder,) = (results / "sweep").glob("*/")
-    return folder
+    return results
 
 
-def test_two_processes_make_the_sweep_of_one(tmp_path: Path) -> None:
-    """Each batch's parts are added up in another order, and no more differs."""
+def test_two_processes_make_the_sweeps_of_one(tmp_path: Path) -> None:
+    """Each batch's parts are added up in another order, and no more differs.
+
+    Two sweeps: that of Figure 4, six proxies, and its control's, an untrained decoder's.
+    """
     one, two = swept(tmp_path / "one", "-m"), swept(tmp_path / "two", *LAUNCH)
-    assert one.name == two.name
-    for table in ("curves.parquet", "../../scores/*/samples.parquet"):
-        (first,), (second,) = one.glob(table), two.glob(table)
+    tables = [path.relative_to(one) for path in one.glob("s*/*/[cs]*s.parquet")]
+    assert len(tables) == 4
+    for table in tables:
         pd.testing.assert_frame_equal(
-            pd.read_parquet(first), pd.read_parquet(second), rtol=0, atol=1e-4
+            pd.read_parquet(one / table), pd.read_parquet(two / table), rtol=0, atol=1e-4
         )
-    proxies = [path.relative_to(one) for path in one.glob("proxies/*/model.safetensors")]
-    assert len(proxies) == 6
+    proxies = [path.relative_to(one) for path in one.glob("sweep/*/proxies/*/model.safetensors")]
+    assert len(proxies) > 6
     for proxy in proxies:  # one step of Adam
         torch.testing.assert_close(
             load_file(two / proxy), load_file(one / proxy), rtol=0, atol=1e-3
