@@ -160,6 +160,14 @@ if sys.argv[1] not in ("omniedit", "pages"):
 """
 """In place of `abp`: how many steps are under way."""
 
+ONE_GPU = """
+import sys
+if "snakemake" in sys.orig_argv:
+    import torch
+    torch.cuda.is_available = lambda: True
+"""
+"""What the workflow's process is told; the steps need no torch."""
+
 
 def test_one_gpu_has_one_job_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's graph on 16 cores and one GPU, of which torch is told; two steps would fit."""
@@ -169,10 +177,11 @@ def test_one_gpu_has_one_job_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(toybook.REPOSITORY / name)
     for path, code in {
+        root / "abplib/__init__.py": "",
         root / "abplib/__main__.py": STUB,
-        elsewhere / "sitecustomize.py": "import torch\ntorch.cuda.is_available = lambda: True\n",
+        elsewhere / "sitecustomize.py": ONE_GPU,
     }.items():
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         path.write_text(code)
     monkeypatch.setenv("ABP_ROOT", str(root))
     monkeypatch.delenv("ABP_RESULTS", raising=False)
