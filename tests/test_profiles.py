@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import CASES
 from pydantic import ValidationError
 
 from abplib import profiles
@@ -129,3 +130,17 @@ def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
     profile = Profile.load(str(path))
     assert (profile.sweep.lr, profile.guidance) == (1e-4, 3.0)
     assert parse("02_proxies", {"lr": "2E-5"}).resolve().sweep.lr == 2e-5
+
+
+@pytest.mark.parametrize("case", ["14-yaml-1e-4/lr.yaml", "15-yaml-windows/bomcrlf.yaml"])
+def test_profiles_of_another_layout_are_refused_for_their_names(case: str) -> None:
+    """Field cases 14 and 15: neither the number nor the BOM and the line ends are a fault."""
+    with pytest.raises(AbpError) as refusal:
+        Profile.load(str(CASES / case))
+    (sentence,) = str(refusal.value).splitlines()
+    assert "lr is not a known name" in sentence and "number" not in sentence
+
+
+def test_the_number_of_case_14_is_taken() -> None:
+    lr = yaml.safe_load((CASES / "14-yaml-1e-4/lr.yaml").read_text())["lr"]
+    assert parse("02_proxies", {"lr": lr}).resolve().sweep.lr == 1e-4

@@ -288,6 +288,11 @@ def test_what_is_too_oblong_is_refused(encoder: ConditionEncoder, name: str) -> 
         encoder.prepare([CASES / f"06-extreme-aspect/{name}.png"], ["remove it"])
 
 
+def test_a_tall_strip_is_taken(encoder: ConditionEncoder) -> None:
+    """Field case 06: its picture of 690 x 15,420 is 22 times as high as wide, not 200 times."""
+    assert encoder.prepare([Image.new("RGB", (690, 15420))], ["remove it"]).grids == [(19, 1)]
+
+
 @pytest.mark.parametrize("name", ["1x1", "16x16", "27x332"])
 def test_tiny_pictures_are_scaled_up(encoder: ConditionEncoder, name: str) -> None:
     """Field case 07."""
