@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from abplib.core import store
-from abplib.core.errors import AbpError
-from abplib.samples.base import Taken
+from abplib.samples.base import Taken, list_faults
 
 
 def waiting(files: Sequence[Path]) -> list[Path]:
@@ -32,12 +30,7 @@ def made(files: Sequence[Path], whole: str) -> list[Path | None]:
         AbpError: all were given up.
     """
     faults = [store.read_json(_fault(file)) for file in files if _fault(file).exists()]
-    told = [f"{fault['sample']}: {fault['reason']}" for fault in faults]
-    if told and len(told) == len(files):
-        raise AbpError(f"None of the {len(files)} {whole} can be made; {told[0]}")
-    if told:
-        head = f"{len(told)} of {len(files)} {whole} cannot be made:"
-        print(head, *told, sep="\n", file=sys.stderr)
+    list_faults([(f["sample"], f["reason"]) for f in faults], len(files), whole, "made")
     return [file if file.exists() else None for file in files]
 
 

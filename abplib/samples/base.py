@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -100,3 +101,21 @@ def take(
     except Exception as error:  # a set of the user's own raises what it likes
         return Taken(name, None, f"It cannot be read ({type(error).__name__}: {error}).")
     return Taken(name, sample, "")
+
+
+def list_faults(faults: Sequence[tuple[str, str]], n: int, what: str, done: str) -> None:
+    """Tell the standard error which of `n` things failed, and why.
+
+    Args:
+        faults: id and reason of each that did.
+        what: what they are, as a part of a sentence ("samples of omniedit").
+        done: what was to be done with them ("used").
+
+    Raises:
+        AbpError: all of them failed.
+    """
+    told = [f"{name}: {reason}" for name, reason in faults]
+    if told and len(told) == n:
+        raise AbpError(f"None of the {n} {what} can be {done}; {told[0]}")
+    if told:
+        print(f"{len(told)} of {n} {what} cannot be {done}:", *told, sep="\n", file=sys.stderr)

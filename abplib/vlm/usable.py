@@ -7,7 +7,6 @@ exact box is not known or has no area, and where its exact edit, if the set has 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from abplib.core import store
 from abplib.core.boxes import from_pixels
 from abplib.core.errors import AbpError
 from abplib.core.images import load_image
-from abplib.samples.base import EditedSamples, Sample, SampleSet, check_number, take
+from abplib.samples.base import EditedSamples, Sample, SampleSet, check_number, list_faults, take
 from abplib.vlm.encoder import ConditionEncoder
 
 _ROWS = "unusable.parquet"
@@ -78,11 +77,8 @@ def usable(encoder: ConditionEncoder, samples: SampleSet, n: int) -> SampleSet:
     unusable = store.read_parquet(_examined(encoder, samples, n) / _ROWS)[0]
     if unusable.empty:
         return samples
-    told = [f"{row.sample_id}: {row.reason}" for row in unusable.itertuples()]
-    if len(unusable) == n:
-        raise AbpError(f"None of the {n} samples of {samples.name} can be used; {told[0]}")
-    head = f"{len(told)} of {n} samples of {samples.name} cannot be used:"
-    print(head, *told, sep="\n", file=sys.stderr)
+    faults = list(zip(unusable["sample_id"], unusable["reason"], strict=True))
+    list_faults(faults, n, f"samples of {samples.name}", "used")
     kind = UsableEdited if isinstance(samples, EditedSamples) else Usable
     return kind(samples, unusable)
 
