@@ -1,4 +1,4 @@
-"""The smallest sweep: three proxies of both kinds of token, for training in seconds."""
+"""The smallest sweep, three proxies of both kinds of token, and the least that learns to look."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ SETTINGS = SweepSettings(
     checkpoint_every=3,
     micro_batch=2,
 )
+LEARNS = SweepSettings(
+    width=16, n_queries=2, n_heads=2, n_blocks=3, lr=3e-3, n_batches=160, l1_steps=20
+)
+"""As little as learns to look at what is planted (`sections.instrument`): three seconds a proxy."""
 CHOSEN = (
     Configuration("layer_1", (1,)),
     Configuration("final", ("final",)),

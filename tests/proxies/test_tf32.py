@@ -8,14 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from toysweep import LEARNS
 
 from abplib.proxies.bank import Bank
-from abplib.proxies.settings import SweepSettings
 from abplib.sections import instrument
 
-SETTINGS = SweepSettings(
-    width=16, n_queries=2, n_heads=2, n_blocks=3, lr=3e-3, n_batches=160, l1_steps=20
-)
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default}
 
@@ -42,9 +39,9 @@ def test_ten_bits_are_left_of_a_number() -> None:
 
 def test_curves_are_alike_in_tf32() -> None:
     """About ten seconds: two whole trainings on planted boxes."""
-    exact = instrument._taken_apart(20.0, 0, SETTINGS, 0.5)
+    exact = instrument._taken_apart(20.0, 0, LEARNS, 0.5)
     with TF32():
-        rounded = instrument._taken_apart(20.0, 0, SETTINGS, 0.5)
+        rounded = instrument._taken_apart(20.0, 0, LEARNS, 0.5)
     (a, b) = (t.groupby("samples")[["center_error", "both"]].mean() for t in (exact, rounded))
     errors = exact.groupby("samples")["center_error"].sem()
     assert not exact["center_error"].equals(rounded["center_error"])
@@ -57,7 +54,7 @@ def test_a_bank_learns_in_tf32_and_leaves_the_machines_setting(
 ) -> None:
     used, matmul = [], torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    bank = Bank([instrument._READS], instrument.WIDTH, SETTINGS)
+    bank = Bank([instrument._READS], instrument.WIDTH, LEARNS)
     (stack,) = bank._stacks
     learn = stack.learn
 

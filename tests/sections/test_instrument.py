@@ -7,21 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from toysweep import LEARNS
 
 from abplib.core import store
-from abplib.proxies.settings import SweepSettings
 from abplib.sections import instrument
-
-SETTINGS = SweepSettings(
-    width=16, n_queries=2, n_heads=2, n_blocks=3, lr=3e-3, n_batches=160, l1_steps=20
-)
-"""As little as learns to look: about three seconds a proxy."""
 
 
 def trials(strength: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     monkeypatch.setenv("ABP_RESULTS", str(folder))
     monkeypatch.setattr(instrument, "STRENGTHS", (strength,))
-    return store.read_parquet(instrument.planted(SETTINGS, 0.5, 1) / "samples.parquet")[0]
+    return store.read_parquet(instrument.planted(LEARNS, 0.5, 1) / "samples.parquet")[0]
 
 
 def test_a_strong_plant_is_named_once_the_proxy_has_learned(
