@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import json
-import math
-import string
 import textwrap
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
 
-from abplib.core import paths
 from abplib.plots.decomposition import CLASS_COLOURS
-from abplib.plots.pictures import HEAT, VEIL, outline, overlay
+from abplib.plots.pictures import outline, overlay
 from abplib.plots.style import INK, TARGET, WIDTH, canvas, plain, styled
 from abplib.sections.information_flow import MappedSample
-
-_SIDE = 336
-"""Pixels of the longer side of the explorer's picture."""
 
 
 @styled
@@ -102,75 +90,3 @@ def layers_and_tokens(grid: pd.DataFrame, chosen: pd.Series, label: str) -> Figu
     axes.tick_params(axis="y", labelrotation=0)
     plain(axes)
     return figure
-
-
-def explorer(example: MappedSample, page: str, name: str, made: str) -> str:
-    """HTML of its own to leaf through the maps of all layers and tokens of one sample, offline.
-
-    The maps are in the page itself, eight bits a cell. Without scripts, what stays is a picture of
-    the dominant token's map at l*.
-
-    Args:
-        example: the sample.
-        page: the file of the checkout that is filled in, a template of Python's.
-        name: of the element, unique in its page.
-        made: what made it, in words.
-    """
-    template, image = paths.root() / page, example.sample.image
-    scale = _SIDE / max(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    grey = image.convert("L").resize(size, Image.Resampling.LANCZOS).point(_lighter)
-    palette = (matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(int)
-    closing = range(1, 1 + len(example.maps.tokens) - example.maps.n_prompt)
-    words = example.words + [f"template {place}" for place in closing]
-    cells = {kind: _bytes(getattr(example.maps, kind).numpy()) for kind in ("raw", "relative")}
-    token = example.dominant[0]
-    layer = example.layers.index(example.best)
-    rows, columns = example.maps.raw.shape[-2:]
-    first = np.frombuffer(cells["raw"], np.uint8).reshape(len(example.layers), -1, rows, columns)
-    still = Image.fromarray(palette[first[layer, token]].astype(np.uint8))
-    still = Image.blend(grey.convert("RGB"), still.resize(size, Image.Resampling.BICUBIC), VEIL)
-    data = {
-        "layers": list(example.layers),
-        "best": example.best,
-        "words": words,
-        "token": token,
-        "rows": rows,
-        "columns": columns,
-        "box": [round(float(side), 5) for side in example.sample.box],
-        "colours": palette.tolist(),
-        "picture": _url(grey.convert("RGB")),
-        **{kind: base64.b64encode(told).decode() for kind, told in cells.items()},
-    }
-    alt = f"Attention of “{example.words[token]}” in layer {example.best}, over the source"
-    return string.Template(template.read_text(encoding="utf-8")).substitute(
-        id=html.escape(name),
-        width=size[0],
-        height=size[1],
-        instruction=html.escape(example.sample.instruction),
-        alt=html.escape(alt),
-        static=_url(still),
-        last=len(example.layers) - 1,
-        start=layer,
-        veil=VEIL,
-        made=html.escape(made),
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-    )
-
-
-def _lighter(value: float) -> float:
-    """A grey on which a map can be read: less contrast."""
-    return math.floor(49 + value * 0.61)
-
-
-def _bytes(maps: np.ndarray) -> bytes:
-    """Maps [..., rows, columns], each from its least value (0) to its largest (255)."""
-    low, high = (edge(maps, axis=(-2, -1), keepdims=True) for edge in (np.min, np.max))
-    spread = np.where(high > low, high - low, 1)
-    return ((maps - low) / spread * 255).round().astype(np.uint8).tobytes()
-
-
-def _url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

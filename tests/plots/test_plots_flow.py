@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +11,6 @@ from drawn import texts, ticks
 from matplotlib.colors import to_hex
 from matplotlib.patches import StepPatch
 from PIL import Image
-from remote import remote
 from test_decomposition import ROUTED
 
 from abplib.plots import decomposition as plots
@@ -27,8 +21,6 @@ from abplib.samples.words import CLASSES
 from abplib.sections import decomposition
 from abplib.sections.information_flow import MappedSample
 from abplib.vlm.maps import AttentionMaps
-
-PAGE = "abplib/plots/explorer.html"
 
 
 @pytest.fixture
@@ -145,23 +137,3 @@ def test_the_grid_writes_every_cell_and_how_often_a_layer_is_chosen() -> None:
     figure = information_flow.layers_and_tokens(grid, pd.Series({6: 0.25}), "AUROC")
     assert texts(figure)[:4] == ["0.40", "0.50", "0.90", "0.60"]
     assert ticks(figure) == ["5", "6  (25%)"]
-
-
-def test_the_explorer_holds_every_map_and_loads_nothing(
-    example: MappedSample, tmp_path: Path
-) -> None:
-    page = information_flow.explorer(example, PAGE, "some-maps", "made by & with")
-    (told,) = re.findall(r"data = (\{.*\});", page)
-    data = json.loads(told)
-    cells = np.frombuffer(base64.b64decode(data["raw"]), np.uint8).reshape(3, 5, 2, 3)
-    assert (cells[..., 0, 0] == 0).all() and (cells[..., 1, 2] == 255).all()
-    assert len(base64.b64decode(data["relative"])) == cells.size
-    assert data["words"] == ["Turn", "left", "most", "<cup>", "template 1"]
-    assert (data["token"], data["best"], data["layers"]) == (3, 1, [0, 1, 2])
-    assert 'value="1"' in page and 'max="2"' in page
-    assert "made by &amp; with" in page and "Turn leftmost &lt;cup&gt;" in page
-    assert 'id="some-maps"' in page and 'getElementById("some-maps")' in page
-    before_script = page.split("<script>")[0]
-    assert 'src="data:image/jpeg' in before_script  # what stays without scripts
-    (tmp_path / "page.html").write_text(page)
-    assert remote(tmp_path) == []
