@@ -40,13 +40,20 @@ def cached(hub_id: str, revision: str | None = None) -> Path | None:
 
 
 def commit(hub_id: str, revision: str | None = None) -> str:
-    """The commit of what the cache holds of a model: the name of its snapshot's folder.
+    """The commit that a revision of a model is at, for which nothing of it is fetched.
+
+    The hub is asked once; where it does not answer, it is that of the cache.
 
     Raises:
-        AbpError: it holds nothing.
+        AbpError: neither knows it.
     """
-    with explained(hub_id):
-        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True)).name
+    try:
+        with explained(hub_id):
+            return str(HfApi().model_info(hub_id, revision=revision).sha)
+    except AbpError:
+        if (folder := cached(hub_id, revision)) is None:
+            raise
+        return folder.name
 
 
 def remedy(hub_id: str, kind: Kind = "model") -> str:

@@ -42,7 +42,10 @@ class Source:
     """A saved pipeline: known by its files at once, loaded when it is first used."""
 
     kind: type[DiffusionPipeline]
-    folder: Path
+    name: str
+    """A folder or a hub id."""
+    commit: str | None
+    """Of a hub id."""
     fingerprint: str
     """Hash of what decides the edits: every file of the pipeline's parts, or the commit of a hub
     id, and the dtype."""
@@ -65,12 +68,37 @@ class Source:
         device: torch.device | str = "cpu",
         unused: tuple[str, ...] = (),
     ) -> Source:
-        """From a folder or a hub id; AbpError where there is none and none can be had."""
-        folder = locate(kind, source, revision)
-        files: object = [str(source), folder.name]
+        """From a folder or a hub id, of which nothing is fetched; AbpError where there is none."""
+        name, commit = str(source), None
         if Path(source).is_dir():
-            files = {part: digest_folder(folder / part) for part in _parts(folder)}
-        return cls(kind, folder, digest([files, str(dtype)]), dtype, device, unused)
+            files: object = {part: digest_folder(Path(source) / part) for part in _parts(source)}
+        elif isinstance(source, Path) or name.count("/") != 1:
+            raise AbpError(
+                f"There is no pipeline at {source}; give a saved one's folder or a hub id."
+            )
+        else:
+            commit = hub.commit(name, revision)
+            files = [name, commit]
+        return cls(kind, name, commit, digest([files, str(dtype)]), dtype, device, unused)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files are; those of a hub id are fetched where they are not here.
+
+        Raises:
+            AbpError: they cannot be had.
+        """
+        if self.commit is None:
+            return Path(self.name)
+        local = hub.only_here(self.name, self.commit)
+        try:
+            with hub.explained(self.name):
+                found = self.kind.download(self.name, revision=self.commit, local_files_only=local)
+        except AbpError:
+            raise
+        except UNLOADABLE as error:
+            raise _unusable(self.name, error) from error
+        return Path(found)
 
     @cached_property
     def pipeline(self) -> Any:
@@ -85,8 +113,9 @@ class Source:
             transformers_logging.disable_progress_bar()
         models: dict[str, Any] = dict.fromkeys(self.without)
         reports = {}
+        parts = _parts(self.folder)
         try:
-            for name, (library, class_name) in _parts(self.folder).items():
+            for name, (library, class_name) in parts.items():
                 part = getattr(importlib.import_module(library), class_name)
                 if name not in models and issubclass(part, nn.Module):
                     models[name], reports[name] = part.from_pretrained(
@@ -198,32 +227,6 @@ class PipelineEditor(Editor):
         self.source.let_go()
 
 
-def locate(kind: type[DiffusionPipeline], source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a pipeline: a given one, or a hub id's, which is fetched where it is not here.
-
-    Raises AbpError where there is none and none can be had.
-    """
-    if Path(source).is_dir():
-        if not (Path(source) / "model_index.json").is_file():
-            raise AbpError(
-                f"The folder {source} holds no model_index.json; give a saved pipeline's."
-            )
-        return Path(source)
-    if isinstance(source, Path) or source.count("/") != 1:
-        raise AbpError(f"There is no pipeline at {source}; give a saved one's folder or a hub id.")
-    local = hub.only_here(source, revision)
-    try:
-        with hub.explained(source):
-            try:
-                return Path(kind.download(source, revision=revision, local_files_only=local))
-            except OSError as error:  # in which diffusers hides what the hub said
-                raise (error.__cause__ or error) from None
-    except AbpError:
-        raise
-    except UNLOADABLE as error:
-        raise _unusable(source, error) from error
-
-
 def place(pipeline: Any, device: torch.device) -> Any:
     """Put all parts on the device where they fit, or each one only while it works.
 
@@ -269,8 +272,10 @@ def _unusable(source: str | Path, error: BaseException) -> AbpError:
     )
 
 
-def _parts(folder: Path) -> dict[str, tuple[str, str]]:
-    """Library and class of each part, by name; AbpError where the index of them is unreadable."""
+def _parts(folder: str | Path) -> dict[str, tuple[str, str]]:
+    """Library and class of each part, by name; AbpError where no index of them is readable."""
+    if not (Path(folder) / "model_index.json").is_file():
+        raise AbpError(f"The folder {folder} holds no model_index.json; give a saved pipeline's.")
     try:
         config = DiffusionPipeline.load_config(folder)
     except UNLOADABLE as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi
+from diffusers import Flux2Pipeline
+from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -19,6 +21,7 @@ from huggingface_hub.errors import (
 
 from abplib.core import hub
 from abplib.core.errors import AbpError
+from abplib.editing.loading import Source
 from abplib.vlm.loading import load_vlm
 
 RESPONSE = httpx2.Response(403, request=httpx2.Request("GET", "https://hub.test/a/b"))
@@ -78,6 +81,27 @@ def test_the_hub_is_asked_once_and_the_cache_serves_where_it_is_silent(
     assert hub.only_here("nobody/never")
     monkeypatch.setattr(HfApi, "auth_check", lambda _api, name, repo_type: None)
     assert not hub.only_here("nobody/never")
+
+
+def test_the_hub_tells_the_commit_and_nothing_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So a system whose edits are all kept is never downloaded."""
+    commits = {None: "c0ffee", "v1": "decade"}
+
+    def tell(_api: HfApi, name: str, revision: str | None) -> ModelInfo:
+        return ModelInfo(id=name, sha=commits[revision])
+
+    monkeypatch.setattr(HfApi, "model_info", tell)
+    monkeypatch.setattr(Flux2Pipeline, "download", mock.Mock(side_effect=AssertionError))
+    found, tagged = (Source.find(Flux2Pipeline, "a/b", revision) for revision in commits)
+    assert (found.commit, tagged.commit) == ("c0ffee", "decade")
+    assert found.fingerprint != tagged.fingerprint
+    monkeypatch.setattr(HfApi, "model_info", mock.Mock(side_effect=httpx2.ConnectError("no")))
+    with pytest.raises(AbpError, match=r"^a/b is not here"):
+        hub.commit("a/b")
+    monkeypatch.setattr(hub, "cached", lambda _id, _revision: tmp_path / "c0ffee")
+    assert hub.commit("a/b") == "c0ffee"
 
 
 def test_what_was_never_fetched_is_not_here() -> None:
