@@ -234,6 +234,7 @@ def _with(
 _EDITING = ("editor", "n_steps", "guidance", "human_labels")
 _TRAINING = ("n_batches", "batch_size", "lr")
 CHAPTERS: dict[str, type[ChapterParameters]] = {
+    "00_specimen": _with("editor", "n_steps", "guidance"),
     "01_localization_gap": _with(*_EDITING),
     "02_proxies": _with(*_TRAINING),
     "03_decomposition": _with(*_TRAINING, base=_Attention),

@@ -12,6 +12,7 @@ from abplib.core import paths
 from abplib.core.errors import AbpError
 from abplib.samples.scenes import sets
 from abplib.samples.scenes.edits import (
+    LOOK,
     TASKS,
     all_references,
     general_edits,
@@ -164,3 +165,14 @@ def test_a_scene_that_differs_from_the_manifest_is_refused(
     monkeypatch.setattr(sets, "_candidate", lambda seed, _: (multi_entity_scene(seed + 1), None))
     with pytest.raises(AbpError, match="differs from its hash"):
         sets.evaluation()[0]
+
+
+def test_what_the_editor_is_taught_is_asked_on_scenes_of_its_own() -> None:
+    samples = sets.named_by_look()
+    asked = [samples.scene_edit(index) for index in range(len(samples))]
+    assert {edit.term for _, edit in asked} == {LOOK}
+    assert {edit.task for _, edit in asked} == {"swap", "attribute", "removal"}
+    assert all(len({(t.kind, t.colour) for t in scene.things}) > 1 for scene, _ in asked)
+    seeds = {scene.seed for scene, _ in asked}
+    assert len(seeds) == len(samples)
+    assert min(seeds) >= sets.GENERAL_SEED + sets.GENERAL_SIZE and max(seeds) < 1_000_000_000

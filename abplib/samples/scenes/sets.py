@@ -3,7 +3,8 @@
 The *multi-entity* set follows appendix A.2: alike objects, one named by its place alone, 200
 samples to train on and 200 to evaluate, split once and listed with hashes in
 `data/mini/multi_entity.json`. The *general* set stands for OmniEdit: six kinds of task, half of
-its scenes with mixed and half with alike objects.
+its scenes with mixed and half with alike objects. A third set asks for what the miniature editor is
+taught: general edits that name an object by its look.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from PIL import Image
 from abplib.core import paths
 from abplib.core.errors import AbpError
 from abplib.samples.base import Sample
-from abplib.samples.scenes.edits import Edit, general_edits, multi_entity_edits
+from abplib.samples.scenes.edits import LOOK, Edit, general_edits, multi_entity_edits
 from abplib.samples.scenes.render import masks, render
 from abplib.samples.scenes.scene import Scene, general_scene, generator, multi_entity_scene
 
@@ -29,6 +30,10 @@ PER_SPLIT = 200
 GENERAL_SIZE = 128_000
 GENERAL_SEED = 500_000_000
 """Seeds of the general set start here; the multi-entity set's are below, training's above."""
+LOOK_SEED = GENERAL_SEED + 2 * GENERAL_SIZE
+"""Seeds of the edits named by look, which no other set has."""
+_STRIDE = 50
+"""Seeds of one such sample, of which the first that gives one is taken."""
 
 MANIFEST = "data/mini/multi_entity.json"
 
@@ -132,6 +137,22 @@ def _general(index: int) -> tuple[str, Scene, Edit]:
     seed = GENERAL_SEED + index
     scene = (general_scene, multi_entity_scene)[index % 2](seed)
     return f"general-{index:06d}", scene, general_edits(scene, generator(seed + 1), 1)[0]
+
+
+def named_by_look() -> SceneSamples:
+    """200 general edits of one object that is named by its look, on scenes of no other set."""
+    return SceneSamples("general, named by look", PER_SPLIT, _by_look, {"seed": LOOK_SEED})
+
+
+def _by_look(index: int) -> tuple[str, Scene, Edit]:
+    first = LOOK_SEED + _STRIDE * index
+    scene, edit = next(
+        (scene, edit)
+        for scene in map(general_scene, range(first, first + _STRIDE))
+        for edit in general_edits(scene, generator(scene.seed + 1), 4, by_place=0.0)
+        if edit.target is not None and edit.term == LOOK
+    )
+    return f"look-{index:03d}", scene, edit
 
 
 def _candidate(seed: int, instruction: str) -> tuple[Scene, Edit]:
