@@ -82,10 +82,6 @@ class Loopback:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
     def _serve(self, handler: Any, body: Any) -> None:
         gemini = ":generateContent" in handler.path
         text, shown, schema = (_gemini_request if gemini else _openai_request)(handler, body)
@@ -126,12 +122,16 @@ class Loopback:
 
 @contextmanager
 def serving(faults: float | Sequence[str] = 0.0, seed: int = 0) -> Iterator[Loopback]:
-    """A running server, stopped at the end."""
+    """A running server, where the clients made meanwhile find it; stopped at the end."""
     loopback = Loopback(faults, seed)
     thread = threading.Thread(target=loopback.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
+    address = f"http://127.0.0.1:{loopback.server.server_port}"
     try:
-        yield loopback
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GOOGLE_GEMINI_BASE_URL", address)
+            patch.setenv("OPENAI_BASE_URL", address + "/v1")
+            yield loopback
     finally:
         loopback.server.shutdown()
         loopback.server.server_close()

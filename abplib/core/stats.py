@@ -6,8 +6,7 @@ All methods of Table 1 edit the same samples, so they are compared sample by sam
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -150,31 +149,11 @@ def proportion_difference(table: PairedTable) -> Interval:
     return Interval(value, low, high, table.n)
 
 
-def cohen_kappa(
-    first: Sequence[Any] | np.ndarray,
-    second: Sequence[Any] | np.ndarray,
-    categories: Iterable[Hashable],
-    *,
-    quadratic: bool = False,
-) -> float:
-    """Cohen's (1960) kappa of two raters' answers to the same questions, in [-1, 1].
-
-    NaN where all answers are the same, since chance alone then gives perfect agreement. All
-    possible answers are given in their order, if they have one; `quadratic` weighs a disagreement
-    by the square of its distance in it (Cohen 1968).
-    """
-    place = {category: number for number, category in enumerate(categories)}
-    counts = np.zeros((len(place), len(place)))
-    np.add.at(counts, ([place[a] for a in first], [place[b] for b in second]), 1)
-    if len({*first, *second}) == 1:
-        return math.nan
-    return float(inter_rater.cohens_kappa(counts, wt="quadratic" if quadratic else None).kappa)
-
-
 def fleiss_kappa(counts: ArrayLike) -> float:
     """Fleiss' (1971) kappa of `counts` [questions, categories], how many raters gave which answer.
 
-    All questions have as many raters, two or more. NaN as `cohen_kappa` is.
+    All questions have as many raters, two or more. NaN where all answers are the same, since chance
+    alone then gives perfect agreement.
     """
     table = np.asarray(counts, dtype=float)
     alike = (table.sum(axis=0) > 0).sum() == 1

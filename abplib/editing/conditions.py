@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from abplib.editing.methods import Kind
 from abplib.prompts import EDIT_TEMPLATE
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import NOTHING, ConditionEncoder, Prepared
 from abplib.vlm.loading import Answer
 
-KINDS = ("final", "norm_avg", "full_description")
 MAX_DESCRIPTION = 1024
 """New tokens that a description may have: the features of the image come before the place."""
 
@@ -57,9 +57,12 @@ def stacked(first: Condition, second: Condition) -> Condition:
 
 
 def positive(
-    encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image], instructions: Sequence[str]
+    encoder: ConditionEncoder,
+    kind: Kind,
+    images: Sequence[Image.Image],
+    instructions: Sequence[str],
 ) -> Condition:
-    """The condition of one of `KINDS`, of one instruction for each image.
+    """The condition of one instruction for each image.
 
     Raises AbpError as `ConditionEncoder.prepare` does.
     """
@@ -74,7 +77,7 @@ def positive(
     return replace(read, described=tuple(described))
 
 
-def negative(encoder: ConditionEncoder, kind: str, images: Sequence[Image.Image]) -> Condition:
+def negative(encoder: ConditionEncoder, kind: Kind, images: Sequence[Image.Image]) -> Condition:
     """The condition of the pipeline's negative prompt for each image."""
     return _read(encoder, kind, encoder.prepare(images, [NOTHING] * len(images)))
 
@@ -91,7 +94,7 @@ def describe(
     return [answer._replace(text=markers.sub("", answer.text).strip()) for answer in answers]
 
 
-def _read(encoder: ConditionEncoder, kind: str, prepared: Prepared) -> Condition:
+def _read(encoder: ConditionEncoder, kind: Kind, prepared: Prepared) -> Condition:
     if kind == "norm_avg":
         encoding = encoder.encode(prepared, layers=range(encoder.n_layers - 1), final=True)
         width = (encoder.width,)  # in float32; padding stays 0

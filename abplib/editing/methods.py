@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+Kind = Literal["final", "norm_avg", "full_description"]
+"""What the editor is conditioned on; see `abplib.editing.conditions`."""
 Guide = Literal["proxy", "exact", "vlm"]
 """Whose box is drawn on the source."""
 
@@ -15,7 +17,7 @@ class Method:
     """One row of Table 1: what conditions the editor, and whether it is trained and shown a box."""
 
     label: str
-    condition: str = "final"
+    condition: Kind = "final"
     lora: bool = False
     """Whether it edits under the LoRA that reads boxes."""
     guide: Guide | None = None

@@ -18,14 +18,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from abplib.core.boxes import Box, draw_overlay
-from abplib.core.errors import AbpError
 from abplib.core.images import load_image
 from abplib.core.parallel import at_once, side_by_side
 from abplib.core.store import digest, digest_files
 from abplib.editing import conditions, loading, qwen_pipeline
 from abplib.editing.base import Request
 from abplib.editing.loading import PipelineEditor
-from abplib.editing.methods import METHODS
+from abplib.editing.methods import METHODS, Kind
 from abplib.samples.base import Sample
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import ConditionEncoder
@@ -58,9 +57,8 @@ class QwenImageEditor(PipelineEditor):
     title = "Qwen-Image-Edit"
     steps = 50
     scale = 4.0
-    least_steps = 2  # by Qwen's noise schedule
 
-    condition: str = "final"
+    condition: Kind = "final"
     """What the transformer is conditioned on; see `abplib.editing.conditions`."""
     lora: Path | None = None
     """File of a LoRA that reads boxes drawn on the source (appendix B.2), or its folder."""
@@ -74,12 +72,8 @@ class QwenImageEditor(PipelineEditor):
     """The LoRA's name in the pipeline: a hash of its weights."""
 
     def __post_init__(self) -> None:
-        """Raises AbpError for a setting that cannot be, and where there is no LoRA."""
+        """Raises AbpError for pictures that are too large, and where there is no LoRA."""
         super().__post_init__()
-        if self.condition not in conditions.KINDS:
-            raise AbpError(
-                f"There is no condition {self.condition!r}; choose {', '.join(conditions.KINDS)}."
-            )
         if self.lora is not None:
             object.__setattr__(self, "lora", qwen_pipeline.lora_file(self.lora))
             object.__setattr__(self, "_adapter", "lora_" + digest_files(self.lora))

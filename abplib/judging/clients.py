@@ -1,6 +1,6 @@
-"""Who can be asked: Gemini (the paper's judge), any server of chat completions, a VLM on hand.
+"""Who can be asked: Gemini (the paper's judge), and any server of chat completions.
 
-Retries are those of the clients' own packages, `openai` and `google-genai`: a busy or broken server
+Retries are those of the clients' own packages, `google-genai` and `openai`: a busy or broken server
 is asked again after a pause that grows, or that the server names. Keys and addresses come from the
 environment, and only when a question has to be asked: a record that holds every answer needs none,
 nor the packages.
@@ -11,12 +11,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx2
 
@@ -27,12 +25,13 @@ from abplib.judging.asking import REFUSALS, Question, Reply, Scores
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 """Environment variables that may hold Gemini's key."""
 ADDRESS, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
-"""Those of a server of chat completions; the key may be missing where the server wants none."""
+"""Those of a server of chat completions, of which the address has the version, such as
+`http://localhost:8000/v1`; the key may be missing where the server wants none."""
 
 TRIES = 8
 """Calls for one answer, before a failing server is given up."""
-MAX_NEW_TOKENS = 400
-"""Of a VLM on hand."""
+TIMEOUT = 300.0
+"""Seconds for one call."""
 GREEDY = {"temperature": 0.0}
 """Which servers answer much alike but not always the same: hence the repeats."""
 
@@ -42,12 +41,6 @@ class Gemini:
     """A `Wire` to the Gemini API: one call of `generateContent` for structured output."""
 
     model: str = "gemini-2.5-pro"
-    address: str | None = None
-    """Another server that speaks the same."""
-    timeout: float = 120.0
-    """Seconds for one call."""
-
-    settings: ClassVar[Mapping[str, Any]] = GREEDY
 
     def ask(self, question: Question) -> Reply:
         """See `Wire.ask`."""
@@ -58,7 +51,7 @@ class Gemini:
             response_mime_type="application/json",
             response_json_schema=Scores.model_json_schema(),
             should_return_http_response=True,  # as it came: nothing of it is refused here
-            **self.settings,
+            **GREEDY,
         )
         try:
             response = client.models.generate_content(
@@ -82,7 +75,7 @@ class Gemini:
 
     @cached_property
     def _client(self) -> Any:
-        return gemini_client(self.model, self.address, self.timeout)
+        return gemini_client(self.model)
 
 
 @dataclass(frozen=True)
@@ -90,12 +83,6 @@ class OpenAICompatible:
     """A `Wire` to any server of chat completions with images and JSON schemas: vLLM, Ollama, ..."""
 
     model: str
-    address: str | None = None
-    """With the version, such as `http://localhost:8000/v1`; None for the environment's."""
-    timeout: float = 120.0
-    """Seconds for one call."""
-
-    settings: ClassVar[Mapping[str, Any]] = GREEDY
 
     def ask(self, question: Question) -> Reply:
         """See `Wire.ask`."""
@@ -109,7 +96,7 @@ class OpenAICompatible:
                 model=self.model,
                 messages=[{"role": "user", "content": content}],
                 response_format={"type": "json_schema", "json_schema": schema},
-                **self.settings,
+                **GREEDY,
             )
         except package("openai").APIStatusError as error:
             raise failure(self.model, error.status_code, error.response.text, (KEY,)) from None
@@ -127,77 +114,17 @@ class OpenAICompatible:
 
     @cached_property
     def _client(self) -> Any:
-        address = self.address or first_set(ADDRESS)
-        if not address:
+        if not os.environ.get(ADDRESS):
             raise AbpError(
                 f"{self.model} has to be asked, and its server is not known: set {ADDRESS} (such "
                 "as http://localhost:8000/v1), or restore the record of its answers."
             )
         return package("openai").OpenAI(
-            base_url=address,
-            api_key=first_set(KEY) or "none",
-            timeout=self.timeout,
+            api_key=os.environ.get(KEY) or "none",
+            timeout=TIMEOUT,
             max_retries=TRIES - 1,
             http_client=httpx2.Client(transport=Statuses()),
         )
-
-
-@dataclass(frozen=True)
-class LocalVlm:
-    """A `Wire` to a VLM in this process: no server, no key, nothing leaves.
-
-    It answers greedily, so it is asked once. A model that judges its own kind of edits is a second
-    opinion at most. Its weights are part of who is asked, so its record is read only where the
-    model is.
-    """
-
-    source: str
-    """A folder or a hub id."""
-    image_area: int = 512 * 512
-    """Pixels of each of the three images."""
-
-    @property
-    def model(self) -> str:
-        """The last part of the source's name."""
-        return Path(self.source).name
-
-    @cached_property
-    def settings(self) -> Mapping[str, Any]:
-        """The weights themselves, and how they are asked."""
-        from abplib.vlm.loading import fingerprint
-
-        _ = self._loaded  # first: it fetches a model of the hub
-        return {
-            "weights": fingerprint(self.source),
-            "image_area": self.image_area,
-            "max_new_tokens": MAX_NEW_TOKENS,
-        }
-
-    def ask(self, question: Question) -> Reply:
-        """Generate an answer; AbpError where the model cannot be loaded or take the question."""
-        from abplib.vlm import loading
-
-        model, processor = self._loaded
-        loading.check_instructions([question.instruction], processor)
-        shown = [loading.fit_image(i, self.image_area, processor) for i in question.images]
-        content = [*({"type": "image"} for _ in shown), {"type": "text", "text": question.prompt}]
-        chat = [{"role": "user", "content": content}]
-        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        inputs = processor(
-            text=[text], images=[shown], add_special_tokens=False, return_tensors="pt"
-        )
-        (answer,) = loading.generate_text(inputs, model, processor, max_new_tokens=MAX_NEW_TOKENS)
-        return Reply(text=answer.text, version=self.model)
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        import torch
-
-        from abplib.vlm.loading import load_vlm
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        return load_vlm(self.source, dtype=dtype, device=device)
 
 
 class Statuses(httpx2.HTTPTransport):
@@ -226,17 +153,17 @@ class Statuses(httpx2.HTTPTransport):
         return response
 
 
-def gemini_client(model: str, address: str | None = None, timeout: float = 600.0) -> Any:
+def gemini_client(model: str) -> Any:
     """A `google.genai.Client` that tries again; AbpError without the package or a key."""
-    key, types = first_set(*KEYS), package("google.genai.types")
-    if not key:
+    types = package("google.genai.types")
+    key = next(filter(None, map(os.environ.get, KEYS)), None)
+    if key is None:
         raise AbpError(
             f"{model} has to be asked, and there is no key: set {KEYS[0]}, or restore the record "
             "of its answers."
         )
     options = types.HttpOptions(
-        base_url=address,
-        timeout=round(1000 * timeout),
+        timeout=round(1000 * TIMEOUT),
         retry_options=types.HttpRetryOptions(attempts=TRIES),
         client_args={"transport": Statuses()},
     )
@@ -266,11 +193,6 @@ def failure(model: str, code: int, said: object, keys: tuple[str, ...]) -> AbpEr
     if bad_key:
         remedy = f"check the key in {keys[0]}"
     return AbpError(f"{model} refuses the question (HTTP {code}: {words}): {remedy}.")
-
-
-def first_set(*names: str) -> str:
-    """The first of these environment variables that is set; empty where none is."""
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
 def package(name: str) -> Any:

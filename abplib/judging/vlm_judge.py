@@ -4,13 +4,22 @@ It gives scores alone: success by the paper's criterion, "alters only the target
 else" (section 4.1), is for people or the scene oracle to say. For want of these `FullMarks` reads
 it off the scores. A refusal or an unusable answer is counted and never a score: where no repeat was
 answered, the scores are None.
+
+Whatever comes back was paid for, so it is recorded first, and what it means is decided each time it
+is read. A table can be made again from the record alone, and of a run that is killed outright only
+the answers on their way are lost.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -18,14 +27,22 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from abplib.core import paths
+from abplib.core import paths, store
 from abplib.core.boxes import draw_overlay
 from abplib.core.errors import AbpError
-from abplib.core.stats import cohen_kappa
 from abplib.core.store import digest
-from abplib.judging.asking import OUTCOMES, Answer, Asker, Question, Wire, that_counts
+from abplib.judging.asking import (
+    OUTCOMES,
+    PROMPT,
+    UNUSABLE,
+    Answer,
+    Question,
+    Scores,
+    Wire,
+    that_counts,
+)
 from abplib.judging.base import BEST, LEAKAGE, NO_EDIT, WRONG_RESULT, Judge, Judgement
-from abplib.judging.clients import Gemini, LocalVlm, OpenAICompatible
+from abplib.judging.clients import GREEDY, Gemini, OpenAICompatible
 from abplib.judging.jury import Jury
 from abplib.samples.base import SampleSet
 
@@ -35,21 +52,44 @@ RECORDS = "data/judgements"
 
 
 @dataclass(frozen=True, eq=False)
-class VqaJudge(Asker):
+class VqaJudge:
     """A `Judge` that asks a VLM, or only its record where that holds every answer."""
 
+    wire: Wire
+    record_file: Path
+    """JSON lines, never rewritten; made when the first answer comes."""
     repeats: int = 3
     """How often each edit is asked about; its scores are the means."""
+    parallel: int = 8
+    """Questions on their way at once."""
+    answers: int = 3
+    """Answers paid for in place of unusable ones, the first included."""
+    _writing: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @property
     def name(self) -> str:
         """The model's."""
         return self.wire.model
 
+    @cached_property
+    def whom(self) -> str:
+        """Hash of who is asked and how."""
+        asked = {"prompt": PROMPT, "schema": Scores.model_json_schema()}
+        return digest({"model": self.wire.model, "settings": GREEDY, **asked})
+
     @property
     def fingerprint(self) -> str:
-        """Hash of who is asked, how often, and of all answers so far."""
-        return digest([self.whom, self.repeats, self.record.fingerprint])
+        """Hash of who is asked, how often, and of all answers so far, in whatever order."""
+        told = (answer.model_dump_json() for tries in self.record.values() for answer in tries)
+        return digest([self.whom, self.repeats, digest(sorted(told))])
+
+    @cached_property
+    def record(self) -> dict[str, list[Answer]]:
+        """The answers so far to each question; AbpError where a line of the file is none."""
+        record: dict[str, list[Answer]] = {}
+        for answer in store.read_lines(self.record_file, Answer):
+            record.setdefault(answer.key, []).append(answer)
+        return record
 
     def judge(
         self, samples: SampleSet, index: int, edited_images: Sequence[Image.Image]
@@ -57,7 +97,7 @@ class VqaJudge(Asker):
         """One verdict for each edit of sample `index`.
 
         Raises:
-            AbpError: an answer is missing and cannot be had; see `Asker.ask`.
+            AbpError: an answer is missing and cannot be had; see `ask`.
         """
         sample = samples[index]
         shown = sample.image, draw_overlay(sample.image, sample.box)
@@ -71,6 +111,67 @@ class VqaJudge(Asker):
         self.ask(question for repeats in questions for question in repeats)
         return [_judgement(list(map(self.answer, repeats))) for repeats in questions]
 
+    def answer(self, question: Question) -> Answer | None:
+        """The recorded answer that counts, None where there is none yet.
+
+        Unusable ones count once no more may be paid for.
+
+        Raises:
+            AbpError: another model answered than the one that was asked.
+        """
+        answers = self.record.get(self._key(question), [])
+        if strange := [answer for answer in answers if not answer.as_asked]:
+            raise AbpError(
+                f"{strange[0].model} was asked and {strange[0].version} answered, so its scores "
+                f"are not taken: set judge_model to {strange[0].version}, or restore a record of "
+                f"{strange[0].model} ({self.record_file.name})."
+            )
+        counting = that_counts(answers) if answers else None
+        if counting and counting.outcome == UNUSABLE and len(answers) < self.answers:
+            return None
+        return counting
+
+    def ask(self, questions: Iterable[Question]) -> None:
+        """Have every question answered that is not; equal ones are asked once.
+
+        Raises:
+            AbpError: the wire gives up, another model answers, or the record cannot be written; all
+                answers that came are recorded, and those on their way are waited for.
+        """
+        todo = {self._key(q): q for q in questions if self.answer(q) is None}
+        with ThreadPoolExecutor(self.parallel) as pool:
+            asked = [pool.submit(self._settle, question) for question in todo.values()]
+            try:
+                for future in as_completed(asked):
+                    future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _settle(self, question: Question) -> None:
+        """Pay for answers until one counts; each is on the disk before anything is made of it."""
+        key = self._key(question)
+        while self.answer(question) is None:
+            reply = self.wire.ask(question)
+            with self._writing:
+                answers = self.record.setdefault(key, [])
+                answer = Answer(
+                    **reply.model_dump(),
+                    key=key,
+                    attempt=len(answers),
+                    judge=self.whom,
+                    model=self.wire.model,
+                    sample=question.sample,
+                    images=question.digests,
+                    repeat=question.repeat,
+                    time=datetime.now(UTC).isoformat(timespec="seconds"),
+                )
+                store.append_line(self.record_file, answer)
+                answers.append(answer)
+
+    def _key(self, question: Question) -> str:
+        """Hash of all that decides an answer."""
+        return digest([self.whom, question.instruction, question.digests, question.repeat])
+
     def table(self) -> pd.DataFrame:
         """Every recorded question to this judge: one row each, in order of sample, edit, repeat.
 
@@ -80,7 +181,7 @@ class VqaJudge(Asker):
         """
         rows = [
             _row(tries)
-            for tries in self.record
+            for tries in self.record.values()
             if tries[0].judge == self.whom and tries[0].repeat < self.repeats
         ]
         columns = ["sample_id", "image", "repeat", "outcome", *SCORES, "reason", "paid"]
@@ -115,34 +216,27 @@ class FullMarks:
         return [_marked(told) for told in self.scores.judge(samples, index, edited_images)]
 
 
-def tally(table: pd.DataFrame) -> dict[str, float]:
-    """What must be told beside the scores: `VqaJudge.table` counted.
+def tally(judge: Judge) -> pd.Series:
+    """What must be told beside the scores of a VLM: its `table` counted; empty where none scores.
 
     questions, those answered, refused and unusable; answers paid for; edits, those without a score,
-    those whose repeats differ in some score; and, by score, kappa: the quadratic-weighted agreement
-    of the first two repeats of the edits that have both (NaN where there are none).
+    and those whose repeats differ in some score.
     """
-    edits = table.groupby(["sample_id", "image"])
-    differing = edits[list(SCORES)].nunique().gt(1).any(axis=1)
-    counts = {
-        "questions": len(table),
-        **{outcome: (table["outcome"] == outcome).sum() for outcome in OUTCOMES},
-        "paid": table["paid"].sum(),
-        "edits": edits.ngroups,
-        "without_score": (edits["edit"].count() == 0).sum(),
-        "differing": differing.sum(),
-    }
-    return {name: float(n) for name, n in counts.items()} | {
-        f"kappa_{score}": _kappa(table, score) for score in SCORES
-    }
-
-
-def asked(judge: Judge) -> pd.DataFrame:
-    """`tally` of the VLM that gives a judge its scores, a row a count; empty where no VLM does."""
     while isinstance(judge, FullMarks | Jury):
         judge = judge.scores
-    counts = tally(judge.table()) if isinstance(judge, VqaJudge) else {}
-    return pd.Series(counts, name="value", dtype=float).rename_axis("count").to_frame()
+    counts = {}
+    if isinstance(judge, VqaJudge):
+        table = judge.table()
+        edits = table.groupby(["sample_id", "image"])
+        counts = {
+            "questions": len(table),
+            **{outcome: (table["outcome"] == outcome).sum() for outcome in OUTCOMES},
+            "paid": table["paid"].sum(),
+            "edits": edits.ngroups,
+            "without_score": (edits["edit"].count() == 0).sum(),
+            "differing": edits[list(SCORES)].nunique().gt(1).any(axis=1).sum(),
+        }
+    return pd.Series(counts, name="value", dtype=float).rename_axis("count")
 
 
 def gemini(model: str = "gemini-2.5-pro") -> FullMarks:
@@ -152,31 +246,14 @@ def gemini(model: str = "gemini-2.5-pro") -> FullMarks:
 
 def openai_compatible(model: str | None = None) -> FullMarks:
     """The model of that name on a server of chat completions, as `gemini` is; AbpError without."""
-    return _recorded(OpenAICompatible(_named(model)))
-
-
-def local_vlm(model: str | None = None) -> FullMarks:
-    """The Qwen2.5-VL of a folder or a hub id, asked once for each edit; AbpError without."""
-    return _recorded(LocalVlm(_named(model)), repeats=1, parallel=1, answers=1)
-
-
-def _recorded(wire: Wire, **how: int) -> FullMarks:
-    name = re.sub(r"[^\w.-]+", "_", wire.model) + ".jsonl"
-    return FullMarks(VqaJudge(wire, paths.root() / RECORDS / name, **how))
-
-
-def _named(model: str | None) -> str:
     if not model:
         raise AbpError("No model is named to judge: set judge_model in the profile.")
-    return model
+    return _recorded(OpenAICompatible(model))
 
 
-def _kappa(table: pd.DataFrame, score: str) -> float:
-    pairs = table.pivot(index=["sample_id", "image"], columns="repeat", values=score)
-    both = pairs.reindex(columns=[0, 1]).dropna().to_numpy(int)
-    if not len(both):
-        return np.nan
-    return cohen_kappa(both[:, 0], both[:, 1], range(BEST + 1), quadratic=True)
+def _recorded(wire: Wire) -> FullMarks:
+    name = re.sub(r"[^\w.-]+", "_", wire.model) + ".jsonl"
+    return FullMarks(VqaJudge(wire, paths.root() / RECORDS / name))
 
 
 def _marked(told: Judgement) -> Judgement:

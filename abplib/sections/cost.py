@@ -64,23 +64,6 @@ def measured(source: str) -> Result:
     return dict(store.read_json(path))
 
 
-def on_gpu(*sources: str) -> pd.DataFrame:
-    """What the results of a GPU among these files, which need not be there, say of the sweep.
-
-    Columns: tokens (of a sample), gpu, and the sweep's time over the bare pass (ratio, low, high).
-    """
-    shipped = [measured(source) for source in sources if (paths.root() / source).is_file()]
-    rows = [
-        {
-            "tokens": result["settings"]["lengths"]["kept"],
-            "gpu": result["machine"]["gpu"],
-            **_quartiles(result["ways"]["sweep"]["seconds"]),
-        }
-        for result in shipped
-    ]
-    return pd.DataFrame(rows)
-
-
 def _quartiles(taken: Mapping[str, Any]) -> dict[str, float]:
     ratio = taken["ratio"]
     return {"ratio": ratio["median"], "low": ratio["low"], "high": ratio["high"]}

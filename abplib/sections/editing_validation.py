@@ -111,7 +111,7 @@ def table_1_numbers(summary: pd.DataFrame, name_of_lpips: str) -> pd.DataFrame:
     """`summarise`'s means, named, in their units and beside the paper's, to be recorded."""
     units = {
         "lpips": name_of_lpips, "l2": "squared difference of pixels in [0, 1]",
-        "ssim": "mean structural similarity", "edit_success": "fraction",
+        "edit_success": "fraction",
         **dict.fromkeys(("vqa", *reported.VQA), "points of 4"),
     }  # fmt: skip
     known = summary[summary.index.get_level_values("metric").isin(units)]

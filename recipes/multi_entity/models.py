@@ -39,8 +39,6 @@ class GeminiWriter:
     """A `Writer` over the Gemini API; the key is read from the environment when it writes."""
 
     name: str = "gemini-2.5-pro"
-    address: str | None = None
-    """Another server that speaks the same."""
 
     def write(self, system: str, request: str, schema: dict[str, Any] | None = None) -> str:
         """One answer.
@@ -65,7 +63,7 @@ class GeminiWriter:
 
     @cached_property
     def _client(self) -> Any:
-        return clients.gemini_client(self.name, self.address)
+        return clients.gemini_client(self.name)
 
 
 @dataclass(frozen=True, eq=False)

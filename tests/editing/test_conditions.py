@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from conftest import noise
 from PIL import Image
 
 from abplib.editing import conditions
-from abplib.editing.conditions import Condition, describe, negative, positive, stacked
+from abplib.editing.conditions import Condition, describe, negative, positive
+from abplib.editing.methods import Kind
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
 
 Batch = tuple[list[Image.Image], list[str]]
@@ -55,22 +55,6 @@ def same(one: Condition, other: Condition) -> None:
     torch.testing.assert_close(one.states, other.states, rtol=0, atol=1e-6)
 
 
-def test_final_is_the_encoders(encoder: ConditionEncoder, batch: Batch) -> None:
-    encoding = encoder.encode(*batch, final=True)
-    same(positive(encoder, "final", *batch), Condition(encoding.states["final"], encoding.mask))
-
-
-def test_norm_avg_is_the_mean_of_normalised_layers(encoder: ConditionEncoder, batch: Batch) -> None:
-    encoding = encoder.encode(*batch, layers=(0, 1, 2), final=True)
-    expected = torch.zeros_like(encoding.states["final"])
-    for states in encoding.states.values():
-        centred = states - states.mean(-1, keepdim=True)
-        expected += centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() / 4
-    found = positive(encoder, "norm_avg", *batch)
-    torch.testing.assert_close(found.states, expected, rtol=0, atol=1e-5)
-    assert not found.states[~found.mask].any()
-
-
 def test_a_description_is_read_with_image_and_instruction(
     encoder: ConditionEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,29 +87,11 @@ def test_a_description_tells_whether_it_was_cut(
     assert not positive(encoder, "final", *batch).described
 
 
-@pytest.mark.parametrize("kind", ["final", "norm_avg"])
-def test_the_negative_prompt_is_read_in_the_same_way(
-    encoder: ConditionEncoder, batch: Batch, kind: str
-) -> None:
-    images, _ = batch
-    same(negative(encoder, kind, images), positive(encoder, kind, images, [NOTHING] * 2))
-
-
-def test_the_negative_prompt_is_not_described(
-    encoder: ConditionEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_negative_prompt_is_read_in_the_same_way_and_not_described(
+    encoder: ConditionEncoder, batch: Batch, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(encoder, monkeypatch, [])
     images, _ = batch
-    same(negative(encoder, "full_description", images), negative(encoder, "final", images))
-
-
-def test_stacking_and_choosing_keep_each_samples_tokens(encoder: ConditionEncoder) -> None:
-    def condition(*texts: str) -> Condition:
-        return positive(encoder, "final", [noise(64, 64)] * len(texts), texts)
-
-    short, long = condition("remove it"), condition("remove it", "turn the red apple blue")
-    for both, rows in [(stacked(short, long), (0, 1, 2)), (stacked(long, short), (2, 0, 1))]:
-        kept: Sequence[torch.Tensor] = [both[[row]].states[both[[row]].mask] for row in rows]
-        torch.testing.assert_close(kept[0], short.states[0], rtol=0, atol=0)
-        torch.testing.assert_close(kept[1], long.states[0][long.mask[0]], rtol=0, atol=0)
-        torch.testing.assert_close(kept[2], long.states[1], rtol=0, atol=0)
+    alike: Kind = "final" if kind == "full_description" else kind
+    same(negative(encoder, kind, images), positive(encoder, alike, images, [NOTHING] * 2))

@@ -49,7 +49,6 @@ CARDS = {
     "flux2_dev": (50, 4.0),
     "flux_kontext": (28, 2.5),
 }
-SOURCES = [(101, 67), (300, 90), (30, 45), (1400, 1001)]
 
 every = pytest.mark.parametrize("name", TWINS)
 every_stock = pytest.mark.parametrize("name", STOCK)
@@ -81,38 +80,23 @@ def given(module: torch.nn.Module, run: Callable[[], object]) -> dict[str, Any]:
 
 
 @every
-def test_an_edit_has_its_sources_size(name: str) -> None:
-    editor = load(name)
-    modes = ["RGB", "L", "RGBA", "RGB"]
-    images = [noise(*size).convert(mode) for size, mode in zip(SOURCES, modes, strict=True)]
-    made = [editor.edit(image, INSTRUCTION, seed) for seed, image in enumerate(images)]
-    assert [(edit.size, edit.mode) for edit in made] == [(size, "RGB") for size in SOURCES]
-
-
-@every
 def test_seeds_decide_and_batches_do_not(name: str) -> None:
     editor = load(name)
-    images = [noise(64, 64, seed) for seed in (1, 1, 2)]
+    images = [noise(101, 67, 1).convert("L"), noise(101, 67, 1).convert("L"), noise(300, 90)]
     texts, seeds = [INSTRUCTION, INSTRUCTION, "remove it"], [5, 6, 5]
     asked = list(map(Request, images, texts, seeds))
     together = editor.edit_many(asked)
     for edit, request in zip(together, asked, strict=True):
         assert far(edit, editor.edit(*request)) <= 1
+    assert [(edit.size, edit.mode) for edit in together] == [(i.size, "RGB") for i in images]
     assert far(together[0], together[1]) > 20  # another seed
     assert far(together[0], editor.edit(images[0], "remove it", seed=5)) > 0  # another instruction
-    assert far(together[2], editor.edit(images[0], "remove it", seed=5)) > 0  # another source
 
 
 @every
-def test_steps_and_guidance_are_the_model_cards(name: str) -> None:
-    kind = KINDS[name]
-    assert (kind.steps, kind.scale) == CARDS[name]
-    assert load(name).guidance == CARDS[name][1]
-
-
-def test_a_pipeline_edits_by_default_as_its_card_says() -> None:
-    editor = KINDS["flux_kontext"].from_pretrained(twins.smoke_kontext())
-    assert (editor.n_steps, editor.guidance, editor.image_area) == (28, 2.5, SIDE**2)
+def test_a_pipeline_edits_by_default_as_its_card_says(name: str) -> None:
+    editor = KINDS[name].from_pretrained(TWINS[name]())
+    assert (editor.n_steps, editor.guidance, editor.image_area) == (*CARDS[name], SIDE**2)
 
 
 STOCK_CALLS: dict[str, tuple[tuple[int, int], Callable[[Image.Image], dict[str, Any]]]] = {
@@ -197,20 +181,6 @@ def test_2509_edits_as_its_pipeline_does_with_3d_positions(
     assert f"user\n{ANNOUNCED}<|vision_start|>" in text and INSTRUCTION in text
 
 
-def test_2509_keeps_all_but_the_system_prompt() -> None:
-    editor = load("qwen_image_edit_2509")
-    picture = noise(80, 48)
-    encoder = editor.encoder(picture.size)
-    encoding = encoder.encode([picture], [INSTRUCTION], final=True)
-    kept = editor.pipeline.tokenizer.decode(encoding.input_ids[0])
-    assert kept.startswith(ANNOUNCED + "<|vision_start|>")
-    assert encoder.n_dropped == editor.pipeline.prompt_template_encode_start_idx
-    read = given(editor.pipeline.transformer, lambda: editor.edit(picture, INSTRUCTION, seed=0))[
-        "encoder_hidden_states"
-    ]
-    assert torch.equal(read[:1, : len(encoding.input_ids[0])], encoding.states["final"])
-
-
 @every_stock
 def test_the_text_encoder_reads_the_tokens_that_are_counted_and_no_image(name: str) -> None:
     editor = load(name)
@@ -255,24 +225,6 @@ def test_what_cannot_be_read_is_refused(name: str) -> None:
     marker = {"flux_kontext": "</s>", "flux2_dev": "[INST]"}.get(name, "<|im_end|>")
     with pytest.raises(AbpError, match=r"nstruction.* holds"):
         editor.edit(image, f"remove it {marker}", seed=0)
-    with pytest.raises(AbpError, match=f"{editor.name} reads no boxes"):
-        editor.edit(image, INSTRUCTION, seed=0, box=(0, 0, 1, 1))
-    with pytest.raises(AbpError, match="no image at absent"):
-        editor.edit("absent.png", INSTRUCTION, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"n_steps": 0}, "n_steps = 0 is too few"),
-        ({"guidance": 0.5}, "guidance = 0.5 is refused"),
-        ({"image_area": 0}, "image_area = 0 is refused"),
-        ({"image_area": SIDE**2 + 1}, "FLUX.1 Kontext edits at up to 1024 x 1024"),
-    ],
-)
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(AbpError, match=message):
-        dataclasses.replace(load("flux_kontext"), **settings)
 
 
 def test_flux2_refuses_what_its_pipeline_does() -> None:

@@ -122,17 +122,6 @@ def test_edits_do_not_depend_on_the_batch(editor: QwenImageEditor) -> None:
     assert [edit.size for edit in together] == [image.size for image in images]
 
 
-def test_one_seed_gives_one_image() -> None:
-    """Of two runs, each with a pipeline loaded anew."""
-    images = [noise(64, 64, 1), noise(101, 67, 2)]
-    runs = [
-        load().edit_many(list(map(Request, images, INSTRUCTIONS, seeds)))
-        for seeds in ((5, 6), (5, 6), (6, 5))
-    ]
-    for first, second, other in zip(*runs, strict=True):
-        assert first.tobytes() == second.tobytes() != other.tobytes()
-
-
 def test_images_of_any_mode_come_back_upright_at_their_size(
     editor: QwenImageEditor, tmp_path: Path
 ) -> None:
@@ -276,11 +265,7 @@ def test_the_line_lies_around_the_box_and_grows_with_the_picture(side: int, line
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_steps": 1}, "n_steps = 1 is too few"),
-        ({"guidance": 0.5}, "guidance = 0.5 is refused"),
-        ({"guidance": float("nan")}, "guidance = nan is refused"),
-        ({"image_area": 0}, "image_area = 0"),
-        ({"condition": "last"}, "no condition 'last'"),
+        ({"image_area": 1024**2 + 1}, "Qwen-Image-Edit edits at up to 1024 x 1024"),
         ({"lora": Path("absent")}, "no LoRA at absent"),
     ],
 )

@@ -36,9 +36,8 @@ def line(text: str = "", refusal: str | None = None, version: str = "m-1") -> An
 @pytest.mark.parametrize(
     ("refusal", "outcome"),
     [*((word, REFUSED) for word in REFUSALS), ("refusal: No.", REFUSED),
-     ("I cannot help with that.", REFUSED),
      *((word, UNUSABLE) for word in ("STOP", "MAX_TOKENS", "OTHER", "FINISH_REASON_UNSPECIFIED",
-       "stop", "length", "tool_calls", "no answer", ""))],
+       "stop", "length", "tool_calls", ""))],
 )  # fmt: skip
 def test_only_what_a_server_calls_so_is_a_refusal_on_old_lines_too(
     refusal: str, outcome: str

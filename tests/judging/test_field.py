@@ -48,7 +48,7 @@ def first_reply(kind: str, body: Any, folder: Path) -> tuple[list[Any], int]:
     """The record's lines and the number of calls, where the server's first reply is this one."""
     with serving() as server:
         server.raw = [(200, json.dumps(body).encode())]
-        judge = asking(wire(kind, server), folder / "record.jsonl")
+        judge = asking(wire(kind), folder / "record.jsonl")
         verdicts = judge.judge(SAMPLES, 0, edits(0, 1))
         if server.calls > 1:
             assert_true_to(server, verdicts, 0)
@@ -107,19 +107,6 @@ def test_a_refusal_by_name_is_final(kind: str, body: Any, tmp_path: Path) -> Non
     assert [line.outcome for line in found] == [REFUSED] and calls == 1
 
 
-def test_an_old_line_that_took_silence_for_a_refusal_is_asked_about_again(tmp_path: Path) -> None:
-    record = tmp_path / "record.jsonl"
-    with serving() as server:
-        judge = asking(wire("gemini", server), record)
-        judge.judge(SAMPLES, 0, edits(0, 1))
-        (line,) = lines(record)
-        old = line.model_copy(update={"text": "", "refusal": "STOP"})
-        record.write_text(old.model_dump_json() + "\n")
-        healed = asking(judge.wire, record)
-        assert_true_to(server, healed.judge(SAMPLES, 0, edits(0, 1)), 0)
-    assert list(healed.table()["outcome"]) == [ANSWERED] and len(lines(record)) == 2
-
-
 @pytest.mark.parametrize("kind", ["gemini", "openai"])
 def test_another_model_than_was_asked_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     body = completion(GOOD, model="other-2") if kind == "openai" else {
@@ -130,7 +117,7 @@ def test_another_model_than_was_asked_is_refused_by_name(kind: str, tmp_path: Pa
     (kept,) = lines(tmp_path / "record.jsonl")  # it was paid for
     assert kept.version == "other-2" and kept.scores is not None
     with serving() as server:
-        again = asking(wire(kind, server), tmp_path / "record.jsonl")
+        again = asking(wire(kind), tmp_path / "record.jsonl")
         with pytest.raises(AbpError, match="other-2 answered"):
             again.judge(SAMPLES, 0, edits(0, 1))
     assert not server.calls
@@ -154,7 +141,7 @@ def test_an_error_is_told_in_the_servers_words_with_its_own_remedy(
 ) -> None:
     with serving() as server:
         server.raw = [(code, json.dumps(body).encode())] * 8
-        judge = asking(wire(kind, server), tmp_path / "record.jsonl")
+        judge = asking(wire(kind), tmp_path / "record.jsonl")
         with pytest.raises(AbpError, match=said):
             judge.judge(SAMPLES, 0, edits(0, 1))
     assert server.calls == calls and not judge.record_file.exists()
@@ -162,7 +149,8 @@ def test_an_error_is_told_in_the_servers_words_with_its_own_remedy(
 
 def exported() -> list[Any]:
     """Two tasks as Label Studio exports them, each answered by two raters."""
-    boxes = label_studio.tasks_for(to_draw(SQUARES, 2))
+    tasks = label_studio.tasks_for(to_draw(SQUARES, 2))
+    boxes = sorted(tasks, key=lambda task: task["data"]["item"])
     value = {"x": 25.0, "y": 25, "width": 50, "height": 50.5, "rotation": 0}
     for number, task in enumerate(boxes):
         task["id"] = number
@@ -263,7 +251,7 @@ PLACES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(number=some.integers(0, 1), place=some.sampled_from(PLACES), value=JSON)
 def test_whatever_stands_in_an_export_none_is_lost_in_silence(
     number: int, place: tuple[str | int, ...], value: Any

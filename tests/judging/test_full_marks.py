@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
+from saying import Saying
 
 from abplib.judging.base import LEAKAGE, NO_EDIT, WRONG_RESULT, Judgement
 from abplib.judging.vlm_judge import FullMarks
-
-
-class Saying:
-    """A VLM judge that says one thing."""
-
-    name = "vlm"
-    fingerprint = "vlm"
-
-    def __init__(self, accuracy: float | None, leakage: float | None) -> None:
-        edit = None if accuracy is None else 3.0
-        self.said = Judgement(None, None, edit, accuracy, leakage, "so")
-
-    def judge(self, samples: Any, index: int, edited_images: Any) -> list[Judgement]:
-        return [self.said] * len(edited_images)
 
 
 @pytest.mark.parametrize(
@@ -38,9 +25,8 @@ class Saying:
 def test_full_marks_alone_are_a_success(
     accuracy: float | None, leakage: float | None, success: bool | None, failure: str | None
 ) -> None:
-    scoring = Saying(accuracy, leakage)
+    said = Judgement(None, None, None if accuracy is None else 3.0, accuracy, leakage, "so")
+    scoring = Saying(said)
     first, second = FullMarks(scoring).judge(None, 0, [None, None])  # type: ignore[arg-type,list-item]
-    assert first == second
-    assert (first.success, first.failure) == (success, failure)
-    assert (first.edit, first.accuracy, first.leakage) == (scoring.said.edit, accuracy, leakage)
+    assert first == second == replace(said, success=success, failure=failure)
     assert FullMarks(scoring).fingerprint != scoring.fingerprint

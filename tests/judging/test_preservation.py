@@ -61,21 +61,11 @@ def one(preservation: Preservation, source: Image.Image, edit: Image.Image, box:
     return preservation.rows(source, [edit], box).iloc[0].to_dict()
 
 
-def test_an_edit_of_the_box_alone_preserves_everything(preservation: Preservation) -> None:
-    source, box = noise(80, 60), (0.25, 0.25, 0.75, 0.75)
-    row = one(preservation, source, edited(source, box), box)
-    assert row["lpips"] == row["lpips_zero_fill"] == row["l2"] == 0
-    assert row["ssim"] == pytest.approx(1, abs=1e-6)
-    assert row["lpips_spatial"] > 0  # the receptive fields reach in
-    assert max(one(preservation, source, source, box).values()) == pytest.approx(1, abs=1e-6)
-    assert one(preservation, source, source, box)["lpips_spatial"] == 0
-
-
-def test_nothing_of_the_box_leaks_into_the_working_resolution() -> None:
-    source, box = noise(120, 120), (0.33, 0.33, 0.66, 0.66)
-    row = one(Preservation(side=40), source, edited(source, box), box)
-    assert row["lpips"] == row["lpips_zero_fill"] == 0
-    assert row["ssim"] == pytest.approx(1, abs=1e-6)
+@pytest.mark.parametrize(("pixels", "side"), [(80, 256), (120, 40), (120, None)])
+def test_an_edit_of_the_box_alone_preserves_everything(pixels: int, side: int | None) -> None:
+    source, box = noise(pixels, pixels), (0.33, 0.33, 0.66, 0.66)
+    row = one(Preservation(side=side), source, edited(source, box), box)
+    assert row == {"lpips": 0, "l2": 0}
 
 
 @pytest.mark.parametrize("box", [NOTHING, HALF, (0.1, 0.1, 0.9, 0.9)])
@@ -85,51 +75,13 @@ def test_l2_is_the_mean_squared_difference_outside(preservation: Preservation, b
     assert one(preservation, source, edit, box)["l2"] == pytest.approx(0.04, rel=1e-5)
 
 
-def test_the_three_readings_are_those_of_the_package(
-    preservation: Preservation, reference: package.LPIPS
-) -> None:
+def test_lpips_is_that_of_the_package(preservation: Preservation, reference: package.LPIPS) -> None:
     source, edit = noise(64, 48, seed=1), noise(64, 48, seed=2)
-    row = one(preservation, source, edit, HALF)
     a, b = np.asarray(source), np.asarray(edit)
     inside = np.zeros((48, 64, 1), dtype=bool)
     inside[:, :32] = True
     composite = reference(tensor(a), tensor(np.where(inside, a, b))).item() / 0.5
-    filled = reference(tensor(a * ~inside), tensor(b * ~inside)).item()
-    reference.spatial = True
-    spatial = reference(tensor(a), tensor(b))[..., 32:].mean().item()
-    reference.spatial = False
-    assert row["lpips"] == pytest.approx(composite, rel=1e-4)
-    assert row["lpips_zero_fill"] == pytest.approx(filled, rel=1e-4)
-    assert row["lpips_spatial"] == pytest.approx(spatial, rel=1e-4)
-    assert len({round(row[name], 3) for name in COLUMNS[:3]}) == 3
-
-
-def test_composite_alone_does_not_shrink_with_a_larger_box(preservation: Preservation) -> None:
-    source, edit = noise(96, 96, seed=1), noise(96, 96, seed=2)
-    whole, half = (one(preservation, source, edit, box) for box in (NOTHING, HALF))
-    assert half["lpips"] == pytest.approx(whole["lpips"], rel=0.2)
-    assert half["lpips_zero_fill"] < 0.7 * whole["lpips_zero_fill"]
-
-
-def test_ssim_is_the_mean_over_windows(preservation: Preservation) -> None:
-    source, edit = noise(32, 31, seed=1), edited(noise(32, 31, seed=1), (0.5, 0, 1, 1))
-    weights = np.exp(-((np.arange(11) - 5) ** 2) / 4.5)
-    weights = np.outer(weights, weights) / weights.sum() ** 2
-    windows = []
-    for image in (source, edit):
-        grey = np.asarray(image) @ [0.299, 0.587, 0.114] / 255
-        padded = np.pad(grey, 5, mode="reflect")
-        windows.append(np.lib.stride_tricks.sliding_window_view(padded, (11, 11)))
-    x, y = windows
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return (values * weights).sum((2, 3))
-
-    mx, my = mean(x), mean(y)
-    sx, sy, sxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
-    ssim = (2 * mx * my + 1e-4) * (2 * sxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (sx + sy + 9e-4))
-    found = one(preservation, source, edit, NOTHING)["ssim"]
-    assert found == pytest.approx(ssim.mean(), abs=1e-4) and found < 0.99
+    assert one(preservation, source, edit, HALF)["lpips"] == pytest.approx(composite, rel=1e-4)
 
 
 def test_edits_of_one_source_are_measured_each(preservation: Preservation) -> None:
@@ -175,20 +127,16 @@ def test_at_the_images_own_size_nothing_is_resized(reference: package.LPIPS) -> 
 
 
 @pytest.mark.parametrize(
-    ("size", "edited_size", "box", "said"),
+    ("size", "edited_size", "said"),
     [
-        ((40, 40), (50, 40), HALF, "The edit has 50 x 40 pixels and its source 40 x 40"),
-        ((600, 60), (600, 60), HALF, "600 x 60 pixels leave less than the 31"),
-        ((40, 40), (40, 40), (0.5, 0, 0.4, 1), "is no box"),
-        ((40, 40), (40, 40), (0, 0, 1, 1.1), "is no box"),
-        ((40, 40), (40, 40), (0, 0, float("nan"), 1), "is no box"),
+        ((40, 40), (50, 40), "The edit has 50 x 40 pixels and its source 40 x 40"),
+        ((600, 60), (600, 60), "600 x 60 pixels leave less than the 31"),
     ],
 )
 def test_bad_input_is_named(
-    preservation: Preservation, size: tuple[int, int], edited_size: tuple[int, int], box: Box,
-    said: str,
-) -> None:  # fmt: skip
+    preservation: Preservation, size: tuple[int, int], edited_size: tuple[int, int], said: str
+) -> None:
     with pytest.raises(AbpError, match=said):
-        preservation.rows(noise(*size), [noise(*edited_size)], box)
+        preservation.rows(noise(*size), [noise(*edited_size)], HALF)
     with pytest.raises(AbpError, match="needs 31 pixels a side, not 30"):
         Preservation(side=30)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from saying import Saying
 
 from abplib.editing import runs
 from abplib.experiment import Experiment
@@ -14,26 +13,9 @@ from abplib.judging import verdicts
 from abplib.judging.base import Judgement
 from abplib.judging.preservation import Preservation
 from abplib.profiles import Profile
-from abplib.samples.base import SampleSet
 
 PROFILE = Profile.load("smoke")
 SAMPLES = Experiment(PROFILE).evaluation
-
-
-class CountingJudge:
-    """Calls every edit a success and remembers whom it was asked about."""
-
-    name = "counting"
-    fingerprint = "counting"
-
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-
-    def judge(
-        self, samples: SampleSet, index: int, edited_images: Sequence[Image.Image]
-    ) -> list[Judgement]:
-        self.asked.append(index)
-        return [Judgement(True, None, 4, 3, 2, "as asked")] * len(edited_images)
 
 
 def test_verdicts_are_asked_for_once_and_stand_beside_the_distances(
@@ -44,7 +26,8 @@ def test_verdicts_are_asked_for_once_and_stand_beside_the_distances(
         name: [*runs.make_edits(name, Experiment(PROFILE).editor, SAMPLES, 2, 0, {})]
         for name in ("identity", "paste")
     }
-    judge, preservation = CountingJudge(), Preservation()
+    judge = Saying(Judgement(True, None, 4, 3, 2, "as asked"))
+    preservation = Preservation()
     found = verdicts.judged(files, SAMPLES, judge, preservation)
     assert judge.asked == [0, 1]  # both methods together
     assert list(found["method"]) == ["identity"] * 2 + ["paste"] * 2

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +14,7 @@ from abplib.profiles import Profile
 from abplib.proxies.bank import Bank
 from abplib.proxies.configurations import configurations
 from abplib.samples.scenes.sets import general
-from abplib.sections.cost import (
-    Lengths,
-    learning_flops,
-    lengths_of,
-    on_gpu,
-    vlm_flops,
-)
+from abplib.sections.cost import Lengths, learning_flops, lengths_of, vlm_flops
 from abplib.vlm.encoder import ConditionEncoder
 from benchmarks.workload import random_encoder
 
@@ -108,15 +100,3 @@ def test_a_bank_runs_what_is_counted(encoder: ConditionEncoder) -> None:
 def test_other_models_are_not_counted() -> None:
     with pytest.raises(AbpError, match="not for qwen3_vl"):
         vlm_flops(Qwen3VLConfig(), Lengths((1, 1), 3, 2, 1))
-
-
-def test_results_of_a_gpu_are_told_where_there_are_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ABP_ROOT", str(tmp_path))
-    taken = {"sweep": {"seconds": {"ratio": {"median": 1.2, "low": 1.1, "high": 1.3}}}}
-    made = {"settings": {"lengths": {"kept": 290}}, "machine": {"gpu": "a GPU"}, "ways": taken}
-    (tmp_path / "here.json").write_text(json.dumps(made))
-    (row,) = on_gpu("here.json", "absent.json").to_dict("records")
-    assert row == {"tokens": 290, "gpu": "a GPU", "ratio": 1.2, "low": 1.1, "high": 1.3}
-    assert on_gpu("absent.json").empty

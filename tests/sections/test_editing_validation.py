@@ -45,8 +45,7 @@ def judged(means: dict[str, tuple[float, ...]] = BETTER) -> pd.DataFrame:
                     "method": method, "index": range(N), "sample_id": [f"s{i}" for i in range(N)],
                     "success": succeeds, "failure": np.where(succeeds, None, "leakage"),
                     "edit": edit + own, "accuracy": accuracy + own, "leakage": leakage + own,
-                    "reason": "", "lpips": lpips + own / 100, "lpips_zero_fill": lpips + own / 50,
-                    "lpips_spatial": lpips + own / 100, "l2": lpips / 10, "ssim": 1 - lpips,
+                    "reason": "", "lpips": lpips + own / 100, "l2": lpips / 10,
                 }
             )
         )  # fmt: skip

@@ -1,9 +1,8 @@
-"""What raters are asked: blind, since a task knows no method, and in an order of each one's own."""
+"""What raters are asked: blind, since a task knows no method."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,15 +89,6 @@ def edits_to_judge(samples: SampleSet, files: Mapping[str, Sequence[Path | None]
                 task = Task(JUDGE_EDIT, s.id, s.instruction, s.image, load_image(file))
                 tasks.setdefault(task.key, task)
     return list(tasks.values())
-
-
-def shuffled(tasks: Iterable[Task], rater: str, seed: int) -> list[Task]:
-    """The tasks in an order that depends on rater and seed alone, not on that of `tasks`."""
-
-    def place(task: Task) -> bytes:
-        return hashlib.sha256(repr((seed, rater, task.key)).encode()).digest()
-
-    return sorted(tasks, key=place)
 
 
 def _pixels(box: Box, image: Image.Image) -> Box:

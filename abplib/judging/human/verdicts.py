@@ -5,27 +5,20 @@ Their verdicts on edits come in as a judge: `abplib.judging.jury`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 
+import numpy as np
 import pandas as pd
-import torch
 
-from abplib.core.boxes import iou
 from abplib.core.errors import AbpError
-from abplib.core.stats import cohen_kappa, fleiss_kappa
+from abplib.core.stats import fleiss_kappa
 from abplib.judging.human.labels import (
     BOX_FAILURES,
-    DRAW_BOX,
     JUDGE_BOX,
     JUDGE_EDIT,
-    NO,
     YES,
     Label,
-    Step,
     decided,
     grouped,
     read_labels,
@@ -37,7 +30,7 @@ ACCURATE, WRONG_OBJECT = "accurate", BOX_FAILURES[0]
 
 
 def judged_boxes(
-    answers: pd.DataFrame, samples: SampleSet, labels: Iterable[Label]
+    answers: pd.DataFrame, samples: SampleSet, labels: Sequence[Label]
 ) -> pd.DataFrame:
     """Rows of `localization.ask` with people's verdicts in `accurate`, `wrong_entity`, `outcome`.
 
@@ -70,44 +63,22 @@ def by_people(answers: pd.DataFrame, samples: SampleSet, labels_file: Path | Non
     return judged_boxes(answers, samples, read_labels(labels_file))
 
 
-def agreement(labels: Iterable[Label]) -> pd.DataFrame:
-    """How far raters agree, one row a step that two or more raters did.
+def agreement(labels: Sequence[Label]) -> pd.DataFrame:
+    """How far raters agree, a row for each step that two or more raters judged.
 
     Columns: step, raters, questions (that all of these raters answered), agreement (part of the
-    pairs of raters that agree; of drawn boxes, their mean IoU), kappa (Cohen's of two raters,
-    Fleiss' of more, on yes and no; NaN of drawn boxes).
+    pairs of raters that agree) and kappa (Fleiss').
     """
-    every = list(labels)
     rows = []
-    for step in (DRAW_BOX, JUDGE_BOX, JUDGE_EDIT):
-        raters = sorted({label.rater for label in every if label.step == step})
-        shared = [
-            sorted(group, key=lambda label: label.rater)
-            for group in grouped(every, step).values()
-            if len(group) == len(raters)
-        ]
-        if len(raters) > 1 and shared:
-            rows.append(_agreement(step, raters, shared))
+    for step in (JUDGE_BOX, JUDGE_EDIT):
+        groups = grouped(labels, step).values()
+        n_raters = len({label.rater for group in groups for label in group})
+        shared = [group for group in groups if len(group) == n_raters]
+        n_yes = np.array([sum(label.answer == YES for label in group) for group in shared])
+        if n_raters > 1 and shared:
+            n_no = n_raters - n_yes
+            pairs = n_raters * (n_raters - 1)
+            agreeing = float(((n_yes * (n_yes - 1) + n_no * (n_no - 1)) / pairs).mean())
+            kappa = fleiss_kappa(np.stack([n_yes, n_no], axis=1))
+            rows.append((step, n_raters, len(shared), agreeing, kappa))
     return pd.DataFrame(rows, columns=["step", "raters", "questions", "agreement", "kappa"])
-
-
-def _agreement(step: Step, raters: list[str], shared: list[list[Label]]) -> dict[str, object]:
-    """One row; each group of `shared` holds one label of each rater, in the order of `raters`."""
-    pairs = [pair for group in shared for pair in combinations(group, 2)]
-    if step == DRAW_BOX:
-        boxes = torch.tensor([[a.box, b.box] for a, b in pairs])
-        agreeing, kappa = float(iou(boxes[:, 0], boxes[:, 1]).mean()), math.nan
-    else:
-        agreeing = mean(a.answer == b.answer for a, b in pairs)
-        given = [[str(label.answer) for label in group] for group in shared]
-        if len(raters) == 2:
-            kappa = cohen_kappa([a for a, _ in given], [b for _, b in given], (YES, NO))
-        else:
-            kappa = fleiss_kappa([[answers.count(a) for a in (YES, NO)] for answers in given])
-    return {
-        "step": step,
-        "raters": len(raters),
-        "questions": len(shared),
-        "agreement": float(agreeing),
-        "kappa": kappa,
-    }

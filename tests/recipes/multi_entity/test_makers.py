@@ -58,7 +58,7 @@ class _Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A server on this machine, and a key to go with it."""
     monkeypatch.setenv(KEYS[0], "not-a-key")
     monkeypatch.setattr(_Server, "status", 200)
@@ -66,22 +66,23 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), _Server)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    yield
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_gemini_is_given_the_system_prompt(address: str) -> None:
-    writer, schema = GeminiWriter(address=address), {"type": "array"}
+@pytest.mark.usefixtures("server")
+def test_gemini_is_given_the_system_prompt() -> None:
+    writer, schema = GeminiWriter(), {"type": "array"}
     assert writer.write("be brief", "who") == "be brief / who"
     assert json.loads(writer.write("be brief", "who", schema)) == schema
 
 
-def test_gemini_without_text_or_key_is_one_sentence(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writer = GeminiWriter(address=address)
+@pytest.mark.usefixtures("server")
+def test_gemini_without_text_or_key_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = GeminiWriter()
     monkeypatch.setattr(_Server, "text", "")
     with pytest.raises(AbpError, match="answered without text"):
         writer.write("s", "r")
@@ -91,7 +92,7 @@ def test_gemini_without_text_or_key_is_one_sentence(
     for key in KEYS:
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(AbpError, match=f"there is no key: set {KEYS[0]}"):
-        GeminiWriter(address=address).write("s", "r")
+        GeminiWriter().write("s", "r")
 
 
 @pytest.mark.parametrize(
