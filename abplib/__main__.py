@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from papermill.cli import _resolve_type as papermill_type
 
 from abplib.core import store
 from abplib.core.errors import AbpError
-from abplib.profiles import Profile, known_profiles
+from abplib.profiles import Profile
 from abplib.publish import steps
 
 if TYPE_CHECKING:  # importing models takes seconds, which `--help` need not cost
@@ -159,60 +158,17 @@ def states(
 
 @main.command()
 @click.option("--profile", default="mini", show_default=True)
-def guide(profile: str) -> None:
-    """Choose the proxy that guides the editor among chapter 2's, and ship it."""
-    from abplib.experiment import Experiment
-
-    made = Experiment(Profile.load(profile), steps.SEED)
-    folder = made.proxy_folder
-    if folder is None:
-        raise AbpError(f"Profile {profile!r} ships no proxy: set proxy to a folder for it.")
-    found = made.swept_guide()
-    found.save(folder, made.encoder)
-    click.echo(f"{folder}: layer {found.layer}, IoU {found.iou:.3f} on the tuning samples")
-
-
-@main.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
-def values(file: Path | None) -> None:
-    """Print the numbers of the last build, or of a values.json FILE, as a table."""
-    if file is None:
-        from abplib.publish.pages import build_folder
-
-        file = build_folder() / "values.json"
-    rows = [
-        (name, _number(v["value"]), _interval(v), v["n"] or "", _number(v["paper"]), v["profile"])
-        for name, v in store.read_json(file).items()
-    ]
-    print_table(("value", "here", "interval", "n", "paper", "profile"), rows)
-
-
-@main.command()
-def profiles() -> None:
-    """List the shipped profiles."""
-    rows = [
-        (p.name, p.vlm, p.n_eval, f"{p.sweep.n_batches} x {p.sweep.batch_size}", p.note)
-        for p in map(Profile.load, known_profiles())
-    ]
-    print_table(("profile", "vlm", "evaluated", "trained", "note"), rows)
-
-
-@main.command()
-@click.option("--profile", default="mini", show_default=True)
 def plan(profile: str) -> None:
-    """Say what a profile needs and what this machine lacks for it.
+    """Say what a profile's stages take, which models they need, and what is not here.
 
     Exits with 1 where a stage cannot run. Nothing is downloaded.
     """
     from abplib.publish import plan
 
-    planned, machine = list(plan.stages(Profile.load(profile))), plan.Machine.here()
-    click.echo(f"Profile {profile} on this machine: {machine}\n")
-    print_table(plan.STAGE_HEADER, list(plan.stage_rows(planned)))
-    click.echo()
-    print_table(plan.MODEL_HEADER, list(plan.model_rows(planned)))
-    click.echo(f"\n{plan.FOOTNOTE}\n")
-    missing = plan.missing(planned, machine)
+    planned = list(plan.stages(Profile.load(profile)))
+    click.echo(plan.stage_table(planned).to_string(index=False))
+    click.echo(f"\n{plan.model_table(planned).to_string(index=False)}\n\n{plan.FOOTNOTE}\n")
+    missing = plan.missing(planned)
     for sentence in missing:
         click.echo(f"Missing: {sentence}")
     if missing:
@@ -252,23 +208,6 @@ def _encoder(profile: str, vlm: str | None) -> ConditionEncoder:
 
     other = {} if vlm is None else {"vlm": vlm, "revision": None}
     return Experiment(Profile.load(profile, **other)).encoder
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows under a header, each column as wide as its widest cell."""
-    lines = [tuple(header), *(tuple(map(str, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
-
-
-def _number(number: float | None) -> str:
-    return "" if number is None else f"{number:.4g}"
-
-
-def _interval(value: dict[str, Any]) -> str:
-    return "" if value["low"] is None else f"{value['low']:.4g} to {value['high']:.4g}"
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _read(file: str) -> dict[str, Any]:
 
 @cache
 def facts() -> dict[str, Any]:
-    """What planning needs to know of the paper's models, data, services and GPU.
+    """What planning needs to know of the paper's models, data and GPU.
 
     Raises:
         AbpError: the file is missing.

@@ -11,11 +11,9 @@ import pytest
 import torch
 import toybook
 import yaml
-from click.testing import CliRunner
 from conftest import Listed
 from safetensors.torch import load_file
 
-from abplib.__main__ import main
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
@@ -161,27 +159,16 @@ def test_a_shipped_proxy_of_another_vlm_or_none_is_said_and_not_taken(
     assert guide(proxy=None).note == f"{swept}."
 
 
-def test_the_command_ships_the_guide_that_the_sweep_gives(
+def test_the_guide_that_the_sweep_gives_can_be_shipped(
     encoder: ConditionEncoder, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, folder = tmp_path / "own.yaml", tmp_path / "proxy"
-    path.write_text(yaml.safe_dump({**SMOKE.model_dump(), "proxy": str(folder)}))
-    profile = Profile.load(str(path))
-    monkeypatch.setattr(Experiment, "tuning", FEW)
-    trained = of(profile, encoder=encoder).guide()
-    done = CliRunner().invoke(main, ["guide", "--profile", str(path)])
-    assert done.exit_code == 0, done.output
-    assert f"layer {trained.layer}, IoU {trained.iou:.3f}" in done.stdout
+    folder = tmp_path / "proxy"
+    made = of(SMOKE.model_copy(update={"proxy": str(folder)}), encoder=encoder, tuning=FEW)
+    trained = made.guide()
+    trained.save(folder, encoder)
     monkeypatch.setattr(Experiment, "sweep", None)  # no more of it
-    shipped = of(profile, encoder=encoder).guide()
+    shipped = made.guide()
     assert (shipped.layer, shipped.iou) == (trained.layer, trained.iou)
     assert "is the shipped one" in shipped.note
     assert shipped.boxes(encoder, SCENES, 2) == trained.boxes(encoder, SCENES, 2)
     assert {w.dtype for w in load_file(folder / "model.safetensors").values()} == {torch.float16}
-
-
-def test_without_a_folder_to_ship_in_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Experiment, "sweep", None)
-    done = CliRunner().invoke(main, ["guide", "--profile", "smoke"])
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert "Profile 'smoke' ships no proxy: set proxy to a folder" in done.stderr

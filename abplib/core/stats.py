@@ -30,13 +30,6 @@ def wilson(k: int, n: int) -> Interval:
     return Interval(k / n, float(interval.low), float(interval.high), n)
 
 
-def mean_sem(values: ArrayLike) -> tuple[float, float]:
-    """Mean and its standard error (ddof = 1, as in Table 1); the error of one value is nan."""
-    finite = _checked(values)
-    error = finite.std(ddof=1) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
-    return float(finite.mean()), float(error)
-
-
 def bootstrap_mean(values: ArrayLike, *, seed: int, n_resamples: int = 9999) -> Interval:
     """Bias-corrected and accelerated bootstrap interval of a mean.
 

@@ -138,19 +138,13 @@ def written() -> list[Path]:
 
 
 def typeset(staged: Path, log: Callable[[str], None]) -> Path:
-    """Run Jupyter Book over the staged folder, unless nothing changed; returns the first page.
+    """Run Jupyter Book over the staged folder; returns the first page.
 
     Raises:
         AbpError: Sphinx warned or failed.
     """
-    place, html = build_folder(), build_folder() / "html"
-    made_of = place / "html.json"
-    made_from = store.digest({"tools": _tools(), "files": store.digest_folder(staged)})
-    first = html / "index.html"
-    if made_of.is_file() and first.is_file() and store.read_json(made_of) == made_from:
-        log("pages: unchanged")
-        return first
     log("pages: setting")
+    place, html = build_folder(), build_folder() / "html"
     fresh = place / "next"
     shutil.rmtree(fresh, ignore_errors=True)
     options = ["--path-output", str(fresh), "--config", str(staged / "_config.yml")]
@@ -169,16 +163,14 @@ def typeset(staged: Path, log: Callable[[str], None]) -> Path:
         said = re.findall(r"^.*\b(?:WARNING|ERROR)\b.*$", _COLOUR.sub("", done.stdout), re.M)
         reason = said[0].strip() if said else "no warning was given"
         raise AbpError(f"The pages do not build ({reason}); the full report is {report}.")
-    made_of.unlink(missing_ok=True)
     former = place / "former"
     shutil.rmtree(former, ignore_errors=True)
     if html.is_dir():
         html.rename(former)
     made.rename(html)
-    store.write_json(made_of, made_from)
     shutil.rmtree(former, ignore_errors=True)
     shutil.rmtree(fresh)
-    return first
+    return html / "index.html"
 
 
 def _tools() -> dict[str, str]:

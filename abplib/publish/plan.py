@@ -1,4 +1,4 @@
-"""What a profile needs and what a machine lacks for it: models, data, services, memory, disk.
+"""What a profile's stages take: passes and steps, memory, models, data; and what is not here.
 
 Networks of the hub are sized on the meta device, from the few facts of their config.json that
 `data/paper/models.yaml` holds, and so is what training keeps beside them; nothing is downloaded.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from abplib.core import hub, paths, store
+import pandas as pd
+
+from abplib.core import hub, store
 from abplib.core.errors import AbpError
 from abplib.editing.methods import CONTROLS, METHODS
 from abplib.experiment import Experiment
@@ -27,51 +27,19 @@ from abplib.samples.multi_entity import N_SCENES
 from abplib.samples.omniedit import HUB_ID
 
 _SPATIAL, _OMNIEDIT = "abplib.samples.multi_entity:", "abplib.samples.omniedit:"
-_PROMPTS = "gemini-2.5-pro"
-"""Who writes prompts and structures in appendix A.2."""
-_ON_CPU = 8 * 10**9
-"""Bytes of weights beyond which a stage takes weeks of CPU cores."""
+_A2 = {
+    "images (A.2)": "briaai/FIBO",
+    "edits (A.2)": "Qwen/Qwen-Image-Edit-2509",
+    "instructions (A.2)": "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
+}
+"""Which model does which stage of the multi-entity set."""
 _BF16, _TRAINED = 2, 16
 """Bytes of a parameter; of one that is trained, with its gradient and Adam's moments in fp32."""
 
-STAGE_HEADER = ("stage", "what it does", "GPU GB", "offloaded", "paper (B.3)")
-MODEL_HEADER = ("model", "licence", "gated", "download GB", "here", "source")
 FOOTNOTE = (
     "GPU GB: weights in bf16 (a folder's as they are) and what training keeps beside them, all "
     "together or with the largest network alone and the rest offloaded; activations come on top."
 )
-
-
-class Machine(NamedTuple):
-    """The means of a machine, in bytes."""
-
-    gpu: str | None
-    """Name of the largest CUDA GPU; None where there is none."""
-    gpu_memory: int
-    memory: int
-    free_disk: int
-    """Where the hub's cache lies."""
-
-    @classmethod
-    def here(cls) -> Machine:
-        """This one."""
-        import torch
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        largest = max(gpus, key=lambda gpu: gpu.total_memory, default=None)
-        place = next(p for p in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if p.exists())
-        return cls(
-            largest.name if largest else None,
-            largest.total_memory if largest else 0,
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            shutil.disk_usage(place).free,
-        )
-
-    def __str__(self) -> str:
-        gpu = f"{self.gpu} of {self.gpu_memory / 1e9:.0f} GB" if self.gpu else "no GPU"
-        memory, disk = self.memory / 1e9, self.free_disk / 1e9
-        return f"{gpu}, {memory:.0f} GB of memory, {disk:.0f} GB of disk free"
 
 
 class Stage(NamedTuple):
@@ -86,11 +54,7 @@ class Stage(NamedTuple):
     trained: int = 0
     """Parameters that are trained beside them."""
     lacks: str = ""
-    """What is missing whatever the machine: a folder, a set of samples."""
-    reported: str = ""
-    """Key of the paper's own figures in the data file."""
-    service: str = ""
-    """Model of a service that is paid for."""
+    """The sentence that says why it cannot run."""
     n_rows: int = 0
     """Rows of OmniEdit to be fetched."""
 
@@ -112,11 +76,8 @@ def stages(profile: Profile) -> Iterator[Stage]:
         if not (lack := _refusal(partial(getattr, made, role))):
             continue
         if role == "evaluation" and profile.eval_set.startswith(_SPATIAL):
-            mistral = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
-            yield Stage("prompts, structures (A.2)", f"{N_SCENES:,} scenes", service=_PROMPTS)
-            yield Stage("images (A.2)", f"{N_SCENES:,} images", ("briaai/FIBO",))
-            yield Stage("edits (A.2)", f"{N_SCENES:,} edits", ("Qwen/Qwen-Image-Edit-2509",))
-            yield Stage("instructions (A.2)", f"{N_SCENES:,} pairs described", (mistral,))
+            for name, source in _A2.items():
+                yield Stage(name, f"{N_SCENES:,} scenes", (source,))
         fetched = role == "training" and profile.train_set.startswith(_OMNIEDIT)
         yield Stage(f"{role} samples", lacks=lack, n_rows=n_train if fetched else 0)
     if lack := _refusal(lambda: made.vlm_source):
@@ -130,7 +91,7 @@ def stages(profile: Profile) -> Iterator[Stage]:
     if operations:
         hours = gpu_hours(operations, peak="tflops_tf32")
         does += f"; {operations:.1e} operations in TF32, {hours:.2g} h of the paper's GPU"
-    yield Stage("proxies (ch. 2)", does, vlm, trained=trained, reported="proxies")
+    yield Stage("proxies (ch. 2)", does, vlm, trained=trained)
     yield Stage("untrained decoder (ch. 2)", f"{n_train:,} passes feed the control", vlm)
     yield Stage("boxes, routing, flow (ch. 1, 3, 4)", f"{n:,} samples are read", vlm)
     if profile.editor is None:
@@ -142,7 +103,7 @@ def stages(profile: Profile) -> Iterator[Stage]:
     if profile.lora is not None and not made.lora_place.is_dir():
         does = f"{budget.steps:,} steps of {budget.batch} samples: abp train-lora"
         trained = lora_parameters(editor, budget.rank)
-        yield Stage("LoRA (B.2)", does, (editor,), "transformer", trained, reported="lora")
+        yield Stage("LoRA (B.2)", does, (editor,), "transformer", trained)
     n_edits = n * (len(METHODS) - len(CONTROLS))
     does = f"{n_edits:,} edits of {profile.n_steps} steps"
     yield Stage("edits (ch. 1, 5)", does, (*vlm, editor))
@@ -155,7 +116,8 @@ def stages(profile: Profile) -> Iterator[Stage]:
         yield Stage(f"{name} (ch. 5)", f"{n:,} edits of {steps} steps", (source,))
     if profile.judge.endswith(":gemini"):
         does = f"{n * (len(METHODS) + len(profile.other_editors)):,} edits, repeatedly"
-        yield Stage("judging (ch. 5)", does, service=profile.judge_model or Gemini.model)
+        lack = _refusal(partial(gemini_client, profile.judge_model or Gemini.model))
+        yield Stage("judging (ch. 5)", does, lacks=lack)
 
 
 def _refusal(part: Callable[[], object]) -> str:
@@ -259,76 +221,40 @@ def _network(kind: str, config: Mapping[str, Any]) -> Any:
         return maker.from_config(config)
 
 
-def stage_rows(planned: Sequence[Stage]) -> Iterator[tuple[str, ...]]:
-    """STAGE_HEADER's columns for each stage."""
+def stage_table(planned: Sequence[Stage]) -> pd.DataFrame:
+    """One row a stage: what it does, and bytes on the GPU in GB."""
+    rows = []
     for stage in planned:
         shown = ("unknown", "unknown") if stage.models else ("", "")
         if sizes := stage.sizes:
             shown = (f"{sum(sizes) / 1e9:.3g}", f"{max(sizes) / 1e9:.3g}")
-        told = facts()["paper"].get(stage.reported)
-        paper = f"{told['hours']} h, {told['gigabytes']} GB ({told['per']})" if told else ""
-        yield stage.name, stage.does, *shown, paper
+        rows.append((stage.name, stage.does, *shown))
+    return pd.DataFrame(rows, columns=["stage", "what it does", "GPU GB", "offloaded"])
 
 
-def model_rows(planned: Sequence[Stage]) -> Iterator[tuple[str, ...]]:
-    """MODEL_HEADER's columns for each model, data set and service."""
-    for source in dict.fromkeys(source for stage in planned for source in stage.models):
-        if Path(source).is_dir():
-            folder, inside = Path(source), Path(source).is_relative_to(paths.root())
-            name = folder.relative_to(paths.root()).as_posix() if inside else folder.name
-            yield name, "see its folder", "no", "0", "yes", ""
-            continue
+def model_table(planned: Sequence[Stage]) -> pd.DataFrame:
+    """One row for each model and data set of the hub: terms, and what is to be downloaded in GB."""
+    rows = []
+    for source in _of_the_hub(planned):
         about = facts()["models"].get(source, {})
-        told = [str(about.get(key, "unknown")) for key in ("licence", "gated")]
         size = f"{sum(networks(source).values()) / 1e9:.3g}" if about else "unknown"
-        size, here = (size, "no") if hub.cached(source) is None else ("0", "yes")
-        yield source, *told, size, here, about.get("source", "")
-    for n_rows in (stage.n_rows for stage in planned if stage.n_rows):
+        rows.append((source, about.get("licence", "unknown"), about.get("gated", "unknown"), size))
+    if n_rows := sum(stage.n_rows for stage in planned):
         about, shards = facts()["data"][HUB_ID], n_shards(n_rows)
         size = f"{about['bytes'] / 1e9 * shards / about['shards']:.0f} ({shards} shards)"
-        yield HUB_ID, about["licence"], about["gated"], size, "no", about["source"]
-    for name in dict.fromkeys(stage.service for stage in planned if stage.service):
-        about = facts()["services"].get(name, {"licence": "unknown"})
-        yield name, about["licence"], "key", "", "", ""
+        rows.append((HUB_ID, about["licence"], about["gated"], size))
+    return pd.DataFrame(rows, columns=["from the hub", "licence", "gated", "GB"])
 
 
-def missing(planned: Sequence[Stage], machine: Machine) -> list[str]:
-    """One sentence for each thing that keeps a stage from running on a machine."""
-    found = [stage.lacks for stage in planned if stage.lacks]
-    models = dict.fromkeys(s for stage in planned for s in stage.models if not Path(s).is_dir())
-    absent = [source for source in models if hub.cached(source) is None]
-    n_rows = sum(stage.n_rows for stage in planned)
-    asked = [partial(hub.check_access, source, "model") for source in absent]
-    if n_rows:
+def missing(planned: Sequence[Stage]) -> list[str]:
+    """One sentence for each thing that keeps a stage from running."""
+    asked = [partial(hub.check_access, s) for s in _of_the_hub(planned) if hub.cached(s) is None]
+    if any(stage.n_rows for stage in planned):
         asked.append(partial(hub.check_access, HUB_ID, "dataset"))
-    asked += [partial(gemini_client, stage.service) for stage in planned if stage.service]
-    found += filter(None, map(_refusal, asked))
-    about = facts()["data"][HUB_ID]  # of whose rows the sources stay, half of the images
-    size = sum(sum(networks(source).values()) for source in absent)
-    size += round(about["bytes"] * n_rows / about["rows"] / 2)
-    if size > machine.free_disk:
-        found.append(
-            f"Models and images to download take {size / 1e9:.0f} GB and "
-            f"{machine.free_disk / 1e9:.0f} GB of disk are free: point HF_HOME at a larger disk, "
-            "and fetch data to one (--out)."
-        )
-    for stage in planned:
-        found += _memory(stage, machine)
-    return list(dict.fromkeys(found))
+    found = [stage.lacks for stage in planned] + [_refusal(ask) for ask in asked]
+    return list(dict.fromkeys(filter(None, found)))
 
 
-def _memory(stage: Stage, machine: Machine) -> Iterator[str]:
-    whole, largest = sum(stage.sizes), max(stage.sizes, default=0)
-    needs = f"{largest / 1e9:.0f} GB"
-    if machine.gpu is None and whole > _ON_CPU:
-        yield f"Stage {stage.name} would take weeks on CPU cores: use a GPU of {needs} or more."
-    elif machine.gpu is not None and largest > machine.gpu_memory:
-        yield (
-            f"Stage {stage.name} keeps {needs} of weights on the GPU and "
-            f"{machine.gpu} has {machine.gpu_memory / 1e9:.0f} GB: use a larger one."
-        )
-    elif machine.gpu is not None and whole > machine.gpu_memory + machine.memory:
-        yield (
-            f"Stage {stage.name} has {whole / 1e9:.0f} GB of weights, more than GPU and memory "
-            "hold together: use a larger machine."
-        )
+def _of_the_hub(planned: Sequence[Stage]) -> list[str]:
+    models = (source for stage in planned for source in stage.models)
+    return [source for source in dict.fromkeys(models) if not Path(source).is_dir()]

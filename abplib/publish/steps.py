@@ -15,7 +15,7 @@ import click
 from abplib import chapter as chapters
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
-from abplib.core.parallel import ALL, Shard
+from abplib.core.parallel import Shard
 from abplib.editing.methods import METHODS, Guide
 from abplib.profiles import LABELS_FILE, ChapterParameters, Profile, parse
 
@@ -39,24 +39,15 @@ _shard = click.option(
 @_profile
 @click.option("-n", "number", type=click.IntRange(1), help="Default: what the profile trains on.")
 @_shard
-@click.option("--ship", is_flag=True, help="Also write all of them beside the model.")
-def labels(profile: str, number: int | None, shard: Shard, ship: bool) -> None:
+def labels(profile: str, number: int | None, shard: Shard) -> None:
     """Let the VLM label the training samples of chapter 2."""
     from abplib.experiment import Experiment
     from abplib.proxies.labels import predict_labels
 
     made = Experiment(Profile.load(profile), SEED)
+    shipped = Path(made.vlm_source) / LABELS_FILE
     n = number or made.n_labels
-    path = Path(made.vlm_source) / LABELS_FILE
-    if ship and not path.parent.is_dir():
-        raise AbpError(
-            f"{made.profile.vlm} is no folder to ship labels in: save the model to one first."
-        )
-    some = ALL if ship else shard
-    found = predict_labels(made.encoder, made.training, n, shipped=path, shard=some)
-    if ship:
-        found.ship(path)
-        click.echo(f"{path}: {len(found.usable)} of {n} usable, {found.unusable or 'none'} not")
+    predict_labels(made.encoder, made.training, n, shipped=shipped, shard=shard)
 
 
 @click.command()
@@ -138,47 +129,13 @@ def key(step: Callable[..., object] | str, profile: str) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="Default: runs/omniedit.")
 @click.option("--location", help="A folder of its parquet shards; default: the hub.")
 @click.option("-n", "number", type=click.IntRange(1), help="Rows; default: the paper's 128,000.")
-@click.option("--shards", type=click.IntRange(1), help="Of the set; default: as many as hold them.")
-@click.option("--seed", type=int, help="Of the choice; default: 0.")
-def omniedit(
-    out: Path | None,
-    location: str | None,
-    number: int | None,
-    shards: int | None,
-    seed: int | None,
-) -> None:
-    """Choose rows of OmniEdit and fetch them, or go on where a run was stopped.
-
-    All 571 shards are 3 TB to read; the 61 that hold 128,000 rows are a tenth of that.
-    """
-    from abplib.publish.plan import n_shards
-    from abplib.samples.omniedit import (
-        FOLDER,
-        LOCATION,
-        MANIFEST,
-        PAPER_ROWS,
-        Manifest,
-        OmniEdit,
-        choose,
-        fetch,
-    )
+@click.option("--seed", default=0, show_default=True, help="Of the choice.")
+def omniedit(out: Path | None, location: str | None, number: int | None, seed: int) -> None:
+    """Choose rows of OmniEdit and fetch them, or go on where a run was stopped."""
+    from abplib.samples.omniedit import FOLDER, LOCATION, PAPER_ROWS, OmniEdit, choose, fetch
 
     folder = out or paths.root() / FOLDER
-    if (folder / MANIFEST).exists():
-        manifest = Manifest.load(folder / MANIFEST)
-        known = manifest.recipe
-        asked = {"location": location, "n": number, "n_shards": shards, "seed": seed}
-        if other := [key for key, value in asked.items() if value not in (None, known[key])]:
-            raise AbpError(
-                f"{folder} holds a choice with {other[0]} = {known[other[0]]}: leave the option "
-                "out to go on with that, or give another --out."
-            )
-        click.echo(f"Going on in {folder} with its {known['n']} rows by seed {known['seed']}")
-    else:
-        n = number or PAPER_ROWS
-        if location is None and shards is None:
-            shards = n_shards(n)
-        manifest = choose(location or LOCATION, n=n, n_shards=shards, seed=seed or 0, kept=folder)
+    manifest = choose(location or LOCATION, n=number or PAPER_ROWS, seed=seed, kept=folder)
     fetch(manifest, folder, click.echo)
     samples = OmniEdit(folder)
     click.echo(f"{len(samples)} rows in {folder}, {samples.unusable or 'none'} unusable")

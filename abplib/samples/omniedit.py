@@ -1,9 +1,9 @@
 """OmniEdit-Filtered-1.2M, what proxies are trained on (appendix B.1): rows chosen, fetched, read.
 
-The rows are chosen by the hash of their id within each task, as many of a task as it has of all
-rows. So the choice depends on the seed and on nothing else: not on a shuffle buffer, nor on the
-order of files. Only two columns are read for it. In whole-shard mode the shards are chosen first,
-in the same way, and the rows from these: 61 of 571 hold 128,000 rows and a tenth of the 3 TB.
+Whole shards are taken in the order of their names' hashes until they hold enough rows: 61 of 571
+hold 128,000, a tenth of the 3 TB. Their rows are chosen by the hash of their id within each task,
+as many of a task as it has of these. So the choice depends on the seed and on nothing else: not on
+a shuffle buffer, nor on the order of rows. Only two columns are read for it.
 
 A location is a folder of the data set's parquet shards, or `LOCATION`, which streams from the hub.
 A shard's chosen rows become one Arrow file on this disk, whose images are read in place; a stopped
@@ -65,7 +65,7 @@ class Manifest:
     rows: pd.DataFrame
     """In the order of their hashes: shard (file name), row (in the shard), id, task."""
     recipe: dict[str, Any]
-    """What decided: location, seed, n, n_shards; unusable rows by reason."""
+    """What decided: location, seed, n; unusable rows by reason."""
 
     @property
     def fingerprint(self) -> str:
@@ -95,14 +95,9 @@ class Manifest:
 
 
 def choose(
-    location: str = LOCATION,
-    *,
-    n: int = PAPER_ROWS,
-    n_shards: int | None = None,
-    seed: int = 0,
-    kept: Path | None = None,
+    location: str = LOCATION, *, n: int = PAPER_ROWS, seed: int = 0, kept: Path | None = None
 ) -> Manifest:
-    """Choose `n` rows, from all shards or from `n_shards` of them.
+    """Choose `n` rows from as many shards as hold them.
 
     What was read of a shard is kept in the folder `kept`, so that a stopped choice goes on there.
 
@@ -110,33 +105,35 @@ def choose(
         AbpError: the shards cannot be reached, or hold fewer usable rows.
     """
     index = None if kept is None else kept / "index" / store.digest(location)
-    shards = _chosen(location, n_shards, seed)
-    rows = pd.concat([_index(location, name, index) for name in shards])
-    usable, unusable = _usable(rows)
+    rows, read = pd.DataFrame(), []
+    usable, unusable = rows, dict[str, int]()
+    for name in _shards(location, seed):
+        read.append(_index(location, name, index))
+        rows = pd.concat(read)
+        usable, unusable = _usable(rows)
+        if len(usable) >= n:
+            break
     if not 1 <= n <= len(usable):
         raise AbpError(
             f"{n} rows are asked for and the shards hold {len(usable)} usable ones "
-            f"({unusable or 'none'} unusable): ask for fewer rows or for more shards."
+            f"({unusable or 'none'} unusable): ask for fewer rows."
         )
     usable["hash"] = [_hash(seed, name) for name in usable["id"]]
     ranked = usable.sort_values("hash", kind="stable")
     quotas = _quotas(ranked["task"].value_counts().sort_index(), n)
     place = ranked.groupby("task").cumcount()
     taken = ranked[place < ranked["task"].map(quotas)].drop(columns="hash")
-    recipe = {"location": location, "seed": seed, "n": n, "n_shards": n_shards}
-    return Manifest(taken.reset_index(drop=True), {**recipe, "unusable": unusable})
+    recipe = {"location": location, "seed": seed, "n": n, "unusable": unusable}
+    return Manifest(taken.reset_index(drop=True), recipe)
 
 
-def _chosen(location: str, n_shards: int | None, seed: int) -> list[str]:
-    """The names of the shards to read, in order."""
+def _shards(location: str, seed: int) -> list[str]:
+    """The names of the shards, in the order in which they are taken."""
     with _opened(location) as (system, folder):
         names = sorted(path.rsplit("/", 1)[-1] for path in system.glob(f"{folder}/{_SHARDS}"))
-    if not names or (n_shards is not None and not 1 <= n_shards <= len(names)):
-        raise AbpError(
-            f"{location} holds {len(names)} shards {_SHARDS}: "
-            + (f"ask for 1 to {len(names)}." if names else "give the folder that holds them.")
-        )
-    return sorted(sorted(names, key=lambda name: _hash(seed, name))[:n_shards])
+    if not names:
+        raise AbpError(f"{location} holds no shards {_SHARDS}: give the folder that holds them.")
+    return sorted(names, key=lambda name: _hash(seed, name))
 
 
 def _index(location: str, name: str, place: Path | None) -> pd.DataFrame:

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from PIL import Image
 
 from abplib.samples.base import SampleSet
 from abplib.sections.estimates import estimates
 from abplib.vlm.adapters import ADAPTERS, Adapter
-from abplib.vlm.conformance import CHECKS, Finding, examine
+from abplib.vlm.conformance import CHECKS, Finding
 from abplib.vlm.encoder import ConditionEncoder
-from abplib.vlm.twins import TWINS
 
 
 def adapters() -> pd.DataFrame:
@@ -49,23 +47,6 @@ def verdicts(attempts: Mapping[str, Sequence[Finding]]) -> pd.DataFrame:
     }
     frame = pd.DataFrame(columns, index=["runs", *CHECKS]).rename_axis("check")
     return frame.fillna("–")
-
-
-def families() -> pd.DataFrame:
-    """The kit on a tiny twin of every family: what it is like, and how many checks it passes."""
-    rows = {}
-    for family, make in TWINS.items():
-        encoder = ConditionEncoder(*make(), image_area=64 * 64, fingerprint="")
-        prepared = encoder.prepare([Image.new("RGB", (96, 64))], ["remove it"])
-        findings = examine(encoder)
-        rows[family] = {
-            "class": type(encoder.model).__name__,
-            "positions": "3-D" if "position_ids" in prepared.inputs else "1-D",
-            "grid of a wide picture": " x ".join(map(str, prepared.grids[0])),
-            "passed": sum(not finding.fault for finding in findings),
-            "checks": len(findings),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("family")
 
 
 def changes(

@@ -61,23 +61,6 @@ def test_a_plot_concerns_its_chapters_and_no_step() -> None:
         assert not any(file.startswith("plots/") for file in reached_by(step))
 
 
-@pytest.mark.parametrize(
-    ("module", "concerned", "not_concerned"),
-    [
-        ("proxies.sweep", "proxies/bank.py", "editing/base.py"),
-        ("proxies.labels", "vlm/grounding.py", "proxies/bank.py"),
-        ("editing.runs", "vlm/encoder.py", "judging/scene_oracle.py"),
-        ("judging.verdicts", "judging/preservation.py", "proxies/bank.py"),
-        ("vlm.encoder", "prompts.py", "editing/base.py"),
-    ],
-)
-def test_what_computes_concerns_what_uses_it(
-    module: str, concerned: str, not_concerned: str
-) -> None:
-    found = reached(f"import abplib.{module}")
-    assert concerned in found and not_concerned not in found
-
-
 def test_no_computation_follows_what_runs_chapters() -> None:
     runners = {"publish/pages.py", "publish/notebooks.py", "publish/steps.py", "__main__.py"}
     for name in chapters():

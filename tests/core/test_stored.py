@@ -133,8 +133,9 @@ class Named(NamedTuple):
 
 
 def test_each_value_is_known_by_what_it_holds(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "w.txt").write_text("1")
+    for place, content in {"a/w": "1", "b/w": "1", "c/v": "1", "d/v": "2"}.items():
+        store.write_text(tmp_path / place, content)
+    a, b, c, d = (tmp_path / name for name in "abcd")
     frame = pd.DataFrame({"x": [1.0, 2.0]})
     pairs: list[tuple[Any, Any]] = [
         (1, 2),
@@ -148,8 +149,15 @@ def test_each_value_is_known_by_what_it_holds(tmp_path: Path) -> None:
         (torch.ones(2), torch.ones(1, 2)),
         ({"w": np.zeros(3)}, {"w": np.array([0, 0, 1.0])}),
         (frame, frame * 2),
-        (tmp_path / "a", tmp_path / "a" / "w.txt"),
+        (frame, frame.iloc[::-1]),
+        (frame, frame.rename(columns={"x": "y"})),
+        (a, c),
+        (c, d),
+        (c / "v", d / "v"),
     ]
+    assert store.identify(a) == store.identify(b)
+    assert store.identify(frame) == store.identify(frame.copy())
+    assert store.digest({"x": 1, "y": 2}) == store.digest({"y": 2, "x": 1})
     for one, other in pairs:
         assert store.identify(one)[0] == store.identify(one)[0] != store.identify(other)[0]
         store.digest(store.identify(one)[0])

@@ -57,16 +57,6 @@ def test_values_are_merged(built: Path) -> None:
     assert values["ch2.toy"]["profile"] == "toy"
 
 
-def test_nothing_changed_is_nothing_done(built: Path) -> None:
-    page = built / "book" / "_build" / "html" / "intro.html"
-    before, lines = page.stat().st_mtime_ns, list[str]()
-    notebooks.execute(CHAPTER, {"profile": str(built / "toy.yaml")})
-    pages.build(str(built / "toy.yaml"), log=lines.append)
-    assert page.stat().st_mtime_ns == before
-    assert "pages: unchanged" in lines
-    assert (built / "ran.txt").read_text() == "x"  # the chapter's own trace: it ran once
-
-
 def test_new_prose_takes_the_outputs_of_the_run(built: Path) -> None:
     source = built / "book" / "chapters" / f"{CHAPTER}.md"
     good, profile = source.read_text(), str(built / "toy.yaml")

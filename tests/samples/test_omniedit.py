@@ -79,17 +79,15 @@ def test_the_choice_depends_on_seed_and_ids_alone(location: str, tmp_path: Path)
     chosen = choose(location, n=30, seed=1)
     assert choose(location, n=30, seed=1).fingerprint == chosen.fingerprint
     assert choose(location, n=30, seed=2).fingerprint != chosen.fingerprint
-    regrouped = write_shards(tmp_path / "regrouped", n_shards=2, per_shard=30)
-    assert choose(regrouped, n=30, seed=1).fingerprint == chosen.fingerprint
     assert chosen.rows["task"].value_counts().to_dict() == {"swap": 18, "removal": 6, "style": 6}
+    whole = choose(location, n=50, seed=1)  # of all shards, however they are cut
+    regrouped = write_shards(tmp_path / "regrouped", n_shards=2, per_shard=30)
+    assert choose(regrouped, n=50, seed=1).fingerprint == whole.fingerprint
 
 
-def test_a_larger_choice_holds_the_smaller(location: str) -> None:
-    small, large = choose(location, n=20), choose(location, n=40)
-    assert set(small.rows["id"]) < set(large.rows["id"])
-
-
-def test_whole_shards_are_read_alone(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_shards_are_read_than_hold_the_rows(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = []
     index = omniedit._index
 
@@ -98,7 +96,7 @@ def test_whole_shards_are_read_alone(location: str, monkeypatch: pytest.MonkeyPa
         return index(place, name, kept)
 
     monkeypatch.setattr(omniedit, "_index", spy)
-    chosen = choose(location, n=20, n_shards=2)
+    chosen = choose(location, n=20)
     assert len(opened) == 2
     assert set(chosen.rows["shard"]) == set(opened)
 
@@ -161,16 +159,16 @@ def test_a_stopped_choice_goes_on(
 
     monkeypatch.setattr(omniedit, "_shard", killed)
     with pytest.raises(KeyboardInterrupt):
-        choose(location, n=40, kept=tmp_path)
-    chosen = choose(location, n=40, kept=tmp_path)
+        choose(location, n=50, kept=tmp_path)
+    chosen = choose(location, n=50, kept=tmp_path)
     assert len(opened) == 5  # four shards, the third twice
-    assert chosen.rows.equals(choose(location, n=40).rows)
+    assert chosen.rows.equals(choose(location, n=50).rows)
 
 
 def test_a_stopped_fetch_goes_on(
     location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, read, rows = choose(location, n=40), [], omniedit._rows
+    chosen, read, rows = choose(location, n=50), [], omniedit._rows
 
     def killed(place: str, name: str, wanted: set[int]) -> object:
         read.append(name)
@@ -194,13 +192,13 @@ def test_a_stopped_fetch_goes_on(
 
 def test_the_command(location: str, tmp_path: Path) -> None:
     out = str(tmp_path / "rows")
-    arguments = ["omniedit", "--out", out, "--location", location, "-n", "12", "--shards", "2"]
+    arguments = ["omniedit", "--out", out, "--location", location, "-n", "12"]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
-    again = CliRunner().invoke(main, ["omniedit", "--out", out])
-    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    again = CliRunner().invoke(main, arguments)
+    assert again.stdout.splitlines() == done.stdout.splitlines()[-2:]
     other = CliRunner().invoke(main, [*arguments, "--seed", "3"])
-    assert other.exit_code == 2 and "holds a choice with seed = 0" in other.stderr
+    assert other.exit_code == 2 and "holds another choice of rows" in other.stderr
 
 
 Spoiling = Callable[[Path], None]
@@ -227,7 +225,7 @@ def retyped(column: str, values: pa.Array) -> Spoiling:
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
-        (lambda folder: [file.unlink() for file in folder.iterdir()], "holds 0 shards"),
+        (lambda folder: [file.unlink() for file in folder.iterdir()], "holds no shards"),
         (lambda folder: (folder / "train-0.parquet").write_text("x"), "missing or damaged"),
         (
             lambda folder: pq.write_table(pa.table({"a": [1]}), folder / "train-0.parquet"),
@@ -249,7 +247,7 @@ def test_bad_shards_are_one_sentence(tmp_path: Path, break_it: Spoiling, said: s
     folder = Path(write_shards(tmp_path / "hub", n_shards=1))
     break_it(folder)
     with pytest.raises(AbpError, match=said):
-        choose(str(folder), n=5)
+        choose(str(folder), n=16)
 
 
 @settings(deadline=None, max_examples=60)

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from familytwins import TWINS
 from torch import Tensor
 
+from abplib.core import paths
 from abplib.core.errors import AbpError
 from abplib.vlm.adapters import ADAPTERS, Adapter
 from abplib.vlm.conformance import check_encoder, examine
 from abplib.vlm.encoder import ConditionEncoder, Encoding
-from abplib.vlm.twins import TWINS, save
+from abplib.vlm.twins import save
 
 AREA = 64 * 64
 
@@ -48,8 +50,10 @@ def test_every_adapter_has_a_twin() -> None:
     assert ADAPTERS.keys() == TWINS.keys()
 
 
-def test_the_shipped_miniatures_class_conforms(encoder: ConditionEncoder) -> None:
+def test_the_smoke_twin_and_the_shipped_miniature_conform(encoder: ConditionEncoder) -> None:
     check_encoder(encoder)
+    folder = paths.root() / "data/mini/vlm"
+    check_encoder(ConditionEncoder.from_pretrained(folder, image_area=128**2))
 
 
 def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

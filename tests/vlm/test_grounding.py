@@ -124,22 +124,6 @@ def plainly_said(grounder: Grounder, image: Image.Image, instruction: str, n_tok
     return processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize(
-    ("instruction", "message"),
-    [
-        ("  ", "Instruction 1 is empty"),
-        ("remove it<|im_end|>", "chat marker"),
-        ("turn it blue " * 2000, "the model takes at most 2048"),
-    ],
-)
-def test_bad_instructions_are_refused_before_the_model_runs(
-    grounder: Grounder, monkeypatch: pytest.MonkeyPatch, instruction: str, message: str
-) -> None:
-    script(grounder, monkeypatch, [])
-    with pytest.raises(AbpError, match=message):
-        grounder.locate([noise(64, 64)] * 2, ["remove it", instruction])
-
-
 def test_a_bad_sample_does_not_stop_the_others(
     encoder: ConditionEncoder, grounder: Grounder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

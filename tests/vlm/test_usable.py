@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("results")
 
 GOOD = Sample("", noise(64, 64), "remove it", (0.1, 0.1, 0.5, 0.5))
 NAN = float("nan")
+NO_BOX = "Its box is not known or has no area"
 
 
 def damaged() -> Image.Image:
@@ -38,30 +40,26 @@ def unread() -> Sample:
     raise AbpError("picture.png cannot be read as an image; give a whole PNG or JPEG file.")
 
 
-BAD = {
-    "unread": "picture.png cannot be read",
-    "broken": "It cannot be read (KeyError: 'image').",
-    "damaged": "cannot be read as an image",
-    "marker": "chat marker <|im_end|>",
-    "long": "the model takes at most 2048",
-    "empty": "is empty",
-    "oblong": "too oblong",
-    "no box": "Its box is not known or has no area",
-    "flat box": "Its box is not known or has no area",
-    "box outside": "Its box is not known or has no area",
-}
-MADE = {
-    "unread": unread,
-    "broken": broken,
-    "damaged": lambda: replace(GOOD, image=damaged()),
-    "marker": lambda: replace(GOOD, instruction="remove it<|im_end|>"),
-    "long": lambda: replace(GOOD, instruction="turn it blue " * 2000),
-    "empty": lambda: replace(GOOD, instruction=" "),
-    "oblong": lambda: replace(GOOD, image=Image.open(CASES / "06-extreme-aspect/3x3000.png")),
-    "no box": lambda: replace(GOOD, box=(NAN,) * 4),
-    "flat box": lambda: replace(GOOD, box=(0.1, 0.1, 0.1, 0.5)),
-    "box outside": lambda: replace(GOOD, box=(1.1, 0.1, 1.3, 0.5)),
-}
+BAD: dict[str, tuple[str, Callable[[], Sample]]] = {
+    "unread": ("picture.png cannot be read", unread),
+    "broken": ("It cannot be read (KeyError: 'image').", broken),
+    "damaged": ("cannot be read as an image", lambda: replace(GOOD, image=damaged())),
+    "marker": (
+        "chat marker <|im_end|>", lambda: replace(GOOD, instruction="remove it<|im_end|>"),
+    ),
+    "long": (
+        "the model takes at most 2048", lambda: replace(GOOD, instruction="turn it blue " * 2000),
+    ),
+    "empty": ("is empty", lambda: replace(GOOD, instruction=" ")),
+    "oblong": (
+        "too oblong",
+        lambda: replace(GOOD, image=Image.open(CASES / "06-extreme-aspect/3x3000.png")),
+    ),
+    "no box": (NO_BOX, lambda: replace(GOOD, box=(NAN,) * 4)),
+    "flat box": (NO_BOX, lambda: replace(GOOD, box=(0.1, 0.1, 0.1, 0.5))),
+    "box outside": (NO_BOX, lambda: replace(GOOD, box=(1.1, 0.1, 1.3, 0.5))),
+}  # fmt: skip
+"""What each is refused with, and the sample."""
 
 
 class Mixed:
@@ -74,7 +72,7 @@ class Mixed:
 
     def __getitem__(self, index: int) -> Sample:
         name = list(BAD)[index // 2] if index % 2 else f"good {index}"
-        return replace(MADE[name]() if index % 2 else GOOD, id=name)
+        return replace(BAD[name][1]() if index % 2 else GOOD, id=name)
 
 
 class Edited(Mixed):
@@ -107,7 +105,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(
     assert [found[i].id for i in range(len(found))] == [f"good {2 * i}" for i in range(len(found))]
     assert found.unusable["index"].tolist() == list(range(1, len(whole), 2))
     listed = capsys.readouterr().err
-    for row, (name, reason) in zip(found.unusable.itertuples(), BAD.items(), strict=True):
+    for row, (name, (reason, _)) in zip(found.unusable.itertuples(), BAD.items(), strict=True):
         assert row.sample_id == (name if name not in ("unread", "broken") else str(row.index))
         assert reason in row.reason and f"{row.sample_id}: {row.reason}" in listed
     assert sum(len(some) for some, _ in encoder.over(found, len(found), batch=4)) == len(found)

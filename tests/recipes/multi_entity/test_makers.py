@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import noise
 from diffusers import BriaFiboPipeline
+from familytwins import mistral3
 from hubcache import lay
 from huggingface_hub import constants
 from othertwins import smoke_fibo
 
 from abplib.core.errors import AbpError
 from abplib.judging.clients import KEYS
-from abplib.vlm.twins import mistral3
 from recipes.multi_entity.models import (
     FIBO,
     MISTRAL,

@@ -24,6 +24,7 @@ from abplib.profiles import Profile
 from abplib.samples import multi_entity
 from abplib.samples.base import EditedSamples, SampleSet
 from abplib.samples.multi_entity import SpatialSamples
+from abplib.vlm import grounding
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
 from recipes.__main__ import main
@@ -290,8 +291,14 @@ def test_stages_want_the_one_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["edits", "boxes"])
 def test_a_stage_takes_its_model_of_the_hub(
-    stage: str, tmp_path: Path, hub_cache: Path, smoke_folder: Path, results: Path
+    stage: str,
+    tmp_path: Path,
+    hub_cache: Path,
+    smoke_folder: Path,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(grounding, "MAX_NEW_TOKENS", 4)
     pair = Pair(id="0000", generation="Three dogs and a cat.", edit="Turn the cat into a dog.")
     picture = Picture(id="0000", file="0000.png", sha256="", seed=0)
     turned = Reversal(id="0000", source="0000.png", target="0000.png")
