@@ -106,7 +106,7 @@ def test_refused_by_name_in_one_sentence(given: dict[str, Any], said: str) -> No
 def test_another_chapter_has_other_parameters_and_there_are_no_other_chapters() -> None:
     with pytest.raises(AbpError, match="01_localization_gap has no parameter 'n_batches'"):
         parse("01_localization_gap", {"n_batches": 4})
-    with pytest.raises(AbpError, match="'02_proxy': choose from 00_specimen, 01_localization_gap, 02"):
+    with pytest.raises(AbpError, match="'02_proxy': choose from 00_specimen, "):
         parse("02_proxy", {})
 
 

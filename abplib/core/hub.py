@@ -22,12 +22,19 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 
 from abplib.core import paths
 from abplib.core.errors import AbpError
 from abplib.core.store import digest, digest_files, digest_folder
 
 Kind = Literal["model", "dataset"]
+
+_UNLOADABLE = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, AttributeError,
+    SafetensorError,
+)  # fmt: skip
+"""What the libraries raise on files that are missing, corrupt or of another model."""
 
 
 def cached(hub_id: str, revision: str | None = None) -> Path | None:
@@ -81,6 +88,28 @@ def explained(hub_id: str, kind: Kind = "model") -> Iterator[None]:
                 raise AbpError(sentence) from error
             link = link.__cause__ or link.__context__
         raise
+
+
+@contextmanager
+def loading(what: str, source: str | Path, how: str = "fetch or make it again") -> Iterator[None]:
+    """The same of a body that loads something; also where files of it are not usable.
+
+    Args:
+        what: kind of thing, as sentences call it.
+        source: its folder, file or hub id.
+        how: to mend it.
+
+    Raises:
+        AbpError: naming it.
+    """
+    try:
+        with explained(str(source)):
+            yield
+    except AbpError:
+        raise
+    except _UNLOADABLE as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:200]
+        raise AbpError(f"The {what} {source} cannot be loaded ({reason}); {how}.") from error
 
 
 def _sentence(error: BaseException, hub_id: str, kind: Kind) -> str | None:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -28,12 +27,6 @@ MOST_PIXELS = SIDE**2
 """Of the pictures that are edited together; one at a time where each has as many."""
 ROOM = 8 * 1024**3
 """Bytes that a GPU needs beside the weights for `MOST_PIXELS`: an estimate."""
-
-UNLOADABLE = (
-    OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, AttributeError,
-    SafetensorError,
-)  # fmt: skip
-"""What the libraries raise on files that are missing, corrupt or of another model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +83,8 @@ class Source:
         if self.commit is None:
             return Path(self.name)
         local = hub.only_here(self.name, self.commit)
-        try:
-            with hub.explained(self.name):
-                found = self.kind.download(self.name, revision=self.commit, local_files_only=local)
-        except AbpError:
-            raise
-        except UNLOADABLE as error:
-            raise _unusable(self.name, error) from error
+        with hub.loading("pipeline", self.name):
+            found = self.kind.download(self.name, revision=self.commit, local_files_only=local)
         return Path(found)
 
     @cached_property
@@ -113,7 +101,7 @@ class Source:
         models: dict[str, Any] = dict.fromkeys(self.without)
         reports = {}
         parts = _parts(self.folder)
-        try:
+        with hub.loading("pipeline", self.folder):
             for name, (library, class_name) in parts.items():
                 part = getattr(importlib.import_module(library), class_name)
                 if name not in models and issubclass(part, nn.Module):
@@ -121,8 +109,6 @@ class Source:
                         self.folder, subfolder=name, dtype=self.dtype, output_loading_info=True
                     )
             pipeline = self.kind.from_pretrained(self.folder, **models)
-        except UNLOADABLE as error:
-            raise _unusable(self.folder, error) from error
         for name, report in reports.items():
             wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
             if wrong := [key for key in wrong if key.split(".")[0] not in self.unused]:
@@ -252,25 +238,12 @@ def awake(part: nn.Module) -> Any:
     return part
 
 
-def reason(error: BaseException) -> str:
-    """What an error says, as a part of a sentence."""
-    return " ".join(str(error).split()).rstrip(".")[:200]
-
-
-def _unusable(source: str | Path, error: BaseException) -> AbpError:
-    return AbpError(
-        f"The pipeline {source} cannot be loaded ({reason(error)}); fetch or make it again."
-    )
-
-
 def _parts(folder: str | Path) -> dict[str, tuple[str, str]]:
     """Library and class of each part, by name; AbpError where no index of them is readable."""
     if not (Path(folder) / "model_index.json").is_file():
         raise AbpError(f"The folder {folder} holds no model_index.json; give a saved pipeline's.")
-    try:
+    with hub.loading("pipeline", folder):
         config = DiffusionPipeline.load_config(folder)
-    except UNLOADABLE as error:
-        raise _unusable(folder, error) from error
     return {
         name: (value[0], value[1])
         for name, value in config.items()

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from abplib.core import hub
 from abplib.core.errors import AbpError
 from abplib.editing.conditions import Condition, stacked
-from abplib.editing.loading import UNLOADABLE, awake, reason
+from abplib.editing.loading import awake
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -46,7 +47,8 @@ def use_lora(pipeline: QwenImageEditPipeline, file: Path | None, name: str | Non
             pipeline.disable_lora()
         return
     if name not in pipeline.get_list_adapters().get("transformer", ()):
-        try:
+        how = "give one of this pipeline, in a format that diffusers takes"
+        with hub.loading("LoRA", file, how):
             tensors = pipeline.lora_state_dict(file.parent, weight_name=file.name)
             # a tensor of no module would be left out with a warning
             modules = {
@@ -63,11 +65,6 @@ def use_lora(pipeline: QwenImageEditPipeline, file: Path | None, name: str | Non
             if not tensors:
                 raise KeyError("it holds no tensors")
             pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
-        except UNLOADABLE as error:
-            raise AbpError(
-                f"The LoRA {file} cannot be loaded ({reason(error)}); give one of this pipeline, "
-                "in a format that diffusers takes."
-            ) from error
     pipeline.enable_lora()
     pipeline.set_adapters([name])
 

@@ -13,13 +13,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import yaml
+from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 
 from abplib.chapter import VALUES, profile_note
 from abplib.core import code, paths, store
@@ -63,28 +64,13 @@ def key(profile: str) -> str:
 
 
 def chapters() -> list[str]:
-    """The names of the book's chapters in reading order."""
-    return [Path(page).name for page in pages() if page.startswith("chapters/")]
-
-
-def pages() -> list[str]:
-    """The documents of `book/_toc.yml` in reading order, without their endings."""
-    path = paths.root() / "book" / "_toc.yml"
+    """The names of the book's chapters in the reading order of `book/_toc.yml`."""
+    path = _book() / "_toc.yml"
     try:
-        toc = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        listed = parse_toc_yaml(path)
+    except (OSError, yaml.YAMLError, MalformedError) as error:
         raise AbpError(f"The book's table of contents {path} is not readable YAML.") from error
-
-    def listed(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            yield from (str(node[key]) for key in ("root", "file") if key in node)
-            for child in node.values():
-                yield from listed(child)
-        elif isinstance(node, list):
-            for child in node:
-                yield from listed(child)
-
-    return list(listed(toc))
+    return [Path(page).name for page in listed if page.startswith("chapters/")]
 
 
 def merge_values(ran: dict[str, Path]) -> Path:

@@ -2,14 +2,13 @@
 
 Instructions are short commands, so little is needed: closed lists of function words, spatial terms
 and common adjectives; the first word is the command itself; and of what is left, words in a row end
-in their noun and begin with what modifies it ("a shiny *golden* **trophy**"). A lexicon, which maps
-words to classes, overrides the rule.
+in their noun and begin with what modifies it ("a shiny *golden* **trophy**").
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 NOUN, ADJECTIVE, SPATIAL, FUNCTION, OTHER = (
     "noun",
@@ -67,10 +66,10 @@ def join(pieces: Iterable[str]) -> tuple[list[str], list[int]]:
     return words, word_of
 
 
-def classify(words: Sequence[str], lexicon: Mapping[str, str] = ENGLISH) -> list[str]:
-    """The class of each word of one instruction, in order; `lexicon` is in lower case.
+def classify(words: Sequence[str]) -> list[str]:
+    """The class of each word of one instruction, in order.
 
-    The first word is a command and so of the template. A word that the lexicon lacks is a noun,
+    The first word is a command and so of the template. A word that `ENGLISH` lacks is a noun,
     except before a noun or another such word, which it modifies.
     """
     classes = []
@@ -80,10 +79,10 @@ def classify(words: Sequence[str], lexicon: Mapping[str, str] = ENGLISH) -> list
             classes.append(OTHER)
         elif place == 0:
             classes.append(FUNCTION)
-        elif word.lower() in lexicon:
-            classes.append(lexicon[word.lower()])
+        elif word.lower() in ENGLISH:
+            classes.append(ENGLISH[word.lower()])
         else:
-            modifies = _lettered(following) and lexicon.get(following, NOUN) == NOUN
+            modifies = _lettered(following) and ENGLISH.get(following, NOUN) == NOUN
             classes.append(ADJECTIVE if modifies else NOUN)
     return classes
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -29,7 +28,6 @@ from abplib.core.images import ImageLike, load_image
 _HASHED = ("config.json", "*.safetensors", "*.bin", "tokenizer*.json", "*processor_config.json")
 _MOST_OBLONG = 100
 """Qwen's processor refuses 200, which rounded sides reach sooner."""
-_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -195,27 +193,21 @@ def load_vlm(
     if not sys.stderr.isatty():
         disable_progress_bar()  # of the weights' loading
     local = not Path(vlm).is_dir() and hub.only_here(str(vlm), revision)
-    with hub.explained(str(processor_of or vlm)):
-        try:
-            processor = AutoProcessor.from_pretrained(
-                processor_of or vlm,
-                revision=None if processor_of else revision,
-                local_files_only=local,
-            )
-        except _UNLOADABLE as error:
-            raise _unusable(processor_of or vlm, error) from error
-    with hub.explained(str(vlm)):
-        try:
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                vlm,
-                revision=revision,
-                local_files_only=local,
-                dtype=dtype,
-                device_map=device,
-                output_loading_info=True,
-            )
-        except _UNLOADABLE as error:
-            raise _unusable(vlm, error) from error
+    with hub.loading("VLM", processor_of or vlm):
+        processor = AutoProcessor.from_pretrained(
+            processor_of or vlm,
+            revision=None if processor_of else revision,
+            local_files_only=local,
+        )
+    with hub.loading("VLM", vlm):
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            vlm,
+            revision=revision,
+            local_files_only=local,
+            dtype=dtype,
+            device_map=device,
+            output_loading_info=True,
+        )
     if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise AbpError(
             f"The weights of {vlm} lack or misshape {len(wrong)} of the model's tensors "
@@ -228,11 +220,6 @@ def load_vlm(
     if processor.tokenizer.pad_token_id is None:
         raise AbpError(f"The tokenizer of {vlm} has no padding token; give it the model's own.")
     return model.eval().requires_grad_(False), processor
-
-
-def _unusable(vlm: str | Path, error: Exception) -> AbpError:
-    reason = " ".join(str(error).split()).rstrip(".")
-    return AbpError(f"The VLM {vlm} cannot be loaded ({reason[:200]}); fetch or make it again.")
 
 
 def fingerprint(vlm: str | Path, revision: str | None = None) -> str:

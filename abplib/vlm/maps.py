@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from abplib.core.boxes import Box
+from abplib.core.boxes import Box, pixels_inside
 from abplib.core.images import ImageLike
 from abplib.prompts import DESCRIBE_INSTRUCTION
 from abplib.vlm.encoder import ConditionEncoder, Encoding
@@ -109,12 +109,14 @@ def map_scores(maps: Tensor, box: Box) -> dict[str, Tensor]:
     inside = part_inside((n_rows, n_columns), box).flatten()
     flat = maps.flatten(-2).double()
     peak = flat == flat.amax(-1, keepdim=True)
-    hits = [
-        (peak * _centres_inside(n_rows, n_columns, box, margin)).sum(-1) / peak.sum(-1)
-        for margin in (0.0, NEAR)
-    ]
+    x1, y1, x2, y2 = box
+    grown = (x1 - NEAR, y1 - NEAR, x2 + NEAR, y2 + NEAR)
+    centres = (
+        torch.from_numpy(pixels_inside(b, n_rows, n_columns)).flatten() for b in (box, grown)
+    )
+    hit, near = ((peak * centre).sum(-1) / peak.sum(-1) for centre in centres)
     energy = (flat * inside).sum(-1) / flat.sum(-1)
-    return {"hit": hits[0], "hit_near": hits[1], "energy": energy, "auroc": auroc(flat, inside)}
+    return {"hit": hit, "hit_near": near, "energy": energy, "auroc": auroc(flat, inside)}
 
 
 def part_inside(grid: tuple[int, int], box: Box) -> Tensor:
@@ -125,14 +127,6 @@ def part_inside(grid: tuple[int, int], box: Box) -> Tensor:
         return edges.diff() * n
 
     return torch.outer(overlap(grid[0], box[1], box[3]), overlap(grid[1], box[0], box[2]))
-
-
-def _centres_inside(n_rows: int, n_columns: int, box: Box, margin: float) -> Tensor:
-    """Whether the centre of each cell lies in the box grown by `margin`, Bool [rows * columns]."""
-    ys, xs = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (n_rows, n_columns))
-    in_rows = (ys >= box[1] - margin) & (ys <= box[3] + margin)
-    in_columns = (xs >= box[0] - margin) & (xs <= box[2] + margin)
-    return torch.outer(in_rows, in_columns).flatten()
 
 
 def auroc(values: Tensor, inside: Tensor) -> Tensor:

@@ -72,11 +72,11 @@ def test_pixels_are_a_matter_of_the_image_size() -> None:
 def test_overlay_goes_around_the_box_on_a_copy_and_hides_none_of_it() -> None:
     source = noise(40, 20)
     before = np.array(source)
-    drawn = np.array(boxes.draw_overlay(source, (0.26, 0.25, 0.76, 0.8), "#00ff00", width=2))
+    drawn = np.array(boxes.draw_overlay(source, (0.26, 0.25, 0.76, 0.8), width=2))
     expected = before.copy()
-    expected[3:18, 8:33] = 0, 255, 0  # two pixels around those that the box touches
+    expected[3:18, 8:33] = 255, 0, 0  # two pixels around those that the box touches
     expected[5:16, 10:31] = before[5:16, 10:31]
     assert (drawn == expected).all() and (np.array(source) == before).all()
-    whole = np.array(boxes.draw_overlay(source, (0.0, 0.0, 1.0, 1.0), "#00ff00", width=1))
-    assert (whole[[0, -1]] == (0, 255, 0)).all() and (whole[:, [0, -1]] == (0, 255, 0)).all()
+    whole = np.array(boxes.draw_overlay(source, (0.0, 0.0, 1.0, 1.0), width=1))
+    assert (whole[[0, -1]] == (255, 0, 0)).all() and (whole[:, [0, -1]] == (255, 0, 0)).all()
     assert (whole[1:-1, 1:-1] == before[1:-1, 1:-1]).all()  # where there is no room outside

@@ -9,7 +9,7 @@ import pytest
 from abplib.samples.scenes.edits import TASKS, general_edits, multi_entity_edits
 from abplib.samples.scenes.objects import COLOURS, KINDS
 from abplib.samples.scenes.scene import general_scene, generator, multi_entity_scene
-from abplib.samples.words import ADJECTIVE, ENGLISH, FUNCTION, NOUN, OTHER, SPATIAL, classify, join
+from abplib.samples.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL, classify, join
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,6 @@ def test_pieces_become_words(pieces: list[str], words: list[str], word_of: list[
 )  # fmt: skip
 def test_classes_of_words_in_any_instruction(text: str, classes: list[str]) -> None:
     assert classify(text.split()) == classes
-
-
-def test_a_lexicon_overrides_the_rule() -> None:
-    words = ["Turn", "the", "Square"]
-    assert classify(words)[2] == ADJECTIVE
-    assert classify(words, {**ENGLISH, "square": NOUN})[2] == NOUN
 
 
 def test_the_rule_agrees_with_the_mini_worlds_grammar() -> None:
