@@ -30,8 +30,8 @@ FAILURES = (NO_EDIT, WRONG_OBJECT, EXCESSIVE_REMOVAL, LEAKAGE, HALLUCINATION, WR
 class Judgement:
     """The verdict on one edited image; what a judge does not tell is None, never a guess.
 
-    People and the scene oracle tell success; a VLM gives the scores alone, and not even those where
-    it refused or answered something else. A score is a mean where a judge was asked repeatedly.
+    A VLM tells nothing where it refused or answered something else, people nothing at a tie. A
+    score is a mean where a judge was asked repeatedly.
     """
 
     success: bool | None

@@ -81,15 +81,6 @@ def read(scene: Scene, images: Sequence[Image.Image]) -> list[Reading]:
     ]
 
 
-def read_objects(scene: Scene, image: Image.Image) -> list[Look | None]:
-    """The look nearest to each object's crop, with no favour for its own; None for bare ground.
-
-    On a reconstruction of the unedited scene this tells how many objects it leaves recognisable.
-    """
-    seen = _seen(scene, [image], _soft([render(scene)])[0])
-    return [LOOKS[i] for i in _errors(scene, seen)[0].argmin(-1)]
-
-
 def _reading(scene: Scene, source: np.ndarray, seen: np.ndarray, errors: np.ndarray) -> Reading:
     """From one picture [GRID, GRID, 3] and its errors [objects, looks]."""
     looks, distances = [], []

@@ -1,9 +1,10 @@
 """The judge of section 4.6: a VLM answers the three questions of appendix C.1 about each edit.
 
-It gives scores alone: success by the paper's criterion, "alters only the target subject and nothing
-else" (section 4.1), is for people or the scene oracle to say. For want of these `FullMarks` reads
-it off the scores. A refusal or an unusable answer is counted and never a score: where no repeat was
-answered, the scores are None.
+It gives scores. Success by the paper's criterion, "alters only the target subject and nothing else"
+(section 4.1), is for people to say (`judging.jury`); for want of them it is read off the scores: an
+edit succeeds by full marks, the best score for the target's modification and for the preservation
+of all else. A refusal or an unusable answer is counted and never a score: where no repeat was
+answered, all is None.
 
 Whatever comes back was paid for, so it is recorded first, and what it means is decided each time it
 is read. A table can be made again from the record alone, and of a run that is killed outright only
@@ -16,14 +17,12 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -68,8 +67,8 @@ class VqaJudge:
 
     @property
     def name(self) -> str:
-        """The model's."""
-        return self.wire.model
+        """The model's, and how it tells success."""
+        return f"{self.wire.model} (success: full marks)"
 
     @cached_property
     def whom(self) -> str:
@@ -176,44 +175,19 @@ class VqaJudge:
         """Every recorded question to this judge: one row each, in order of sample, edit, repeat.
 
         Columns: sample_id, image (SHA-256 of the edit's pixels), repeat, outcome (one of
-        `asking.OUTCOMES`), edit, accuracy, leakage (NaN unless answered), reason (or why the judge
-        refused, or the unusable answer), paid (answers, unusable ones included).
+        `asking.OUTCOMES`), edit, accuracy, leakage, reason (NaN unless answered), paid (answers,
+        unusable ones included).
         """
-        rows = [
-            _row(tries)
-            for tries in self.record.values()
-            if tries[0].judge == self.whom and tries[0].repeat < self.repeats
-        ]
+        rows = []
+        for tries in self.record.values():
+            told = that_counts(tries)
+            if told.judge == self.whom and told.repeat < self.repeats:
+                about = {"sample_id": told.sample, "image": told.images[-1], "repeat": told.repeat}
+                said = told.scores.model_dump() if told.scores else {}
+                rows.append({**about, "outcome": told.outcome, **said, "paid": len(tries)})
         columns = ["sample_id", "image", "repeat", "outcome", *SCORES, "reason", "paid"]
-        frame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(SCORES, float))
+        frame = pd.DataFrame(rows, columns=columns)
         return frame.sort_values(["sample_id", "image", "repeat"], ignore_index=True)
-
-
-@dataclass(frozen=True)
-class FullMarks:
-    """A `Judge` that adds success and failure to another's scores; none where there is no score.
-
-    An edit succeeds when both the target's modification and the preservation of all else got the
-    best score.
-    """
-
-    scores: Judge
-
-    @property
-    def name(self) -> str:
-        """The other's, and what is read off it."""
-        return f"{self.scores.name} (success: full marks)"
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the other's."""
-        return digest(["full marks", self.scores.fingerprint])
-
-    def judge(
-        self, samples: SampleSet, index: int, edited_images: Sequence[Image.Image]
-    ) -> list[Judgement]:
-        """One verdict for each edit of sample `index`; raises what the other raises."""
-        return [_marked(told) for told in self.scores.judge(samples, index, edited_images)]
 
 
 def tally(judge: Judge) -> pd.Series:
@@ -222,7 +196,7 @@ def tally(judge: Judge) -> pd.Series:
     questions, those answered, refused and unusable; answers paid for; edits, those without a score,
     and those whose repeats differ in some score.
     """
-    while isinstance(judge, FullMarks | Jury):
+    if isinstance(judge, Jury):
         judge = judge.scores
     counts = {}
     if isinstance(judge, VqaJudge):
@@ -239,35 +213,21 @@ def tally(judge: Judge) -> pd.Series:
     return pd.Series(counts, name="value", dtype=float).rename_axis("count")
 
 
-def gemini(model: str = "gemini-2.5-pro") -> FullMarks:
+def gemini(model: str = "gemini-2.5-pro") -> VqaJudge:
     """Gemini, with its record in the checkout; for a profile's `judge`."""
     return _recorded(Gemini(model))
 
 
-def openai_compatible(model: str | None = None) -> FullMarks:
+def openai_compatible(model: str | None = None) -> VqaJudge:
     """The model of that name on a server of chat completions, as `gemini` is; AbpError without."""
     if not model:
         raise AbpError("No model is named to judge: set judge_model in the profile.")
     return _recorded(OpenAICompatible(model))
 
 
-def _recorded(wire: Wire) -> FullMarks:
+def _recorded(wire: Wire) -> VqaJudge:
     name = re.sub(r"[^\w.-]+", "_", wire.model) + ".jsonl"
-    return FullMarks(VqaJudge(wire, paths.root() / RECORDS / name))
-
-
-def _marked(told: Judgement) -> Judgement:
-    """Kinds of failure that scores can tell: nothing changed; more than the target; the rest."""
-    if told.accuracy is None or told.leakage is None:
-        return told
-    if told.accuracy == told.leakage == BEST:
-        return replace(told, success=True, failure=None)
-    kind = WRONG_RESULT
-    if told.accuracy == 0 and told.leakage == BEST:
-        kind = NO_EDIT
-    elif told.accuracy > 0 and told.leakage < BEST:
-        kind = LEAKAGE
-    return replace(told, success=False, failure=kind)
+    return VqaJudge(wire, paths.root() / RECORDS / name)
 
 
 def _judgement(answers: Sequence[Answer | None]) -> Judgement:
@@ -277,19 +237,14 @@ def _judgement(answers: Sequence[Answer | None]) -> Judgement:
         kinds = sorted({answer.outcome for answer in answers if answer is not None})
         return Judgement(None, None, None, None, None, f"No score: {', '.join(kinds)}.")
     edit, accuracy, leakage = (fmean(getattr(s, score) for s in given) for score in SCORES)
-    return Judgement(None, None, edit, accuracy, leakage, given[0].reason)
+    failure = _failure(accuracy, leakage)
+    return Judgement(failure is None, failure, edit, accuracy, leakage, given[0].reason)
 
 
-def _row(answers: Sequence[Answer]) -> dict[str, Any]:
-    """One question and what came of it."""
-    counting = that_counts(answers)
-    scores = counting.scores
-    return {
-        "sample_id": counting.sample,
-        "image": counting.images[-1],
-        "repeat": counting.repeat,
-        "outcome": counting.outcome,
-        **{score: getattr(scores, score, np.nan) for score in SCORES},
-        "reason": scores.reason if scores else counting.refusal or counting.text,
-        "paid": len(answers),
-    }
+def _failure(accuracy: float, leakage: float) -> str | None:
+    """What scores can tell: nothing at full marks; no change; more than the target; the rest."""
+    if accuracy == leakage == BEST:
+        return None
+    if accuracy == 0 and leakage == BEST:
+        return NO_EDIT
+    return LEAKAGE if accuracy > 0 and leakage < BEST else WRONG_RESULT

@@ -210,9 +210,9 @@ def learning_flops(
     )
 
 
-def gpu_hours(flops: float, utilisation: float = UTILISATION, peak: str = "tflops") -> float:
-    """Hours on the paper's GPU at a part of its peak, in bf16 or another ("tflops_tf32")."""
-    return flops / (facts()["paper"]["gpu"][peak] * 1e12 * utilisation) / 3600
+def gpu_hours(flops: float, peak: str = "tflops") -> float:
+    """Hours on the paper's GPU at `UTILISATION` of its peak, in bf16 or another ("tflops_tf32")."""
+    return flops / (facts()["paper"]["gpu"][peak] * 1e12 * UTILISATION) / 3600
 
 
 def at_scale(result: Result) -> pd.DataFrame:

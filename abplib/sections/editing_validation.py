@@ -15,14 +15,14 @@ import pandas as pd
 
 from abplib import paper as reported
 from abplib.core.boxes import CORNERS, Box
-from abplib.core.stats import Interval, holm, paired_difference, sign_flip_test
+from abplib.core.stats import Interval, paired_difference
 from abplib.editing.methods import CONTROLS, METHODS, OTHERS, Guide, label
 from abplib.judging.base import BEST, FAILURES
 from abplib.judging.box_accuracy import centre_inside, evaluate_box
 from abplib.judging.verdicts import succeeded
 from abplib.samples.base import SampleSet
 from abplib.sections.claims import HOLDS, REVERSED, ClaimCheck, against
-from abplib.sections.estimates import estimates, table, written
+from abplib.sections.estimates import estimates, paired_differences, table, written
 from abplib.sections.localization_gap import SUCCESS, counted, successes
 
 COMPARED = ("baseline", "full_description", "norm_avg", "ours")
@@ -186,9 +186,7 @@ def comparisons(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
         for method in others
         for metric in DIFFERENCES
     }
-    apart = {key: paired_difference(*pair, seed=seed)._asdict() for key, pair in pairs.items()}
-    frame = pd.DataFrame.from_dict(apart, orient="index").rename_axis(["method", "metric"])
-    return frame.assign(p=holm([sign_flip_test(*pair, seed=seed) for pair in pairs.values()]))
+    return paired_differences(pairs, seed).rename_axis(["method", "metric"])
 
 
 def comparison_table(compared: pd.DataFrame, name_of_lpips: str) -> pd.DataFrame:

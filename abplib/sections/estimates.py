@@ -6,13 +6,23 @@ them name (in `values.json`), label, unit, paper (what it reports) and fmt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype
 
-from abplib.core.stats import Interval, bootstrap_mean, p_words, wilson, with_interval
+from abplib.core.stats import (
+    Interval,
+    bootstrap_mean,
+    holm,
+    p_words,
+    paired_difference,
+    sign_flip_test,
+    wilson,
+    with_interval,
+)
 
 
 def estimate(values: pd.Series, seed: int = 0) -> Interval:
@@ -37,6 +47,18 @@ def measure(
 ) -> dict[str, object]:
     """One row of such a frame."""
     return {"name": name, "label": label, **found._asdict(), "unit": unit, "paper": paper}
+
+
+def paired_differences(
+    pairs: Mapping[Any, tuple[np.ndarray, np.ndarray]], seed: int
+) -> pd.DataFrame:
+    """How far the first of two columns lies above the second, paired by sample, by their key.
+
+    p is of the two-sided sign-flip test, adjusted by Holm for all pairs.
+    """
+    apart = {key: paired_difference(*pair, seed=seed)._asdict() for key, pair in pairs.items()}
+    p = [sign_flip_test(*pair, seed=seed) for pair in pairs.values()]
+    return pd.DataFrame.from_dict(apart, orient="index").assign(p=holm(p))
 
 
 def written(frame: pd.DataFrame, fmt: str | pd.Series = ".3f") -> pd.Series:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from abplib.core import store
-from abplib.core.stats import holm, paired_difference, sign_flip_test, with_interval
+from abplib.core.stats import paired_difference, with_interval
 from abplib.samples.base import Sample, SampleSet
 from abplib.sections.claims import ClaimCheck, against, decide
-from abplib.sections.estimates import estimate, estimates
+from abplib.sections.estimates import estimate, estimates, paired_differences
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.maps import AttentionMaps, attention_maps, centre_prior, map_scores, maps_of
 
@@ -208,10 +208,7 @@ def comparisons(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         wide = _wide(rows, score)
         for source in list(SOURCES)[1:]:
             pairs[SOURCES[source], words] = wide["dominant"].to_numpy(), wide[source].to_numpy()
-    apart = {key: paired_difference(*pair, seed=seed)._asdict() for key, pair in pairs.items()}
-    frame = pd.DataFrame.from_dict(apart, orient="index").rename_axis(["against", "score"])
-    p = [sign_flip_test(*pair, seed=seed) for pair in pairs.values()]
-    return frame.assign(p=holm(p)).reset_index()
+    return paired_differences(pairs, seed).rename_axis(["against", "score"]).reset_index()
 
 
 def check_claims(rows: pd.DataFrame, seed: int) -> list[ClaimCheck]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from abplib.core import images
 from abplib.core.errors import AbpError
-from abplib.judging import clients, vlm_judge
+from abplib.judging import base, clients, vlm_judge
 from abplib.judging.asking import (
     ACCURACY,
     ANSWERED,
@@ -96,7 +96,7 @@ def assert_true_to(server: Loopback, verdicts: Sequence[Judgement], index: int) 
             said["edit"], said["accuracy"], said["leakage"],
         )  # fmt: skip
         assert verdict.reason == said["reason"]
-        assert verdict.success is None and verdict.failure is None
+        assert verdict.success == (said["accuracy"] == said["leakage"] == 4)
 
 
 @pytest.mark.parametrize("kind", WIRES)
@@ -110,7 +110,7 @@ def test_a_question_carries_the_papers_words_and_the_answer_comes_back(
     assert "Move 3." in prompt and all(words in prompt for words in (EDIT, ACCURACY, LEAKAGE))
     assert server.calls == 4  # two edits, two repeats
     first = lines(record)[0]
-    assert (first.sample, first.model, first.tokens_in) == ("s3", judge.name, 900)
+    assert (first.sample, first.model, first.tokens_in) == ("s3", judge.wire.model, 900)
     assert first.images[0] == images.digest(SAMPLES[3].image) != first.images[1]
 
 
@@ -226,7 +226,7 @@ def test_refusals_are_final_and_counted(record: Path) -> None:
     assert (counts[ANSWERED], counts[REFUSED], counts[UNUSABLE]) == (2, 2, 0)
     assert (counts["edits"], counts["without_score"], counts["differing"]) == (2, 1, 0)
     refused = judge.table().set_index("image").loc[images.digest(edits(0)[1])]
-    assert refused["edit"].isna().all() and (refused["reason"].str.len() > 3).all()
+    assert refused["edit"].isna().all()
 
 
 def test_answers_that_stay_unusable_are_counted_and_not_paid_for_forever(record: Path) -> None:
@@ -285,8 +285,27 @@ class Moody:
         return Reply(text=self.replies.pop(0), version=self.model)
 
 
-def scores(edit: int) -> str:
-    return json.dumps({"reason": "so", "edit": edit, "accuracy": 4, "leakage": 2})
+def scores(edit: int, accuracy: int = 4, leakage: int = 2) -> str:
+    said = {"reason": "so", "edit": edit, "accuracy": accuracy, "leakage": leakage}
+    return json.dumps(said)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "leakage", "failure"),
+    [
+        ((4, 4), (4, 4), None),
+        ((4, 4), (4, 3), base.LEAKAGE),
+        ((4, 3), (4, 4), base.WRONG_RESULT),
+        ((0, 0), (4, 4), base.NO_EDIT),
+        ((0, 0), (1, 1), base.WRONG_RESULT),
+    ],
+)
+def test_full_marks_alone_are_a_success(
+    accuracy: tuple[int, int], leakage: tuple[int, int], failure: str | None, record: Path
+) -> None:
+    moody = Moody(*map(scores, (3, 3), accuracy, leakage))
+    (found,) = asking(moody, record, repeats=2, parallel=1).judge(SAMPLES, 0, edits(0, 1))
+    assert (found.success, found.failure) == (failure is None, failure)
 
 
 def test_repeats_are_averaged_and_their_disagreement_counted(record: Path) -> None:
@@ -329,9 +348,9 @@ def test_judges_for_profiles_have_their_model_from_there(
 ) -> None:
     monkeypatch.setenv("ABP_ROOT", str(tmp_path))
     file = tmp_path / "data/judgements/gemini-2.5-pro.jsonl"
-    assert vlm_judge.gemini().scores.record_file == file
+    assert vlm_judge.gemini().record_file == file
     assert vlm_judge.gemini("gemini-3-pro").name == "gemini-3-pro (success: full marks)"
     named = vlm_judge.openai_compatible("Qwen/Qwen3-VL")
-    assert named.scores.record_file.name == "Qwen_Qwen3-VL.jsonl"
+    assert named.record_file.name == "Qwen_Qwen3-VL.jsonl"
     with pytest.raises(AbpError, match="set judge_model"):
         vlm_judge.openai_compatible()

@@ -70,8 +70,8 @@ def test_parameters_counted_from_shapes_are_those_of_the_files(
 
 
 def test_hours_are_those_of_the_papers_gpu() -> None:
-    assert gpu_hours(312e12 * 3600, 0.5) == pytest.approx(2)
-    assert gpu_hours(156e12 * 3600, 0.5, peak="tflops_tf32") == pytest.approx(2)
+    assert gpu_hours(312e12 * 3600) == pytest.approx(2.5)
+    assert gpu_hours(156e12 * 3600, peak="tflops_tf32") == pytest.approx(2.5)
 
 
 def planned(profile: Profile) -> dict[str, Stage]:
