@@ -30,11 +30,10 @@ from abplib.vlm import loading as vlms
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The profile's file; what speaks for Gemini fails now and then."""
-    with pytest.MonkeyPatch.context() as patch, serving(0.1) as server:
+    with pytest.MonkeyPatch.context() as patch, serving(0.1):
         hurry(patch)
         patch.setattr(conditions, "MAX_DESCRIPTION", 16)
         patch.setenv("GEMINI_API_KEY", KEY)
-        patch.setenv("GOOGLE_GEMINI_BASE_URL", server.address)
         yield papertwin.make(tmp_path_factory.mktemp("paper"), patch)
 
 
