@@ -7,7 +7,7 @@ stops none of the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +20,11 @@ from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ALL, Shard
 from abplib.core.store import stored
-from abplib.editing import faults
+from abplib.editing import controls, faults
 from abplib.editing.base import Editor, Request
-from abplib.editing.controls import Identity, Paste
-from abplib.editing.methods import METHODS, Guide, Method
+from abplib.editing.methods import CONTROLS, METHODS, Guide, Method
 from abplib.editing.qwen_image_edit import QwenImageEditor
-from abplib.samples.base import EditedSamples, SampleSet, check_number, take
+from abplib.samples.base import EditedSamples, Sample, SampleSet, check_number, take
 
 _BATCH = 32
 """Samples edited together: what a killed run loses at most; the least part of a shard."""
@@ -63,8 +62,17 @@ def make_edits(
     if name not in METHODS:
         raise AbpError(f"There is no method {name!r}: choose from {', '.join(METHODS)}.")
     check_number(n, samples)
-    shown = _shown(METHODS[name], guides, n)
-    return _files(_editor(name, editor, samples), samples, shown, seed, shard)
+    method = METHODS[name]
+    if name in CONTROLS:
+        if name == "paste" and not isinstance(samples, EditedSamples):
+            raise AbpError(
+                f"The exact edits of {samples.name} are not known, so none can be pasted: give its "
+                "set an `edited` method, or leave the method paste out."
+            )
+        return _files(_controlled(name, samples, n, shard=shard), samples, n, method.label, shard)
+    lora = editor.lora if method.lora else None
+    variant = replace(editor, condition=method.condition, lora=lora)
+    return _edits(variant, samples, _shown(method, guides, n), seed, shard)
 
 
 def make_other_edits(
@@ -72,7 +80,7 @@ def make_other_edits(
 ) -> list[Path | None]:
     """The same by another system of Table 1, which is shown no boxes and is let go afterwards."""
     check_number(n, samples)
-    files = _files(editor, samples, [None] * n, seed, shard)
+    files = _edits(editor, samples, [None] * n, seed, shard)
     editor.let_go()
     return files
 
@@ -86,13 +94,17 @@ def n_cut(files: Sequence[Path | None]) -> int:
     return cut
 
 
-def _files(
+def _edits(
     editor: Editor, samples: SampleSet, shown: Sequence[Box | None], seed: int, shard: Shard
 ) -> list[Path | None]:
     """Files of a shard of the edits, one for each of `shown`; what is missing is made."""
     place = _made(editor, samples, shown, seed, shard=shard)
-    files = [file for batch in _batches(place, len(shown), shard) for file in batch]
-    return faults.made(files, f"edits of {samples.name} by {editor.name}")
+    return _files(place, samples, len(shown), editor.name, shard)
+
+
+def _files(place: Path, samples: SampleSet, n: int, editor: str, shard: Shard) -> list[Path | None]:
+    files = [file for batch in _batches(place, n, shard) for file in batch]
+    return faults.made(files, f"edits of {samples.name} by {editor}")
 
 
 @stored("edits", free=["shard"], lock=None)
@@ -105,48 +117,57 @@ def _made(
     *,
     shard: Shard,
 ) -> None:
+    def edit(asked: Mapping[int, Sample]) -> list[Image.Image]:
+        boxes = {index: shown[index] if editor.reads_boxes else None for index in asked}
+        return editor.edit_many(
+            [
+                Request(sample.image, sample.instruction, seed + index, boxes[index])
+                for index, sample in asked.items()
+            ]
+        )
+
     todo = [batch for batch in _batches(place, len(shown), shard) if faults.waiting(batch)]
     if todo:
         editor.load()
     for batch in tqdm(todo, desc=editor.name, disable=not todo, mininterval=5):
-        with store.alone(*batch):
-            asked: dict[Path, Request] = {}
-            for file in faults.waiting(batch):  # another process may have made some meanwhile
-                index = int(file.stem)
-                taken = take(samples, index, editor.check)
-                if (sample := taken.sample) is None:
-                    faults.give_up(file, taken)
-                    continue
-                box = shown[index] if editor.reads_boxes else None
-                asked[file] = Request(sample.image, sample.instruction, seed + index, box)
-            edits = editor.edit_many([*asked.values()])
-            for file, image in zip(asked, edits, strict=True):
-                told = PngInfo()
-                for key in ("description", "cut"):
-                    if key in image.info:
-                        told.add_itxt(key, str(image.info[key]))
-                with store.replacing(file) as scratch:
-                    image.save(scratch, format="png", pnginfo=told)
+        _fill(batch, samples, edit, editor.check)
+
+
+@stored("edits", free=["shard"], lock=None)
+def _controlled(place: Path, name: str, samples: SampleSet, n: int, *, shard: Shard) -> None:
+    control = getattr(controls, name)
+    for batch in _batches(place, n, shard):
+        _fill(batch, samples, lambda asked: [control(samples, index) for index in asked])
+
+
+def _fill(
+    batch: Sequence[Path],
+    samples: SampleSet,
+    edit: Callable[[Mapping[int, Sample]], Sequence[Image.Image]],
+    check: Callable[[Sample], object] = lambda _: None,
+) -> None:
+    """Make the missing files of a batch, of the samples that `check` lets pass."""
+    with store.alone(*batch):
+        asked: dict[Path, Sample] = {}
+        for file in faults.waiting(batch):  # another process may have made some meanwhile
+            taken = take(samples, int(file.stem), check)
+            if taken.sample is None:
+                faults.give_up(file, taken)
+            else:
+                asked[file] = taken.sample
+        edits = edit({int(file.stem): sample for file, sample in asked.items()})
+        for file, image in zip(asked, edits, strict=True):
+            told = PngInfo()
+            for key in ("description", "cut"):
+                if key in image.info:
+                    told.add_itxt(key, str(image.info[key]))
+            with store.replacing(file) as scratch:
+                image.save(scratch, format="png", pnginfo=told)
 
 
 def _batches(place: Path, n: int, shard: Shard) -> Sequence[list[Path]]:
     files = [place / f"{index:04d}.png" for index in range(n)]
     return shard.take([files[start : start + _BATCH] for start in range(0, n, _BATCH)])
-
-
-def _editor(name: str, editor: QwenImageEditor, samples: SampleSet) -> Editor:
-    """What edits by the method called `name`."""
-    if name == "identity":
-        return Identity()
-    if name == "paste":
-        if not isinstance(samples, EditedSamples):
-            raise AbpError(
-                f"The exact edits of {samples.name} are not known, so none can be pasted: give its "
-                "set an `edited` method, or leave the method paste out."
-            )
-        return Paste(samples)
-    method = METHODS[name]
-    return replace(editor, condition=method.condition, lora=editor.lora if method.lora else None)
 
 
 def _shown(
