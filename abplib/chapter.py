@@ -23,12 +23,14 @@ import inspect
 import io
 import math
 import re
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import HTML, display
@@ -189,12 +191,12 @@ class Chapter:
     def record(self, frame: pd.DataFrame, fmt: str = ".3f") -> None:
         """Record the numbers of a frame, one a row, each as `value` does.
 
-        Columns: name (or the index), value, and what there is of low, high, n, unit, paper and
-        fmt; a missing one, or a NaN, says that a number has none.
+        Columns: name (or the index), value, and what there is of low, high, n, seeds, unit, paper
+        and fmt; a missing one, or a NaN, says that a number has none.
         """
         for row in frame.reset_index().to_dict("records"):
-            about = ("n", "unit", "paper", "low", "high", "fmt")
-            known = {key: row[key] for key in about if key in row and pd.notna(row[key])}
+            about = ("n", "unit", "paper", "low", "high", "fmt", "seeds")
+            known = {key: row[key] for key in about if key in row and np.all(pd.notna(row[key]))}
             self.value(row["name"], row["value"], **{"fmt": fmt, **known})
 
     def value(
@@ -207,6 +209,7 @@ class Chapter:
         paper: float | None = None,
         low: float | None = None,
         high: float | None = None,
+        seeds: Sequence[float] = (),
         fmt: str = ".3f",
     ) -> None:
         """Record a number, for `values.json` and for the prose.
@@ -221,6 +224,8 @@ class Chapter:
             paper: what the paper reports.
             low: lower end of the interval.
             high: upper end of the interval.
+            seeds: what each seed of the proxies gives; the standard deviation of several is
+                recorded as `<name>.seed_sd`.
             fmt: format of the value, the paper's value and the interval in prose.
 
         Raises:
@@ -244,6 +249,9 @@ class Chapter:
         if low is not None:
             told[f"{name}.interval"] = f"[{text['low']}, {text['high']}]"
         self.say(told)
+        if len(seeds) > 1:
+            spread = statistics.stdev(seeds)
+            self.value(f"{name}.seed_sd", spread, n=len(seeds), unit=unit, fmt=fmt)
 
     def say(self, texts: Mapping[str, str]) -> None:
         """Give words to the prose, by their names as `value` has them."""

@@ -188,7 +188,7 @@ class Experiment:
         return predict_labels(self.encoder, self.training, n, shipped=shipped)
 
     def sweep(self, chosen: Sequence[Configuration] | None = None) -> Sweep:
-        """Chapter 2's sweep: a proxy on each configuration of Figure 4 and on the decoder's input.
+        """Chapter 2's sweep: proxies on each configuration of Figure 4 and on the decoder's input.
 
         Or on those `chosen`.
         """
@@ -223,16 +223,17 @@ class Experiment:
         )  # fmt: skip
 
     def attention(self, layers: Sequence[int] | None = None) -> ProxyAttention:
-        """What the proxy on the prompt tokens of these layers, or of the middle ones, looks at."""
+        """What the proxies on the prompt tokens of these layers, or of the middle ones, look at."""
         from abplib.proxies.attention import read_attention
-        from abplib.proxies.configurations import Configuration, configurations
+        from abplib.proxies.configurations import Configuration, configurations, folder_of
 
         read, chosen = configurations(self.encoder)[-1], None
         if layers is not None:
             read = Configuration("prompt_" + "_".join(map(str, layers)), tuple(layers), "prompt")
             chosen = (read,)
-        folder = self.sweep(chosen).folder / "proxies" / read.name
-        return read_attention(self.encoder, self.evaluation, self.n, read, folder)
+        proxies, seeds = self.sweep(chosen).folder / "proxies", range(self.profile.sweep.n_seeds)
+        folders = [folder_of(proxies, read, seed) for seed in seeds]
+        return read_attention(self.encoder, self.evaluation, self.n, read, folders)
 
     def guide(self) -> GuidingProxy:
         """The shipped proxy where it was trained on this VLM, else that of `swept_guide`."""
@@ -247,7 +248,8 @@ class Experiment:
             else:
                 note = f"The proxy is the shipped one, {shipped}."
                 return GuidingProxy.load(folder, self.encoder, note)
-        return replace(self.swept_guide(), note=f"The proxy was trained in this run's sweep{why}.")
+        note = f"The proxy was trained in this run's sweep, as seed 0{why}."
+        return replace(self.swept_guide(), note=note)
 
     def swept_guide(self) -> GuidingProxy:
         """The best of `sweep` on the tuning samples."""

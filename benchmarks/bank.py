@@ -39,7 +39,7 @@ class ProjectingStates(CrossAttention):
 
 def measure(profile: str = "mini", *, threads: int = 2, repeats: int = 15) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    chosen = Profile.load(profile)
+    chosen = Profile.load(profile, sweep={"n_seeds": 1})  # as the plain ways train
     work = Workload.of(Experiment(chosen).encoder, chosen, n_batches=1)
     together, alone = work.bank(), [work.bank([one]) for one in work.chosen]
     parts = list(work.passes(together))

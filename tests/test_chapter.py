@@ -167,6 +167,7 @@ def test_a_frame_of_numbers_is_recorded(start: Any, glued: dict[str, str]) -> No
             "n": [40, None],
             "unit": ["fraction", None],
             "fmt": [None, ".0f"],
+            "seeds": [(0.2, 0.3), np.nan],
         }
     )
     chapter = start()
@@ -176,10 +177,14 @@ def test_a_frame_of_numbers_is_recorded(start: Any, glued: dict[str, str]) -> No
         "ch2.iou": "0.25",
         "ch2.iou.n": "40",
         "ch2.iou.interval": "[0.20, 0.30]",
+        "ch2.iou.seed_sd": "0.07",
+        "ch2.iou.seed_sd.n": "2",
         "ch2.n": "7",
         "ch2.again": "0.250",
         "ch2.again.n": "40",
         "ch2.again.interval": "[0.200, 0.300]",
+        "ch2.again.seed_sd": "0.071",
+        "ch2.again.seed_sd.n": "2",
     }
 
 

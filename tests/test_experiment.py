@@ -105,16 +105,16 @@ def test_the_proxy_of_other_layers_is_trained_once_and_read(
     profile = Profile.load("smoke", n_eval=3, sweep={"n_batches": 2, "batch_size": 2})
     found = of(profile, encoder=encoder).attention([1, 3])
     assert found.layers == (1, 3)
-    assert found.weights.shape[:4] == (3, 12, 2, 2)
+    assert found.weights.shape[:5] == (2, 3, 12, 2, 2)  # two seeds
     assert found.weights.sum((-2, -1)) == pytest.approx(1, abs=1e-5)
     assert set(found.tokens["span"]) == {"prompt"}
     untrained = of(profile, encoder=encoder).untrained_sweep()
     assert set(untrained.curves["configuration"]) == {"layer_0", "layer_2", "layer_3"}
     with pytest.raises(AbpError, match="trained on"):  # not this one's states
-        Proxy.load(untrained.folder / "proxies" / "layer_2", encoder.fingerprint)
+        Proxy.load(untrained.folder / "proxies" / "layer_2" / "1", encoder.fingerprint)
     monkeypatch.setattr("abplib.proxies.sweep._Run", None)  # of any number of samples, from disk
     more = of(profile.model_copy(update={"n_eval": 4}), encoder=encoder).attention([1, 3])
-    assert more.weights[:3, ..., : found.weights.shape[-1]] == pytest.approx(
+    assert more.weights[:, :3, ..., : found.weights.shape[-1]] == pytest.approx(
         found.weights, abs=1e-5
     )
 
@@ -126,7 +126,7 @@ def shipping(encoder: ConditionEncoder, tmp_path: Path, monkeypatch: pytest.Monk
     for layer in range(encoder.n_layers):
         torch.manual_seed(layer)
         proxy = Proxy(config).half().float()
-        proxy.save(tmp_path / "proxies" / f"layer_{layer}", encoder.fingerprint)
+        proxy.save(tmp_path / "proxies" / f"layer_{layer}" / "0", encoder.fingerprint)
         if layer == encoder.middle_layers[0]:
             GuidingProxy(proxy, layer, 0.25).save(tmp_path / "shipped", encoder)
     monkeypatch.setattr(Experiment, "sweep", lambda _: SimpleNamespace(folder=tmp_path))
@@ -139,7 +139,7 @@ def test_the_shipped_proxy_is_taken_as_it_was_saved(
     found = of(shipping, encoder=encoder).guide()
     assert (found.layer, found.iou) == (encoder.middle_layers[0], 0.25)
     assert "is the shipped one" in found.note
-    saved = Proxy.load(tmp_path / "proxies" / f"layer_{found.layer}", encoder.fingerprint)
+    saved = Proxy.load(tmp_path / "proxies" / f"layer_{found.layer}" / "0", encoder.fingerprint)
     for name, weight in saved.state_dict().items():
         assert torch.equal(found.proxy.state_dict()[name], weight)
 
@@ -152,7 +152,7 @@ def test_a_shipped_proxy_of_another_vlm_or_none_is_said_and_not_taken(
 
     config = tmp_path / "shipped" / "config.json"
     config.write_text(config.read_text().replace(encoder.fingerprint, "another"))
-    swept = "The proxy was trained in this run's sweep"
+    swept = "The proxy was trained in this run's sweep, as seed 0"
     assert guide().note.startswith(swept) and "another VLM" in guide().note
     assert guide().iou != 0.25
     assert guide(proxy="absent").note == f"{swept} (absent is not there)."

@@ -1,4 +1,4 @@
-"""The smallest sweep, three proxies of both kinds of token, and the least that learns to look."""
+"""The smallest sweep, of three configurations and two seeds, and the least that learns to look."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abplib.proxies.configurations import Configuration
 from abplib.proxies.settings import SweepSettings
 
 SETTINGS = SweepSettings(
+    n_seeds=2,
     n_batches=7,
     batch_size=3,
     lr=1e-3,

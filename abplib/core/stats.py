@@ -22,6 +22,8 @@ class Interval(NamedTuple):
     high: float
     n: int
     """Samples behind the estimate."""
+    seeds: tuple[float, ...] = ()
+    """What each seed alone gives, where the estimate is a mean over several."""
 
 
 def wilson(k: int, n: int) -> Interval:
@@ -172,13 +174,16 @@ def bootstrap_nested(
 ) -> Interval:
     """Percentile interval of the mean of values [seeds, samples]: seeds are drawn, then samples.
 
-    Every seed answers for the same samples, so one draw of samples serves all drawn seeds.
+    Every seed answers for the same samples, so one draw of samples serves all drawn seeds. One seed
+    alone has the interval of `bootstrap_mean`.
     """
-    random = np.random.default_rng(seed)
     n_seeds, n = values.shape
+    if n_seeds == 1:
+        return bootstrap_mean(values[0], seed=seed, n_resamples=n_resamples)
+    random = np.random.default_rng(seed)
     weights = random.multinomial(n, np.full(n, 1 / n), n_resamples) / n
     each = weights @ values.T  # [resamples, seeds]
     drawn = random.integers(n_seeds, size=(n_resamples, n_seeds))
     means = np.take_along_axis(each, drawn, 1).mean(1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(values.mean()), float(low), float(high), n)
+    return Interval(float(values.mean()), float(low), float(high), n, (*values.mean(1).tolist(),))

@@ -26,6 +26,8 @@ _FONT = 9
 def learning_curves(curves: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
     """Figure 4: mean centre error on the evaluation samples along training.
 
+    Bands go from the least to the largest of the seeds.
+
     Args:
         curves: rows of `sections.decodability.curve_rows`.
         baselines: label and value of the errors drawn as dashed lines.
@@ -39,6 +41,9 @@ def learning_curves(curves: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
         hue="group", hue_order=groups, palette=PALETTE, marker="o", markersize=4,
         markeredgewidth=0, size="group", sizes={g: 2.6 if g in main else 1.6 for g in groups},
     )  # fmt: skip
+    for (_, group), part in curves.groupby(["label", "group"], sort=False):
+        band: Any = {"color": PALETTE[group], "alpha": 0.16, "linewidth": 0}
+        axes.fill_between(part["step"], part["low"], part["high"], **band)
     last = float(curves["step"].max())
     named = baselines.set_index("label")["value"]
     for place, (label, error) in enumerate(named.items()):

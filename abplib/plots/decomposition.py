@@ -116,25 +116,26 @@ def planted(rates: pd.DataFrame, chance: float) -> Figure:
 
 @styled
 def sorted_curves(curves: pd.DataFrame, heads: pd.DataFrame, label: str) -> Figure:
-    """Figure 6: sorted attention, mean over samples, the decisive heads against all others.
+    """Figure 6: sorted attention, the decisive heads of each seed against all others.
 
     Args:
-        curves: rows of `sections.decomposition.sorted_curves`.
-        heads: mean over the samples of each decisive head [head, query, rank]: a thin line each.
+        curves: mean of each group and seed, a thick line, and the groups' bands, as
+            `sections.decomposition.sorted_curves` has both.
+        heads: mean over the samples of each decisive head and query: a thin line.
         label: of the horizontal axis.
     """
     figure = canvas(3.3)
     axes = figure.subplots()
     sns.lineplot(
-        heads.assign(line=heads["head"].astype(str) + " " + heads["query"].astype(str)),
+        heads.assign(line=heads[["seed", "head", "query"]].astype(str).agg(" ".join, axis=1)),
         x="rank", y="value", units="line", estimator=None, color=ACCENT, linewidth=0.7, alpha=0.3,
         ax=axes,
     )  # fmt: skip
     sns.lineplot(
         curves, x="rank", y="mean", hue="group", palette=_GROUPS, style="group", dashes=False,
-        markers=True, linewidth=2.4, estimator=None, ax=axes,
+        markers=True, linewidth=1.8, units="seed", estimator=None, ax=axes,
     )  # fmt: skip
-    for group, part in curves.groupby("group", sort=False):
+    for group, part in curves[curves["seed"] == 0].groupby("group", sort=False):
         band: Any = {"color": _GROUPS[str(group)], "alpha": 0.14, "linewidth": 0}
         axes.fill_between(part["rank"], part["low"], part["high"], **band)
     axes.set(xlabel=label, ylabel="attention", ylim=(0, 1.02))
@@ -146,33 +147,34 @@ def sorted_curves(curves: pd.DataFrame, heads: pd.DataFrame, label: str) -> Figu
 
 @styled
 def heads_above(drops: pd.Series, threshold: float) -> Figure:
-    """How many heads have a mean drop above each threshold; `drops` has one entry a head."""
+    """How many heads have a mean drop above each threshold, by seed and head: a line a seed."""
     figure = canvas(2.6)
     axes = figure.subplots()
-    left, edges = np.arange(len(drops), -1, -1), [0, *sorted(drops), 1]
-    axes.stairs(left, edges, baseline=None, color=ACCENT, linewidth=2.2)
+    n_heads = drops.groupby("seed").size().max()
+    for _, of_seed in drops.groupby("seed"):
+        edges = [0, *sorted(of_seed), 1]
+        axes.stairs(np.arange(n_heads, -1, -1), edges, baseline=None, color=ACCENT, linewidth=1.6)
     axes.axvline(threshold, color=QUIET, linewidth=1.1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"T = {threshold:g}", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(5, -12),
         textcoords="offset points", va="top", fontsize=9.5, color=QUIET,
     )  # fmt: skip
     axes.set(xlabel="threshold on the mean drop", ylabel="decisive heads", xlim=(0, 1))
-    axes.set_ylim(0, 1.05 * len(drops))
+    axes.set_ylim(0, 1.05 * n_heads)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
 
 @styled
 def layer_histogram(counts: pd.DataFrame) -> Figure:
-    """Which layer is l*: all samples, then each kind of instruction.
+    """Which layer is l*, a line a row.
 
     Args:
-        counts: samples of each kind (rows) and layer (columns), of `layers_by_kind`.
+        counts: of `sections.decomposition.layers_by_kind`.
     """
-    shown = pd.concat([counts.sum().to_frame("all samples").T, counts])
-    long = shown.rename_axis("kind").melt(var_name="layer", value_name="n", ignore_index=False)
+    long = counts.rename_axis("kind").melt(var_name="layer", value_name="n", ignore_index=False)
     long["layer"] = "layer " + long["layer"].astype(str)
-    figure = canvas(0.95 + 0.22 * -(-len(counts.columns) // 5) + 0.215 * len(shown))
+    figure = canvas(0.95 + 0.22 * -(-len(counts.columns) // 5) + 0.215 * len(counts))
     axes = figure.subplots()
     palette = sns.color_palette("viridis", len(counts.columns))
     sns.histplot(
@@ -180,7 +182,7 @@ def layer_histogram(counts: pd.DataFrame) -> Figure:
         palette=palette, alpha=1, linewidth=0, ax=axes,
         hue_order=[f"layer {layer}" for layer in counts.columns],
     )  # fmt: skip
-    for place, size in enumerate(shown.sum(axis=1)):
+    for place, size in enumerate(counts.sum(axis=1)):
         axes.annotate(
             f"n = {size}", (1.02, place), xycoords=("axes fraction", "data"), va="center",
             fontsize=9, color=QUIET, annotation_clip=False,
@@ -209,6 +211,8 @@ def word_classes(table: pd.DataFrame) -> Figure:
         saturation=1, ax=axes, orient="h",
     )  # fmt: skip
     axes.hlines(places, table["low"], table["high"], color=INK, linewidth=1.6)
+    each = table.assign(place=places).explode("seeds").dropna(subset="seeds")
+    axes.scatter(each["seeds"].astype(float), each["place"], marker="|", s=90, color=INK, lw=1)
     axes.plot(
         table["tokens"], places, "D", color="white", markeredgecolor=INK, markersize=6,
         label="part of the prompt's tokens", clip_on=False,

@@ -38,8 +38,9 @@ def intervals(
 
     Args:
         frame: label, value, low, high (NaN where no interval is known). If present: `note`, written
-            at the right of the line; `target`, an open diamond; `reference`, a dashed line (one a
-            panel); `panel`, which deals the rows to axes side by side.
+            at the right of the line; `target`, an open diamond; `seeds`, a tick for each seed's
+            value; `reference`, a dashed line (one a panel); `panel`, which deals the rows to axes
+            side by side.
         hue: column that tells groups of one label apart, by colour and marker.
         scale: `part` of a whole, 0 to 100 %; `number`; or `factor`, logarithmic.
         palette: colour of each group, where not `COLOURS`.
@@ -93,7 +94,7 @@ def _dots(axes: Axes, rows: pd.DataFrame, hue: str | None, palette: Mapping[str,
 
 
 def _marks(axes: Axes, rows: pd.DataFrame) -> None:
-    """Notes, targets and the reference."""
+    """Notes, targets, seeds and the reference."""
     places = {label: place for place, label in enumerate(dict.fromkeys(rows["label"]))}
     if "reference" in rows:
         dashes: Any = {"color": QUIET, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 0}
@@ -103,6 +104,10 @@ def _marks(axes: Axes, rows: pd.DataFrame) -> None:
             rows["target"], rows["label"].map(places), "D", color=INK, fillstyle="none",
             markersize=9, zorder=4,
         )  # fmt: skip
+    if "seeds" in rows:
+        each = rows.explode("seeds").dropna(subset="seeds")
+        ticks: Any = {"marker": "|", "s": 42, "color": INK, "linewidth": 1, "zorder": 4}
+        axes.scatter(each["seeds"].astype(float), each["label"].map(places), **ticks)
     if "note" in rows:
         for label, note in rows.drop_duplicates("label").set_index("label")["note"].items():
             axes.annotate(

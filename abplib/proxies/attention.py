@@ -12,39 +12,32 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.numpy import load_file, save_file
 
 from abplib.core import store
-from abplib.core.errors import AbpError
-from abplib.proxies.configurations import Configuration
+from abplib.proxies.configurations import Configuration, states_of
 from abplib.proxies.qformer import Proxy
 from abplib.samples.base import SampleSet
-from abplib.vlm.encoder import ConditionEncoder, Encoding
+from abplib.vlm.encoder import ConditionEncoder, Encoding, Layer
 
 
 @dataclass(frozen=True, eq=False)
 class ProxyAttention:
-    """The weights of a proxy over n samples; H heads, N queries, L layers, at most T tokens."""
+    """The weights of S proxies of one configuration, which differ by seed, over n samples.
+
+    H heads, N queries, L layers, at most T tokens.
+    """
 
     weights: np.ndarray
-    """fp32 [n, H, N, L, T], head (m, j) at m * n_heads + j, zero beyond a sample's tokens."""
+    """fp32 [S, n, H, N, L, T], head (m, j) at m * n_heads + j, zero beyond a sample's tokens."""
     tokens: pd.DataFrame
-    """One row for each token that the proxy read: sample_id, slot (its place along T), token (its
+    """One row for each token that the proxies read: sample_id, slot (its place along T), token (its
     index in the kept sequence), span (prompt, image or template), text."""
-    layers: tuple[int, ...]
+    layers: tuple[Layer, ...]
     """The VLM layers, in the order of axis L."""
     n_heads: int
     """Heads of a block."""
-
-    @property
-    def ids(self) -> list[str]:
-        """The samples' ids, in the order of axis n."""
-        return list(self.tokens["sample_id"].unique())
-
-    @property
-    def masses(self) -> np.ndarray:
-        """A_{h,q}^{(l)} = sum over i of a_{h,q}^{(l,i)}: [n, H, N, L]."""
-        return self.weights.sum(-1)
 
 
 def read_attention(
@@ -52,29 +45,22 @@ def read_attention(
     samples: SampleSet,
     n: int,
     configuration: Configuration,
-    folder: Path,
+    folders: Sequence[Path],
 ) -> ProxyAttention:
-    """Run the proxy in `folder` on the first `n` samples; kept on disk.
+    """Run the proxies in `folders` on the first `n` samples, in one VLM pass each; kept on disk.
 
-    `folder` is where a sweep saved the proxy of `configuration`, any layers and any tokens; the
-    weights are those that it predicts with.
+    The folders are where a sweep saved those of `configuration`, any layers and any tokens, seed by
+    seed; the weights are those that they predict with.
 
     Raises:
-        AbpError: `n` is not in 1..len(samples), the proxy is of another encoder or shape, or the
-            configuration reads what is no block's output.
+        AbpError: `n` is not in 1..len(samples), or a proxy is of another encoder.
     """
-    layers = tuple(layer for layer in configuration.layers if isinstance(layer, int))
-    if len(layers) < len(configuration.layers):
-        raise AbpError(
-            f"Configuration {configuration.name} reads what is no layer of the VLM, its input or "
-            "its final states: decompose a proxy of decoder blocks."
-        )
-    n_heads = Proxy.load(folder, encoder.fingerprint).config.n_heads
-    place = _read(encoder, samples, n, configuration, folder)
+    n_heads = Proxy.load(folders[0], encoder.fingerprint).config.n_heads
+    place = _read(encoder, samples, n, configuration, list(folders))
     return ProxyAttention(
         weights=load_file(place / "weights.safetensors")["weights"],
         tokens=store.read_parquet(place / "tokens.parquet")[0],
-        layers=layers,
+        layers=configuration.layers,
         n_heads=n_heads,
     )
 
@@ -86,21 +72,22 @@ def _read(
     samples: SampleSet,
     n: int,
     configuration: Configuration,
-    folder: Path,
+    folders: list[Path],
 ) -> None:
-    proxy = Proxy.load(folder, encoder.fingerprint).to(encoder.model.device)
+    device = encoder.model.device
+    proxies = [Proxy.load(folder, encoder.fingerprint).to(device) for folder in folders]
     parts, tokens = [], []
-    layers = [layer for layer in configuration.layers if layer != "final"]
-    for batch, encoding in encoder.over(samples, n, layers=layers):
+    layers, final = states_of([configuration])
+    for batch, encoding in encoder.over(samples, n, layers=layers, final=final):
         states, mask = configuration.select(encoding)
-        blocks = [block.cpu().numpy() for block in proxy.attention(states, mask)]
-        parts.append(np.concatenate(blocks, axis=1))
+        heads = [torch.cat(proxy.attention(states, mask), 1).cpu().numpy() for proxy in proxies]
+        parts.append(np.stack(heads))
         ids = [sample.id for sample in batch]
         tokens.append(_tokens(ids, encoding, configuration, encoder))
     longest = max(part.shape[-1] for part in parts)
-    padded = [np.pad(part, [(0, 0)] * 4 + [(0, longest - part.shape[-1])]) for part in parts]
+    padded = [np.pad(part, [(0, 0)] * 5 + [(0, longest - part.shape[-1])]) for part in parts]
     with store.replacing(place / "weights.safetensors") as scratch:
-        save_file({"weights": np.concatenate(padded)}, scratch)
+        save_file({"weights": np.concatenate(padded, 1)}, scratch)
     store.write_parquet(place / "tokens.parquet", pd.concat(tokens, ignore_index=True))
 
 

@@ -2,14 +2,18 @@
 
 The weights of P proxies that read equally many layers and the same tokens lie along a first axis,
 [P, out, in], and each product in a Q-Former is one batched product for all P (`torch.vmap`). Others
-form a stack of their own, so none is padded to another's size. A GPU takes all of a shape in one
-stack, which starts few and large kernels. One proxy already fills a CPU core, and the activations
-of several leave its cache, so there each is a stack, and as many learn at once as there are cores.
-All weights of a proxy are one row of memory, so clipping and Adam are a few operations.
+form a stack of their own, so none is padded to another's size. A GPU takes all of a shape and a
+seed in one stack, which starts few and large kernels. One proxy already fills a CPU core, and the
+activations of several leave its cache, so there each is a stack, and as many learn at once as there
+are cores. All weights of a proxy are one row of memory, so clipping and Adam are a few operations.
 
-A proxy in a bank is the proxy trained alone: its initial weights come from the seed and its name,
+A proxy in a bank is the proxy trained alone: its initial weights come from its seed and its name,
 its gradient is clipped by its own norm, and Adam treats each weight by itself. Batched products
 round otherwise than single ones; beyond that the two are equal.
+
+Each configuration has `n_seeds` proxies, of seeds 0, 1, ... of the run: the initial weights of seed
+s are those of the run's seed + s. All learn from the same batches in the same order, so what
+differs between them is the start alone.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -36,7 +41,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Bank:
-    """Proxies for some configurations, which learn from the same encodings.
+    """Proxies for some configurations and seeds, which learn from the same encodings.
 
     A batch may come in parts: `learn` from each, then `step` once.
     """
@@ -58,24 +63,26 @@ class Bank:
         self.n_steps = 0
         """Updates made so far."""
         self.device = torch.device(device)
-        alike: dict[tuple[int, str, str], list[Configuration]] = {}
-        for configuration in chosen:
-            apart = configuration.name if self.device.type == "cpu" else ""
-            shape = len(configuration.layers), configuration.tokens, apart
-            alike.setdefault(shape, []).append(configuration)
+        self.keys = list(product(self.configurations, range(settings.n_seeds)))
+        """Name of the configuration and seed of each proxy, in the order of `losses`."""
+        alike: dict[tuple[int, int, str, str], list[Configuration]] = {}
+        for name, own in self.keys:
+            read, apart = self.configurations[name], name if self.device.type == "cpu" else ""
+            alike.setdefault((own, len(read.layers), read.tokens, apart), []).append(read)
         self._stacks = [
-            _Stack(group, state_width, settings, seed, device) for group in alike.values()
+            _Stack(group, state_width, settings, seed + own, device)
+            for (own, *_), group in alike.items()
         ]
-        names = [name for stack in self._stacks for name in stack.names]
-        self._order = [names.index(name) for name in self.configurations]
-        self.losses = torch.zeros(len(chosen), device=self.device)
+        stacked = [(read.name, own) for (own, *_), group in alike.items() for read in group]
+        self._order = [stacked.index(key) for key in self.keys]
+        self.losses = torch.zeros(len(self.keys), device=self.device)
         """Each proxy's loss over the parts of a batch learned from so far, [proxies]."""
 
     @property
-    def proxies(self) -> dict[str, Proxy]:
-        """A copy of each proxy as it is now, by name."""
-        copies = {name: proxy for stack in self._stacks for name, proxy in stack.proxies()}
-        return {name: copies[name] for name in self.configurations}
+    def proxies(self) -> dict[tuple[str, int], Proxy]:
+        """A copy of each proxy as it is now, by configuration and seed."""
+        copies = [proxy for stack in self._stacks for proxy in stack.proxies()]
+        return {key: copies[at] for key, at in zip(self.keys, self._order, strict=True)}
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -101,7 +108,7 @@ class Bank:
             AbpError: a loss is not finite; no weight has changed then.
         """
         losses: list[float] = self.losses.tolist()
-        for name, loss in zip(self.configurations, losses, strict=True):
+        for (name, _), loss in zip(self.keys, losses, strict=True):
             if not math.isfinite(loss):
                 raise AbpError(
                     f"The loss of proxy {name} is {loss} at batch {self.n_steps}: lower lr, or "
@@ -115,9 +122,10 @@ class Bank:
 
     @torch.no_grad()
     def predict(self, encoding: Encoding) -> dict[str, Tensor]:
-        """Each proxy's boxes for a batch, {name: [B, 4]}."""
+        """Each configuration's boxes for a batch, {name: [seeds, B, 4]}."""
         boxes = torch.cat([stack.boxes(encoding) for stack in self._stacks])[self._order]
-        return dict(zip(self.configurations, boxes, strict=True))
+        by_name = boxes.unflatten(0, (len(self.configurations), -1))
+        return dict(zip(self.configurations, by_name, strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs to go on exactly: weights and Adam's moments, by name."""
@@ -148,7 +156,7 @@ def _tf32() -> Iterator[None]:
 
 
 class _Stack:
-    """P proxies of one shape, all weights of each in a row. For one thread at a time."""
+    """P proxies of one shape and seed, all weights of each in a row. For one thread at a time."""
 
     def __init__(
         self,
@@ -160,8 +168,7 @@ class _Stack:
     ) -> None:
         self.chosen, self.clip = chosen, settings.clip
         self.config = settings.proxy_config(state_width, len(chosen[0].layers))
-        self.names = [configuration.name for configuration in chosen]
-        alone = [_new(self.config, seed, name) for name in self.names]
+        alone = [_new(self.config, seed, configuration.name) for configuration in chosen]
         self._shapes = {key: weight.shape for key, weight in alone[0].named_parameters()}
         rows = torch.stack([parameters_to_vector(proxy.parameters()) for proxy in alone])
         self.rows = rows.detach().to(device).requires_grad_()  # [P, weights of a proxy]
@@ -223,12 +230,12 @@ class _Stack:
         moments = {moment: tensors[moment].to(self.rows.device) for moment in _MOMENTS}
         self._optimizer.state[self.rows] = moments
 
-    def proxies(self) -> Iterator[tuple[str, Proxy]]:
-        """Copies of the proxies with their names."""
-        for row, name in enumerate(self.names):
+    def proxies(self) -> Iterator[Proxy]:
+        """Copies of the proxies."""
+        for row in range(len(self.chosen)):
             proxy = Proxy(self.config)
             proxy.load_state_dict({key: weight[row] for key, weight in self.weights().items()})
-            yield name, proxy
+            yield proxy
 
 
 def _new(config: ProxyConfig, seed: int, name: str) -> Proxy:

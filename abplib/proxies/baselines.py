@@ -22,16 +22,19 @@ _DRAWS = 256
 """Training boxes that chance answers for each evaluation sample."""
 
 
-def scored(name: str, ids: Sequence[object], boxes: Tensor, exact: Tensor) -> pd.DataFrame:
+def scored(
+    name: str, ids: Sequence[object], boxes: Tensor, exact: Tensor, seed: int = 0
+) -> pd.DataFrame:
     """How near boxes [B, 4] come to the exact ones [B, 4], a row a sample.
 
-    Columns: configuration, which is `name`; sample_id; x1, y1, x2, y2; center_error, in sides of
-    the image; iou; acc50, 1 where iou >= 0.5.
+    Columns: configuration, which is `name`; seed (what no proxy answers has one, 0); sample_id; x1,
+    y1, x2, y2; center_error, in sides of the image; iou; acc50, 1 where iou >= 0.5.
     """
     overlap = iou(boxes, exact).double().numpy()
     return pd.DataFrame(
         {
             "configuration": name,
+            "seed": seed,
             "sample_id": list(ids),
             **dict(zip(CORNERS, boxes.double().numpy().T, strict=True)),
             "center_error": center_distance(boxes, exact).double().numpy(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -70,6 +71,11 @@ def controls(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
     )
 
 
+def folder_of(proxies: Path, configuration: Configuration, seed: int = 0) -> Path:
+    """Where a sweep keeps the proxy of a configuration and of a seed of the run."""
+    return proxies / configuration.name / str(seed)
+
+
 def states_of(chosen: Iterable[Configuration]) -> tuple[list[int | Literal["input"]], bool]:
     """What to ask the encoder for: the blocks that are read, or their input; whether "final" is."""
     read = dict.fromkeys(layer for configuration in chosen for layer in configuration.layers)
@@ -79,12 +85,12 @@ def states_of(chosen: Iterable[Configuration]) -> tuple[list[int | Literal["inpu
 @torch.inference_mode()
 def predict(
     encoder: ConditionEncoder,
-    proxies: Mapping[Configuration, Proxy],
+    proxies: Mapping[Configuration, Sequence[Proxy]],
     samples: SampleSet,
     n: int,
     batch: int = 50,
 ) -> tuple[list[str], Tensor, dict[str, Tensor]]:
-    """Ids and exact boxes [n, 4] of the first `n` samples, and the proxies' boxes, {name: [n, 4]}.
+    """Of the first `n` samples ids, exact boxes [n, 4], and the proxies' {name: [seeds, n, 4]}.
 
     Each sample is read once and passes the VLM once.
     """
@@ -94,7 +100,8 @@ def predict(
     for some, encoding in encoder.over(samples, n, layers=layers, final=final, batch=batch):
         ids += [sample.id for sample in some]
         exact += [sample.box for sample in some]
-        for configuration, proxy in proxies.items():
+        for configuration, seeds in proxies.items():
             states, mask = configuration.select(encoding)
-            parts[configuration.name].append(proxy.to(states.device)(states, mask).cpu())
-    return ids, torch.tensor(exact), {name: torch.cat(boxes) for name, boxes in parts.items()}
+            boxes = [proxy.to(states.device)(states, mask).cpu() for proxy in seeds]
+            parts[configuration.name].append(torch.stack(boxes))
+    return ids, torch.tensor(exact), {name: torch.cat(boxes, 1) for name, boxes in parts.items()}

@@ -174,12 +174,6 @@ class Proxy(nn.Module):
     def _features(self, states: Tensor) -> Tensor:
         """States [B, L, T, d] -> what keys and values are made of, fp32 [B, L * T, F]."""
         n_samples, n_layers, n_tokens, width = states.shape
-        if (n_layers, width) != (self.config.n_layers, self.config.state_width):
-            raise AbpError(
-                f"The proxy reads {self.config.n_layers} layer(s) of width "
-                f"{self.config.state_width}, but was given {n_layers} of width {width}: "
-                "use it with the model and the layers it was trained on."
-            )
         normed = F.rms_norm(states.float(), (width,))
         where = position_code(n_tokens, device=states.device)
         which = torch.eye(n_layers, device=states.device)[:, 1:]

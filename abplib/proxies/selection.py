@@ -1,8 +1,8 @@
 """The proxy that tells an editor where: chosen among chapter 2's, or read from where it is shipped.
 
 Appendix B.2 hands the editor the box of "the trained Q-Former" and leaves open which of them. Here
-it is one that reads a single middle layer, that of the highest mean IoU on samples that the
-editor's LoRA was trained on; the evaluation has no say in it.
+it is one that reads a single middle layer, of the run's seed 0, that of the highest mean IoU on
+samples that the editor's LoRA was trained on; the evaluation has no say in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from abplib.core import store
 from abplib.core.boxes import CORNERS, Box, iou
 from abplib.core.errors import AbpError
-from abplib.proxies.configurations import layer, predict
+from abplib.proxies.configurations import folder_of, layer, predict
 from abplib.proxies.qformer import Proxy
 from abplib.samples.base import SampleSet
 from abplib.vlm.encoder import ConditionEncoder
@@ -68,16 +68,16 @@ class GuidingProxy:
 def _boxes(
     place: Path, guide: GuidingProxy, encoder: ConditionEncoder, samples: SampleSet, n: int
 ) -> None:
-    _, _, boxes = predict(encoder, {layer(guide.layer): guide.proxy}, samples, n)
-    frame = pd.DataFrame(boxes[layer(guide.layer).name].numpy(), columns=CORNERS)
+    _, _, boxes = predict(encoder, {layer(guide.layer): [guide.proxy]}, samples, n)
+    frame = pd.DataFrame(boxes[layer(guide.layer).name][0].numpy(), columns=CORNERS)
     store.write_parquet(place / "boxes.parquet", frame)
 
 
 def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> GuidingProxy:
     """The proxy of a middle layer whose boxes overlap most with the exact ones of `tuning`.
 
-    Its weights are rounded as `GuidingProxy.save` rounds them, so that it is the same when it is
-    shipped.
+    Of each layer, that of seed 0. Its weights are rounded as `GuidingProxy.save` rounds them, so
+    that it is the same when it is shipped.
 
     Raises:
         AbpError: a proxy is missing or of another VLM.
@@ -85,10 +85,10 @@ def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> Guidi
     if not len(tuning):
         raise AbpError("There are no tuning samples to choose a proxy on: give some in tuning_set.")
     candidates = {
-        c: Proxy.load(proxies / c.name, encoder.fingerprint).to(_SHIPPED).float()
+        c: [Proxy.load(folder_of(proxies, c), encoder.fingerprint).to(_SHIPPED).float()]
         for c in map(layer, encoder.middle_layers)
     }
     _, exact, boxes = predict(encoder, candidates, tuning, len(tuning))
     overlaps = {c: iou(boxes[c.name], exact).mean().item() for c in candidates}
     best = max(overlaps, key=lambda c: overlaps[c])
-    return GuidingProxy(candidates[best], int(best.layers[0]), overlaps[best])
+    return GuidingProxy(candidates[best][0], int(best.layers[0]), overlaps[best])

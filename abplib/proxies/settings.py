@@ -47,6 +47,8 @@ class SweepSettings(ProxyShape):
     companion's where it is silent: on `clip`, and from `eval_every` on.
     """
 
+    n_seeds: Count = 1
+    """Proxies of each configuration, from initial weights of their own, on the same batches."""
     n_batches: Count = 2000
     """Batches that each proxy learns from."""
     batch_size: Count = 64

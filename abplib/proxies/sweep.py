@@ -5,6 +5,9 @@ the VLM once and feeds every proxy. A batch comes in micro-batches, whose states
 as the proxies have learned from them. They pass the VLM side by side on CPU cores, and several
 processes share them (`accelerate launch -m abplib sweep`). Training boxes are the VLM's own; the
 evaluation's are exact.
+
+Each configuration has a proxy for each of the run's seeds (see `bank`). They see the same samples
+in the same order, which the run's own seed gives.
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from abplib.core import parallel, store
-from abplib.core.boxes import CORNERS, center_distance, iou
+from abplib.core.boxes import CORNERS, center_distance
 from abplib.core.errors import AbpError
 from abplib.core.parallel import streamed
 from abplib.proxies.bank import Bank
 from abplib.proxies.baselines import baselines, scored
-from abplib.proxies.configurations import Configuration, predict
+from abplib.proxies.configurations import Configuration, folder_of, predict
 from abplib.proxies.labels import Labels
 from abplib.proxies.qformer import Proxy
 from abplib.proxies.settings import SweepSettings
@@ -43,17 +46,15 @@ class Sweep:
     """What a finished sweep left on disk."""
 
     folder: Path
-    """Its files; `Proxy.load(folder / "proxies" / name, encoder.fingerprint)` reads a proxy."""
+    """Its files, of which `configurations.folder_of` finds a proxy in `proxies`."""
     curves: pd.DataFrame
-    """One row for each configuration and evaluation: step, samples_seen, configuration,
-    center_error and iou (means over the first `n_curve_eval` samples; distance in sides of the
-    image), train_loss (mean since the evaluation before)."""
+    """One row for each configuration, seed and evaluation: step, configuration, seed, center_error
+    (mean over the first `n_curve_eval` samples, in sides of the image)."""
     samples: pd.DataFrame
-    """One row for each configuration or baseline and sample, at the end: configuration, sample_id,
-    x1, y1, x2, y2, center_error, iou, acc50. Chance answers many boxes, so its box is NaN and its
-    figures are means."""
+    """One row for each configuration or baseline, seed and sample, at the end: the columns of
+    `baselines.scored`. Chance answers many boxes, so its box is NaN and its figures are means."""
     summary: dict[str, Any]
-    """seconds spent in training, epochs over the labels, labels usable and not."""
+    """seconds spent in training, and epochs over the labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +68,14 @@ class SweepInputs:
     eval_set: SampleSet
     """Samples with exact boxes."""
     chosen: Sequence[Configuration]
-    """A proxy is trained on each."""
+    """Proxies are trained on each."""
     settings: SweepSettings
     seed: int
-    """Of the samples' order, the proxies' initial weights and the chance baseline."""
+    """Of the samples' order, the initial weights of seed 0 and the chance baseline."""
 
 
 def sweep(inputs: SweepInputs, n: int) -> Sweep:
-    """Train a proxy on each configuration and evaluate it on the first `n` samples.
+    """Train proxies on each configuration and evaluate them on the first `n` samples.
 
     Samples come in a seeded order, each once; where `n_batches` asks for more than there are usable
     labels, again in another order. All is kept: a killed sweep goes on from its last checkpoint as
@@ -104,8 +105,6 @@ def _train(place: Path, inputs: SweepInputs) -> dict[str, Any]:
     return {
         "seconds": round(run.seconds, 1),
         "epochs": inputs.settings.n_batches * inputs.settings.batch_size / len(run.rows),
-        "usable": len(run.rows),
-        "unusable": inputs.labels.unusable,
     }
 
 
@@ -114,9 +113,17 @@ def _score(place: Path, proxies: Path, inputs: SweepInputs, n: int) -> None:
     """Write `Sweep.samples`, of the proxies and of the baselines."""
     if parallel.is_first():
         encoder, batch = inputs.encoder, inputs.settings.micro_batch
-        trained = {c: Proxy.load(proxies / c.name, encoder.fingerprint) for c in inputs.chosen}
+        seeds = range(inputs.settings.n_seeds)
+        trained = {
+            c: [Proxy.load(folder_of(proxies, c, seed), encoder.fingerprint) for seed in seeds]
+            for c in inputs.chosen
+        }
         ids, exact, answers = predict(encoder, trained, inputs.eval_set, n, batch)
-        tables = [scored(name, ids, boxes, exact) for name, boxes in answers.items()]
+        tables = [
+            scored(name, ids, boxes[seed], exact, seed)
+            for name, boxes in answers.items()
+            for seed in seeds
+        ]
         seen = torch.tensor(inputs.labels.usable[CORNERS].to_numpy(np.float32))
         tables.append(baselines(ids, exact, seen, inputs.seed))
         store.write_parquet(place / "samples.parquet", pd.concat(tables, ignore_index=True))
@@ -139,8 +146,6 @@ class _Run:
         self.bank = Bank(inputs.chosen, width, inputs.settings, inputs.seed, self.device)
         self.encoder.check_layers(self.bank.layers)
         self.curves: list[dict[str, Any]] = []
-        self.recent: list[list[float]] = []
-        """Each proxy's losses, batch by batch, since the last evaluation."""
         self.seconds = 0.0
         self.checkpoint = _checkpoint(place)
 
@@ -164,7 +169,7 @@ class _Run:
                 for rows in some:
                     bank.learn(next(passes)[1], self.boxes[torch.from_numpy(rows)])
                 parallel.add_up([bank.losses, *bank.gradients])
-                self.recent.append(bank.step())
+                bank.step()
                 bar.update()
                 last = bank.n_steps == settings.n_batches
                 if bank.n_steps % settings.eval_every == 0 or last:
@@ -173,8 +178,9 @@ class _Run:
                     self.seconds = time.monotonic() - started
                     self._save()
         if parallel.is_first():
-            for name, proxy in bank.proxies.items():
-                proxy.save(self.place / "proxies" / name, self.encoder.fingerprint)
+            for (name, seed), proxy in bank.proxies.items():
+                folder = folder_of(self.place / "proxies", bank.configurations[name], seed)
+                proxy.save(folder, self.encoder.fingerprint)
             store.write_parquet(self.place / "curves.parquet", pd.DataFrame(self.curves))
         parallel.wait()  # before any process declares this complete
 
@@ -197,28 +203,19 @@ class _Run:
 
     def _measure(self) -> None:
         """Add a point to each curve; one VLM pass serves all proxies."""
-        samples, settings = self.inputs.eval_set, self.inputs.settings
-        parts = self._parts(np.arange(min(settings.n_curve_eval, len(samples))))
-        mine: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+        samples, n = self.inputs.eval_set, self.inputs.settings.n_curve_eval
+        parts = self._parts(np.arange(min(n, len(samples))))
+        mine: list[tuple[int, dict[str, Tensor]]] = []
         for rows, (some, encoding) in zip(parts, self._passes(samples, parts), strict=True):
-            said = {name: boxes.cpu() for name, boxes in self.bank.predict(encoding).items()}
-            mine.append((int(rows[0]), torch.tensor([s.box for s in some]), said))
+            exact = torch.tensor([sample.box for sample in some], device=self.device)
+            boxes = self.bank.predict(encoding).items()
+            errors = {name: center_distance(said, exact).double().cpu() for name, said in boxes}
+            mine.append((int(rows[0]), errors))
         whole = sorted(parallel.gathered(mine), key=lambda part: part[0])
-        exact = torch.cat([exact for _, exact, _ in whole])
-        losses = np.mean(self.recent, axis=0)
-        self.recent = []
-        for name, loss in zip(self.bank.configurations, losses, strict=True):
-            boxes = torch.cat([said[name] for *_, said in whole])
-            self.curves.append(
-                {
-                    "step": self.bank.n_steps,
-                    "samples_seen": self.bank.n_steps * settings.batch_size,
-                    "configuration": name,
-                    "center_error": float(center_distance(boxes, exact).double().mean()),
-                    "iou": float(iou(boxes, exact).double().mean()),
-                    "train_loss": float(loss),
-                }
-            )
+        for name, seed in self.bank.keys:
+            error = torch.cat([errors[name][seed] for _, errors in whole]).mean()
+            at = {"step": self.bank.n_steps, "configuration": name, "seed": seed}
+            self.curves.append({**at, "center_error": float(error)})
 
     def _save(self) -> None:
         if not parallel.is_first():
@@ -226,7 +223,6 @@ class _Run:
         progress = {
             "n_steps": self.bank.n_steps,
             "curves": self.curves,
-            "recent": self.recent,
             "seconds": self.seconds,
         }
         with store.replacing(self.checkpoint) as scratch:
@@ -242,8 +238,7 @@ class _Run:
                 f"The checkpoint {self.checkpoint} is damaged: delete it to train from the start."
             ) from error
         self.bank.restore(tensors, progress["n_steps"])
-        self.curves, self.recent = progress["curves"], progress["recent"]
-        self.seconds = progress["seconds"]
+        self.curves, self.seconds = progress["curves"], progress["seconds"]
 
 
 def _checkpoint(place: Path) -> Path:

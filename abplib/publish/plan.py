@@ -156,13 +156,14 @@ def bank(source: str, profile: Profile) -> tuple[int, float]:
     chosen, settings = configurations(known), profile.sweep
     with torch.device("meta"):
         proxies = [Proxy(settings.proxy_config(width, len(c.layers))) for c in chosen]
-    trained = sum(weight.numel() for proxy in proxies for weight in proxy.parameters())
+    each = sum(weight.numel() for proxy in proxies for weight in proxy.parameters())
+    trained = settings.n_seeds * each
     if not isinstance(config, Qwen2_5_VLConfig):
         return trained, 0.0
     read = cost.measured("benchmarks/results/sweep_cost.json")["settings"]["lengths"]
     lengths = cost.lengths_at(config, profile.image_area, read)
-    each = cost.learning_flops(chosen, width, settings, lengths)
-    return trained, float(each * settings.n_batches * settings.batch_size)
+    sample = cost.learning_flops(chosen, width, settings, lengths)
+    return trained, float(sample * settings.n_batches * settings.batch_size)
 
 
 @cache

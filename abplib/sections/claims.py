@@ -1,8 +1,8 @@
-"""What of the paper's claims holds on a run, decided by rule."""
+"""What of the paper's claims holds on a run, decided by rule over seeds and samples together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import pandas as pd
@@ -30,13 +30,20 @@ class ClaimCheck:
 def decide(interval: Interval, bound: float = 0.0, above: bool = True) -> str:
     """Of the claim that a number is above (or below) `bound`.
 
-    It holds where the whole interval lies on the claim's side, does not hold where it lies on the
-    other, and is undecided where the interval takes in the bound or is not known (NaN).
+    It holds where the whole interval, over seeds and samples together, lies on the claim's side,
+    and does not hold where it lies on the other. It is undecided where the interval takes in the
+    bound or is not known (NaN), and where what two seeds give lies on either side of the bound.
     """
     sides = interval.low > bound, interval.high < bound
-    if not any(sides):
+    if not any(sides) or len({each > bound for each in interval.seeds}) > 1:
         return UNDECIDED
     return HOLDS if sides == (above, not above) else REVERSED
+
+
+def agreed(verdicts: Iterable[str]) -> str:
+    """What is decided for each seed by itself: the verdict that all give, or undecided."""
+    given = {*verdicts}
+    return given.pop() if len(given) == 1 else UNDECIDED
 
 
 def against(

@@ -200,8 +200,8 @@ def proxy_flops(shape: ProxyConfig, n_tokens: int) -> int:
 def learning_flops(
     chosen: Sequence[Configuration], state_width: int, settings: SweepSettings, lengths: Lengths
 ) -> int:
-    """The same of a proxy on each configuration, together."""
-    return sum(
+    """The same of a proxy on each configuration and seed, together."""
+    return settings.n_seeds * sum(
         proxy_flops(
             settings.proxy_config(state_width, len(configuration.layers)),
             lengths.kept if configuration.tokens == "all" else lengths.prompt,
@@ -218,14 +218,14 @@ def gpu_hours(flops: float, peak: str = "tflops") -> float:
 def at_scale(result: Result) -> pd.DataFrame:
     """What 128,000 samples take at Qwen2.5-VL-7B's shape by the count of operations, for `AREAS`.
 
-    Text is as long as in a result of `benchmarks.sweep_cost`, proxies are the paper profile's, on
-    the paper's 30 configurations. Indexed by kept tokens of a sample. Columns: vlm and proxies, in
-    operations of one pass over all samples; over_pass, what both take over the first; hours on the
-    paper's GPU at an assumed part of its peak: run (one configuration, on average), runs (one for
-    each configuration), one_pass (all configurations).
+    Text is as long as in a result of `benchmarks.sweep_cost`; proxies are the paper profile's, one
+    on each of the paper's 30 configurations, as there. Indexed by kept tokens of a sample.
+    Columns: vlm and proxies, in operations of one pass over all samples; over_pass, what both take
+    over the first; hours on the paper's GPU at an assumed part of its peak: run (one
+    configuration, on average), runs (one for each configuration), one_pass (all configurations).
     """
     config = Qwen2_5_VLConfig(**facts()["models"][_VLM]["parts"]["vlm"]["config"])
-    settings = Profile.load("paper").sweep
+    settings = Profile.load("paper", sweep={"n_seeds": 1}).sweep
     chosen, n_samples = _of_the_paper(), reported("n_train")
     rows = {}
     for area in AREAS:

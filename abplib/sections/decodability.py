@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from abplib.core import boxes
-from abplib.core.stats import Interval, bootstrap_mean
+from abplib.core.stats import Interval
 from abplib.experiment import Experiment
 from abplib.paper import numbers
 from abplib.proxies.baselines import TEXT_ONLY
@@ -20,8 +20,8 @@ from abplib.proxies.labels import Labels
 from abplib.proxies.settings import SweepSettings
 from abplib.proxies.sweep import Sweep
 from abplib.samples.base import SampleSet
-from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED, ClaimCheck, against
-from abplib.sections.estimates import estimates
+from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED, ClaimCheck, against, agreed
+from abplib.sections.estimates import estimate, estimates
 
 GROUPS: Mapping[str, str] = {
     "final": "final states",
@@ -94,12 +94,13 @@ def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> p
 
 
 def final_errors(samples: pd.DataFrame, groups: Mapping[str, str], seed: int) -> pd.DataFrame:
-    """`estimates` of the centre error of each configuration and baseline, in image sides.
+    """`estimates` of the centre error of each configuration and baseline, over seeds and samples.
 
-    Indexed by configuration, in the order of `samples`, whose columns are those of `Sweep.samples`;
+    In image sides. Indexed by configuration, in the order of `samples`, rows of `Sweep.samples`;
     beside label and unit, group (as figures call them), iou and acc50 (means).
     """
-    parts = samples.groupby("configuration", sort=False)
+    indexed = samples.set_index(["seed", "sample_id"])
+    parts = indexed.groupby("configuration", sort=False)
     errors = estimates(parts["center_error"], seed).rename_axis("configuration")
     group = errors.index.map(groups).map(GROUPS).fillna(UNREAD)
     errors = errors.assign(label=errors.index.map(label_of), group=group, unit="image sides")
@@ -107,9 +108,14 @@ def final_errors(samples: pd.DataFrame, groups: Mapping[str, str], seed: int) ->
 
 
 def curve_rows(curves: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
-    """`Sweep.curves` with label and group as figures call them, in the order of `groups`."""
-    lines = pd.Categorical(curves["configuration"], list(groups), ordered=True)
-    rows = curves.assign(line=lines).sort_values(["line", "step"]).drop(columns="line")
+    """`Sweep.curves` over the seeds, with label and group as figures call them.
+
+    A row for each configuration, in the order of `groups`, and step: center_error, the seeds' mean,
+    and their low and high.
+    """
+    over = curves.groupby(["configuration", "step"])["center_error"].agg(["mean", "min", "max"])
+    rows = over.reindex(list(groups), level="configuration").reset_index()
+    rows = rows.rename(columns={"mean": "center_error", "min": "low", "max": "high"})
     names = rows["configuration"]
     return rows.assign(label=names.map(label_of), group=names.map(groups).map(GROUPS))
 
@@ -117,23 +123,25 @@ def curve_rows(curves: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
 def difference(
     samples: pd.DataFrame, left: Sequence[str], right: Sequence[str], seed: int
 ) -> Interval:
-    """Mean centre error of `left` less that of `right`, paired by sample, with its interval.
+    """Mean centre error of `left` less that of `right`, paired by seed and sample: an `estimate`.
 
-    Each side is averaged over its configurations sample by sample, so nothing is picked by result.
+    Each side is averaged over its configurations seed by seed and sample by sample, so nothing is
+    picked by result. What reads no states has one seed, which stands beside all of the others'.
     """
-    table = samples.pivot(index="sample_id", columns="configuration", values="center_error")
-    paired = table[list(left)].mean(axis=1) - table[list(right)].mean(axis=1)
-    return bootstrap_mean(paired.to_numpy(), seed=seed)
+    table = samples.pivot(
+        index=["seed", "sample_id"], columns="configuration", values="center_error"
+    )
+    table = table.fillna(table.groupby("sample_id").transform("first"))
+    return estimate(table[list(left)].mean(axis=1) - table[list(right)].mean(axis=1), seed)
 
 
-def batches_to(curves: pd.DataFrame, error: float) -> dict[str, float]:
+def batches_to(curves: pd.DataFrame, error: float) -> pd.Series:
     """The first evaluated step at which each configuration's curve is at `error` or below.
 
     Infinity where it never is.
     """
-    reached = curves[curves["center_error"] <= error].groupby("configuration")["step"].min()
-    names = curves["configuration"].unique()
-    return {str(name): float(reached.get(name, np.inf)) for name in names}
+    reached = curves["step"].where(curves["center_error"] <= error, np.inf)
+    return reached.groupby(curves["configuration"]).min()
 
 
 def check_claims(
@@ -144,9 +152,9 @@ def check_claims(
     `samples` and `curves` are those of `with_controls` and of `by_term`, against which the last
     ones are checked; the claims are about the paper's groups of layers.
 
-    Errors at the end of training are compared by `difference`, over all samples. Speed is the
-    first evaluation at which a curve is as low as that of `final` ends; curves carry no interval,
-    so what happens between the same two evaluations is undecided.
+    Errors at the end of training are compared by `difference`, over all seeds and samples. Speed is
+    the first evaluation at which a curve is as low as that of `final` ends, seed by seed; curves
+    carry no interval, so what happens between the same two evaluations is undecided.
     """
     members: dict[str, list[str]] = {group: [] for group in GROUPS}
     for name, group in groups.items():
@@ -158,10 +166,12 @@ def check_claims(
         apart = {rival: difference(samples, left, right, seed)}
         return against(key, claim, where, apart, above=False)
 
-    goal = float(curves[curves["configuration"] == "final"]["center_error"].iloc[-1])
-    steps = batches_to(curves, goal)
-    typical = float(np.quantile([steps[name] for name in middle], 0.5, method="higher"))
-    rivals = min(steps[name] for name in (*middle, *members["outer"], "final"))
+    steps = []
+    for _, own in curves.groupby("seed"):
+        goal = own.loc[own["configuration"] == "final", "center_error"].iloc[-1]
+        steps.append(batches_to(own, goal))
+    typical = [step[middle].quantile(0.5, "higher") for step in steps]
+    rivals = [step[[*middle, *members["outer"], "final"]].min() for step in steps]
     checks = [
         lower("one_pass", "The place is in a single pass: middle layers beat the centre prior",
               "4.1, 4.3", middle, ["centre_prior"]),
@@ -170,9 +180,9 @@ def check_claims(
         lower("middle_outer", "Middle layers end lower than early and late ones", "Figure 4",
               middle, members["outer"]),
         _sooner("middle_faster", "Middle layers converge faster than the final states", typical,
-                steps["final"]),
+                [step["final"] for step in steps]),
         _sooner("prompt_fastest", "Prompt tokens of the middle layers converge fastest of all",
-                steps["middle_prompt"], rivals),
+                [step["middle_prompt"] for step in steps], rivals),
         lower("prompt_final", "Prompt tokens of the middle layers end lower than the final states",
               "Figure 4", prompt, final),
         lower("prompt_text_only",
@@ -186,10 +196,17 @@ def check_claims(
     return checks
 
 
-def _sooner(key: str, claim: str, step: float, other: float) -> ClaimCheck:
-    decided = HOLDS if step < other else REVERSED if step > other else UNDECIDED
-    words = [f"{s:.0f}" if np.isfinite(s) else "never" for s in (step, other)]
-    return ClaimCheck(key, claim, "Figure 4", f"batch {words[0]} against {words[1]}", decided)
+def _sooner(key: str, claim: str, steps: list[float], others: list[float]) -> ClaimCheck:
+    """Of the batches at which each seed gets there, and others do."""
+    decided = agreed(
+        HOLDS if step < other else REVERSED if step > other else UNDECIDED
+        for step, other in zip(steps, others, strict=True)
+    )
+    own, other = (
+        ", ".join(f"{s:.0f}" if np.isfinite(s) else "never" for s in seeds)
+        for seeds in (steps, others)
+    )
+    return ClaimCheck(key, claim, "Figure 4", f"batch {own} against {other}", decided)
 
 
 def setting_rows(experiment: Experiment, n_labels: int, epochs: float) -> pd.DataFrame:
@@ -241,6 +258,8 @@ def label_table(labels: Labels) -> pd.DataFrame:
 def configuration_table(errors: pd.DataFrame) -> pd.DataFrame:
     """`final_errors` as a page shows it, the lowest error first."""
     words = {"value": "centre error", "iou": "mean IoU", "acc50": "IoU ≥ 0.5"}
+    spread = errors["seeds"].explode().astype(float).groupby(level=0).std()
+    errors = errors.assign(**{"SD of seeds": spread})
     table = errors.sort_values("value", kind="stable").set_index("label").rename(columns=words)
     table = table.rename_axis("configuration")
-    return table[["centre error", "low", "high", "mean IoU", "IoU ≥ 0.5"]]
+    return table[["centre error", "low", "high", "SD of seeds", "mean IoU", "IoU ≥ 0.5"]]

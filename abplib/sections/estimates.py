@@ -1,7 +1,8 @@
 """Means with their intervals, as frames: chapters record them, tables show them, figures draw them.
 
-Their columns are value, low, high (NaN where no interval is known) and n, and of what describes
-them name (in `values.json`), label, unit, paper (what it reports) and fmt.
+Their columns are value, low, high (NaN where no interval is known), n and seeds (what each seed of
+the proxies gives, empty where there is one), and of what describes them name (in `values.json`),
+label, unit, paper (what it reports) and fmt.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pandas.api.types import is_bool_dtype
 from abplib.core.stats import (
     Interval,
     bootstrap_mean,
+    bootstrap_nested,
     holm,
     p_words,
     paired_difference,
@@ -28,9 +30,15 @@ from abplib.core.stats import (
 def estimate(values: pd.Series, seed: int = 0) -> Interval:
     """Mean of what is known of a column, with its 95 % interval.
 
-    Wilson's where the column is Boolean, so that the mean is a rate; else the bootstrap's (BCa).
+    Over seeds and samples together (`bootstrap_nested`) where the column is indexed by seed and
+    sample and there are several seeds. Else over samples: Wilson's where the column is Boolean, so
+    that the mean is a rate, or the bootstrap's (BCa).
     """
     known = values.dropna().infer_objects()
+    if "seed" in known.index.names:
+        by_seed = known.astype(float).unstack("seed").dropna().to_numpy().T  # [seed, sample]
+        if len(by_seed) > 1:
+            return bootstrap_nested(by_seed, seed=seed)
     if is_bool_dtype(known):
         return wilson(int(known.sum()), len(known))
     return bootstrap_mean(known.to_numpy(float), seed=seed)
@@ -40,6 +48,12 @@ def estimates(columns: Iterable[tuple[Any, pd.Series]], seed: int = 0) -> pd.Dat
     """`estimate` of each column, indexed by its key; grouped columns are such pairs."""
     rows = {key: estimate(values, seed)._asdict() for key, values in columns}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns that hold a number for each seed: their mean (value) and seeds, a row a column."""
+    seeds = {name: tuple(column) for name, column in table.items()}
+    return table.mean().rename_axis("name").to_frame("value").assign(seeds=pd.Series(seeds))
 
 
 def measure(

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from abplib.core import store
-from abplib.core.stats import paired_difference, with_interval
+from abplib.core.stats import with_interval
 from abplib.samples.base import Sample, SampleSet
 from abplib.sections.claims import ClaimCheck, against, decide
-from abplib.sections.estimates import estimate, estimates, paired_differences
+from abplib.sections.estimates import estimate, estimates
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.maps import AttentionMaps, attention_maps, centre_prior, map_scores, maps_of
 
@@ -43,6 +43,8 @@ SOURCES: Mapping[str, str] = {
     "chance": "chance",
 }
 """How figures and tables call the sources; see `sources`."""
+
+_SAMPLE = ["seed", "sample_id"]
 
 Kind = Literal["raw", "relative"]
 """Of maps; see `abplib.vlm.maps`."""
@@ -102,9 +104,9 @@ def _scored(
 def sources(
     flow: FlowScores, twin: FlowScores, shares: pd.DataFrame, n_tokens: int, kind: Kind = "raw"
 ) -> pd.DataFrame:
-    """Scores of each sample by where its maps come from: sample_id, source and `SCORES`.
+    """Scores of each sample by where its maps come from: seed, sample_id, source and `SCORES`.
 
-    Sources, each a mean over its maps:
+    By the proxy of each seed, whose shares they are. Sources, each a mean over its maps:
 
     - `dominant`: of the prompt tokens the `n_tokens` with the largest share, in l*;
     - `random_token`: all prompt tokens in l*, which is what one drawn at random scores on average;
@@ -125,12 +127,12 @@ def sources(
         "best_layer": rows[(rows["layer"] == best_layer(flow, shares, n_tokens, kind)) & dominant],
     }
     means = [
-        part.groupby("sample_id", sort=False)[list(SCORES)].mean().assign(source=source)
+        part.groupby(_SAMPLE, sort=False)[list(SCORES)].mean().assign(source=source)
         for source, part in parts.items()
     ]
-    frame = pd.concat(means).reset_index()
-    controls = flow.controls[flow.controls["sample_id"].isin(frame["sample_id"])]
-    return pd.concat([frame, controls], ignore_index=True)[["sample_id", "source", *SCORES]]
+    controls = shares[_SAMPLE].drop_duplicates().merge(flow.controls, on="sample_id")
+    frame = pd.concat([*means, controls.set_index(_SAMPLE)]).reset_index()
+    return frame[[*_SAMPLE, "source", *SCORES]]
 
 
 def best_layer(flow: FlowScores, shares: pd.DataFrame, n_tokens: int, kind: Kind = "raw") -> int:
@@ -150,7 +152,7 @@ def token_grid(flow: FlowScores, shares: pd.DataFrame, score: str, kind: Kind) -
     named "last", is the sequence's last token.
     """
     rows = _located(flow, shares, kind)
-    shortest = rows.groupby("sample_id")["rank"].max().min()
+    shortest = rows.groupby(_SAMPLE)["rank"].max().min()
     table = rows[rows["rank"] <= shortest].pivot_table(index="layer", columns="rank", values=score)
     table.columns = [f"{rank:.0f}" for rank in table.columns]
     return table.assign(last=rows[rows["is_last"]].groupby("layer")[score].mean())
@@ -159,11 +161,11 @@ def token_grid(flow: FlowScores, shares: pd.DataFrame, score: str, kind: Kind) -
 def _located(flow: FlowScores, shares: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """Rows of `FlowScores.tokens` with best (l*), rank (among the prompt tokens) and is_last."""
     prompt = shares[shares["span"] == "prompt"]
-    order = prompt.groupby("sample_id")["share"].rank(method="first", ascending=False)
-    ranked = prompt[["sample_id", "token"]].assign(rank=order)
-    best = shares[["sample_id", "layer"]].drop_duplicates().rename(columns={"layer": "best"})
+    order = prompt.groupby(_SAMPLE)["share"].rank(method="first", ascending=False)
+    ranked = prompt[[*_SAMPLE, "token"]].assign(rank=order)
+    best = shares[[*_SAMPLE, "layer"]].drop_duplicates().rename(columns={"layer": "best"})
     rows = flow.tokens[flow.tokens["kind"] == kind].merge(best, on="sample_id")
-    rows = rows.merge(ranked, on=["sample_id", "token"], how="left")
+    rows = rows.merge(ranked, on=[*_SAMPLE, "token"], how="left")
     last = rows.groupby("sample_id")["token"].transform("max")
     return rows.assign(is_last=rows["token"] == last)
 
@@ -171,13 +173,11 @@ def _located(flow: FlowScores, shares: pd.DataFrame, kind: Kind) -> pd.DataFrame
 def means(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """`estimates` of each source and score, from rows of `sources`, for `intervals`.
 
-    Wilson's interval where all samples score 0 or 1. Samples whose AUROC is unknown are left out of
-    its mean. Beside label and name: source, score, panel, group, reference (what chance scores).
+    Samples whose AUROC is unknown are left out of its mean. Beside label and name: source, score,
+    panel, group, reference (what chance scores).
     """
-    wide = rows.set_index("source")[list(SCORES)]
-    columns = {
-        (score, source): _hits(wide.loc[[source], score]) for score in SCORES for source in SOURCES
-    }
+    wide = rows.set_index(["source", *_SAMPLE])[list(SCORES)].sort_index()
+    columns = {(score, source): wide.loc[source, score] for score in SCORES for source in SOURCES}
     scored = estimates(columns.items(), seed).rename_axis(["score", "source"]).reset_index()
     chance = scored[scored["source"] == "chance"].set_index("score")["value"]
     proxys = scored["source"] == "dominant"
@@ -191,38 +191,31 @@ def means(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     )
 
 
-def _hits(scores: pd.Series) -> pd.Series:
-    """Scores as yes or no where they are nothing else, but for rounding."""
-    known = scores.dropna().round(12)
-    return known.astype(bool) if known.isin((0, 1)).all() else known
+def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean scores of the dominant tokens' maps, a row for each seed of the proxy."""
+    means = rows[rows["source"] == "dominant"].groupby("seed")[list(SCORES)].mean()
+    return means.rename(columns={score: words for score, (_, words) in SCORES.items()})
 
 
 def comparisons(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The dominant tokens less each other source, paired by sample: a row a score and rival.
+    """The dominant tokens less each other source, paired by seed and sample: `estimates`.
 
-    As `estimates`, by against and score (in words); p is of the sign-flip test, adjusted by Holm
-    for all of them.
+    A row for each score (in words) and other source (against).
     """
-    pairs = {}
-    for score, (_, words) in SCORES.items():
-        wide = _wide(rows, score)
-        for source in list(SOURCES)[1:]:
-            pairs[SOURCES[source], words] = wide["dominant"].to_numpy(), wide[source].to_numpy()
-    return paired_differences(pairs, seed).rename_axis(["against", "score"]).reset_index()
+    apart = {
+        (SOURCES[source], words): _less(rows, score, source)
+        for score, (_, words) in SCORES.items()
+        for source in list(SOURCES)[1:]
+    }
+    return estimates(apart.items(), seed).rename_axis(["against", "score"]).reset_index()
 
 
 def check_claims(rows: pd.DataFrame, seed: int) -> list[ClaimCheck]:
     """What of section 4.5 holds on this run, by paired intervals against all rivals."""
-    areas = _wide(rows, "auroc")
-    hit = estimate(_hits(rows.loc[rows["source"] == "dominant", "hit"]), seed)
+    hit = estimate(rows[rows["source"] == "dominant"].set_index(_SAMPLE)["hit"], seed)
 
     def above(key: str, claim: str, *rivals: str) -> ClaimCheck:
-        apart = {
-            SOURCES[name]: paired_difference(
-                areas["dominant"].to_numpy(), areas[name].to_numpy(), seed=seed
-            )
-            for name in rivals
-        }
+        apart = {SOURCES[name]: estimate(_less(rows, "auroc", name), seed) for name in rivals}
         return against(key, claim, "4.5, Figure 7a", apart, of="AUROC ")
 
     return [
@@ -235,6 +228,12 @@ def check_claims(rows: pd.DataFrame, seed: int) -> list[ClaimCheck]:
         above("layer", "They attend to it in l* more than in other layers", "other_layers"),
         above("training", "They attend to it more than in an untrained VLM", "untrained"),
     ]  # fmt: skip
+
+
+def _less(rows: pd.DataFrame, score: str, other: str) -> pd.Series:
+    """A score of the dominant tokens less that of another source, by seed and sample."""
+    wide = rows.pivot(index=_SAMPLE, columns="source", values=score)
+    return wide["dominant"] - wide[other]
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +280,8 @@ def mapped(
     quantiles: Sequence[float],
     n_tokens: int,
 ) -> list[MappedSample]:
-    """What Figures 7 and 12 show, of the samples of `at_quantiles`."""
+    """What Figures 7 and 12 show, of the samples of `at_quantiles`: by the proxy of seed 0."""
+    shares, rows = shares[shares["seed"] == 0], rows[rows["seed"] == 0]
     scores = rows[rows["source"] == "dominant"].set_index("sample_id")["auroc"]
     places = {name: index for index, name in enumerate(shares["sample_id"].unique())}
     shown = [samples[places[name]] for name in at_quantiles(rows, quantiles)]
@@ -299,8 +299,3 @@ def mapped(
             MappedSample(sample, layers, maps, best, tokens, dominant, float(scores[sample.id]))
         )
     return made
-
-
-def _wide(rows: pd.DataFrame, score: str) -> pd.DataFrame:
-    """A score by sample and source, samples without one left out."""
-    return rows.pivot(index="sample_id", columns="source", values=score).dropna()

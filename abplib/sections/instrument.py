@@ -8,9 +8,7 @@ so there is nothing to name.
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +18,12 @@ from torch import Tensor
 from abplib.core import store
 from abplib.core.boxes import center_distance
 from abplib.core.parallel import side_by_side
-from abplib.core.stats import bootstrap_nested
 from abplib.proxies.attention import ProxyAttention
 from abplib.proxies.bank import Bank
 from abplib.proxies.configurations import Configuration
 from abplib.proxies.settings import SweepSettings
 from abplib.sections.decomposition import decompose
+from abplib.sections.estimates import estimates
 from abplib.vlm.encoder import Encoding
 
 N_LAYERS, N_TOKENS, WIDTH = 4, 8, 32
@@ -45,28 +43,25 @@ _N = 200
 def planted(place: Path, settings: SweepSettings, threshold: float, n_seeds: int) -> None:
     """Train and take apart a proxy for each strength and seed.
 
-    Writes `samples.parquet`, a row for each strength, seed, number of training samples and
-    evaluation sample: strength, seed, samples, sample, center_error, named (whether a head is
-    decisive), layer and token (whether l* and the dominant token are the planted ones; of the
-    control, those that a plant would have had) and both.
+    Proxies of all seeds learn from the same samples, as in a sweep. Writes `samples.parquet`, a row
+    for each strength, seed, number of training samples and evaluation sample: strength, seed,
+    samples, sample, center_error, named (whether a head is decisive), layer and token (whether l*
+    and the dominant token are the planted ones; of the control, those that a plant would have had)
+    and both.
     """
-    runs = list(product(STRENGTHS, range(n_seeds)))
-    tables = side_by_side(lambda run: _taken_apart(*run, settings, threshold), runs)
+    settings = settings.model_copy(update={"n_seeds": n_seeds})
+    tables = side_by_side(lambda strength: _taken_apart(strength, settings, threshold), STRENGTHS)
     store.write_parquet(place / "samples.parquet", pd.concat(tables, ignore_index=True))
 
 
 def rates(samples: pd.DataFrame, what: str, seed: int) -> pd.DataFrame:
     """How often `what` is so, by strength and number of training samples.
 
-    Columns: strength, samples, value, low, high (over seeds and samples together), n (evaluation
-    samples of a seed).
+    `estimates` over seeds and samples together, with the columns strength and samples.
     """
-    rows = []
-    for (strength, budget), part in samples.groupby(["strength", "samples"], sort=False):
-        right = part.pivot(index="seed", columns="sample", values=what).to_numpy(float)
-        found = bootstrap_nested(right, seed=seed)
-        rows.append({"strength": strength, "samples": budget, **found._asdict()})
-    return pd.DataFrame(rows)
+    keys = ["strength", "samples"]
+    found = samples.set_index(["seed", "sample"]).groupby(keys, sort=False)[what]
+    return estimates(found, seed).rename_axis(keys).reset_index()
 
 
 def summary(samples: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -76,7 +71,7 @@ def summary(samples: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     def at(strength: float, what: str) -> dict[str, float]:
         row = rates(whole[whole["strength"] == strength], what, seed).iloc[0]
-        return dict(row[["value", "low", "high", "n"]])
+        return dict(row[["value", "low", "high", "n", "seeds"]])
 
     strongest = STRENGTHS[0]
     rows = {what: at(strongest, what) for what in ("layer", "token", "both", "named")}
@@ -87,13 +82,11 @@ def summary(samples: pd.DataFrame, seed: int) -> pd.DataFrame:
     return frame.assign(name="planted." + frame.index)
 
 
-def _taken_apart(
-    strength: float, seed: int, settings: SweepSettings, threshold: float
-) -> pd.DataFrame:
-    """Rows of `planted` for one strength and seed."""
-    samples = _Planter(strength, seed)
+def _taken_apart(strength: float, settings: SweepSettings, threshold: float) -> pd.DataFrame:
+    """Rows of `planted` for one strength."""
+    samples = _Planter(strength)
     asked, exact, layer, token = samples.draw(_N)
-    bank = Bank([_READS], WIDTH, settings, seed)
+    bank = Bank([_READS], WIDTH, settings)
     budgets = {max(1, round(part * settings.n_batches)) for part in _PARTS}
     tables = []
     for batch in range(1, settings.n_batches + 1):
@@ -102,30 +95,27 @@ def _taken_apart(
         bank.step()
         if batch in budgets:
             apart = decompose(_attention(bank, asked), threshold)
-            mass = apart.a.sel(head=apart.heads, layer=apart.l_star).sum(("head", "query"))
-            right = {
+            mass = apart.w.sum(("head", "query"))
+            rows = {
+                "center_error": center_distance(bank.predict(asked)[_READS.name], exact),
+                "named": apart.n_decisive.values[:, None].repeat(_N, 1) > 0,
                 "layer": apart.l_star.values == layer.numpy(),
                 "token": mass.argmax("token").values == token.numpy(),
             }
-            error = center_distance(bank.predict(asked)[_READS.name], exact).numpy()
-            about: dict[str, Any] = {
-                "strength": strength,
-                "seed": seed,
-                "samples": batch * settings.batch_size,
-            }
-            about |= {"sample": np.arange(_N), "center_error": error}
-            both = right["layer"] & right["token"]
-            tables.append(
-                pd.DataFrame({**about, "named": apart.n_decisive > 0, **right, "both": both})
+            index = pd.MultiIndex.from_product(
+                [range(settings.n_seeds), range(_N)], names=["seed", "sample"]
             )
+            table = pd.DataFrame({k: np.ravel(v) for k, v in rows.items()}, index).reset_index()
+            table["both"] = table["layer"] & table["token"]
+            tables.append(table.assign(strength=strength, samples=batch * settings.batch_size))
     return pd.concat(tables)
 
 
 class _Planter:
-    """Samples without end, all in the code of one seed."""
+    """Samples without end, all in one code."""
 
-    def __init__(self, strength: float, seed: int) -> None:
-        self.strength, self.random = strength, torch.Generator().manual_seed(seed)
+    def __init__(self, strength: float) -> None:
+        self.strength, self.random = strength, torch.Generator().manual_seed(0)
         basis = torch.linalg.qr(torch.randn(WIDTH, 5, generator=self.random)).Q.T
         self.mark, self.code = basis[:1], basis[1:]
         """What all plants have in common, [1, d], and the axes of a box's numbers, [4, d]."""
@@ -151,10 +141,11 @@ class _Planter:
 
 
 def _attention(bank: Bank, encoding: Encoding) -> ProxyAttention:
-    """What the proxy looks at; the tokens are no words."""
-    proxy = bank.proxies[_READS.name]
-    weights = torch.cat(proxy.attention(*_READS.select(encoding)), 1).numpy()
-    rows = pd.MultiIndex.from_product([map(str, range(len(weights))), range(N_TOKENS)])
+    """What the proxies look at; the tokens are no words."""
+    read = _READS.select(encoding)
+    weights = torch.stack([torch.cat(p.attention(*read), 1) for p in bank.proxies.values()])
+    rows = pd.MultiIndex.from_product([map(str, range(weights.shape[1])), range(N_TOKENS)])
     tokens = rows.to_frame(index=False, name=["sample_id", "slot"])
     tokens = tokens.assign(token=tokens["slot"], span="noise", text="")
-    return ProxyAttention(weights, tokens, tuple(range(N_LAYERS)), proxy.config.n_heads)
+    n_heads = bank.settings.n_heads
+    return ProxyAttention(weights.numpy(), tokens, tuple(range(N_LAYERS)), n_heads)

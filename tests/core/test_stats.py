@@ -16,7 +16,7 @@ def test_wilson_is_the_closed_form(k: int, n: int) -> None:
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     interval = stats.wilson(k, n)
-    assert interval == pytest.approx((p, middle - half, middle + half, n), abs=1e-12)
+    assert interval[:4] == pytest.approx((p, middle - half, middle + half, n), abs=1e-12)
 
 
 def test_bootstrap_agrees_with_the_normal_interval_of_many_values() -> None:
@@ -36,7 +36,7 @@ def test_bootstrap_follows_its_seed_and_the_skew() -> None:
 
 
 def test_bootstrap_of_hardly_any_values() -> None:
-    assert stats.bootstrap_mean([0.3, 0.3, 0.3], seed=0) == pytest.approx((0.3, 0.3, 0.3, 3))
+    assert stats.bootstrap_mean([0.3, 0.3, 0.3], seed=0)[:4] == pytest.approx((0.3, 0.3, 0.3, 3))
     lonely = stats.bootstrap_mean([0.3], seed=0)
     assert lonely.value == 0.3 and math.isnan(lonely.low) and math.isnan(lonely.high)
 
@@ -60,7 +60,7 @@ def test_a_paired_difference_is_scipys_paired_bootstrap() -> None:
         method="BCa",
         rng=np.random.default_rng(3),
     ).confidence_interval
-    assert found == pytest.approx((np.mean(first - second), paired.low, paired.high, 60))
+    assert found[:4] == pytest.approx((np.mean(first - second), paired.low, paired.high, 60))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_difference_of_paired_proportions_is_newcombes(
     table: PairedTable, published: tuple[float, float, float]
 ) -> None:
     found = stats.proportion_difference(table)
-    assert found == pytest.approx((*published, table.n), abs=5e-5)
+    assert found[:4] == pytest.approx((*published, table.n), abs=5e-5)
     both, first, second, neither = table
     swapped = stats.proportion_difference(PairedTable(both, second, first, neither))
     assert (-swapped.value, -swapped.high, -swapped.low) == pytest.approx(found[:3])
@@ -156,11 +156,11 @@ def test_seeds_that_agree_leave_the_samples_interval() -> None:
 def test_seeds_that_disagree_widen_the_interval() -> None:
     """Three seeds of constant values 0, 1, 2: a draw of seeds has a mean of 0 in 1 of 27 cases."""
     nested = stats.bootstrap_nested(np.repeat([[0.0], [1.0], [2.0]], 50, axis=1), seed=0)
-    assert nested == pytest.approx((1.0, 0.0, 2.0, 50))
+    assert nested[:4] == pytest.approx((1.0, 0.0, 2.0, 50)) and nested.seeds == (0, 1, 2)
     two = np.repeat([[0.0], [1.0]], 50, axis=1)  # a mean of 0 in a quarter of the draws
     for confidence, low in ((0.6, 0.0), (0.4, 0.5)):
         nested = stats.bootstrap_nested(two, seed=0, confidence=confidence)
-        assert nested == pytest.approx((0.5, low, 1 - low, 50))
+        assert nested[:4] == pytest.approx((0.5, low, 1 - low, 50))
 
 
 FLEISS_1971 = [

@@ -81,6 +81,12 @@ def test_factors_stand_on_a_logarithmic_axis_with_their_targets() -> None:
     assert target.get_xydata()[0].tolist() == [3.0, 0.0]
 
 
+def test_each_seed_is_a_tick_on_its_line() -> None:
+    figure = intervals(ROWS.assign(seeds=[(0.25, 0.5), ()]))
+    (ticks,) = [c for c in figure.axes[0].collections if len(c.get_offsets()) == 2]
+    assert ticks.get_offsets().tolist() == [[0.25, 0.0], [0.5, 0.0]]
+
+
 @pytest.mark.parametrize(
     "typed", (CASES / "10-instruction-dollar/instructions.txt").read_text().splitlines()
 )

@@ -27,10 +27,12 @@ BASELINES = {"chance": 0.36, "centre_prior": 0.27, "text_only": 0.17}
 
 def curves() -> pd.DataFrame:
     rows = [
-        {"step": step, "configuration": name, "center_error": 0.3 / (1 + place + step / 50)}
+        {"step": step, "configuration": name, "seed": seed,
+         "center_error": (0.3 + 0.02 * seed) / (1 + place + step / 50)}
         for place, name in enumerate(MADE_OF)
         for step in range(20, 321, 20)
-    ]
+        for seed in (-1, 0, 1)
+    ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -48,7 +50,13 @@ def test_learning_curves_show_each_configuration_in_its_colour() -> None:
     (axes,) = figure.axes
     drawn = [line for line in axes.lines if len(line.get_xdata()) > 2]
     assert len(drawn) == len(MADE_OF)
-    final = curves().query("configuration == 'final'")["center_error"]
+    final = curves().query("configuration == 'final'")
+    bands = [c for c in axes.collections if to_hex(c.get_facecolor()[0]) == GROUPS["final"]]
+    ends = bands[0].get_paths()[0].get_extents()
+    assert (ends.ymin, ends.ymax) == pytest.approx(
+        (final["center_error"].min(), final["center_error"].max())
+    )
+    final = final[final["seed"] == 0]["center_error"]
     (red,) = [line for line in drawn if to_hex(line.get_color()) == GROUPS["final"]]
     assert red.get_ydata() == pytest.approx(final)
     yellow = [line for line in drawn if to_hex(line.get_color()) == GROUPS["middle"]]

@@ -11,7 +11,7 @@ from drawn import texts, ticks
 from matplotlib.colors import to_hex
 from matplotlib.patches import StepPatch
 from PIL import Image
-from test_decomposition import ROUTED
+from test_decomposition import ROUTED, of
 
 from abplib.plots import decomposition as plots
 from abplib.plots import information_flow
@@ -48,7 +48,8 @@ def example() -> MappedSample:
 
 def test_the_scheme_shows_the_steepest_head_and_the_vote() -> None:
     split = decomposition.decompose(ROUTED, 0.5)
-    shown = decomposition.example(split.a, split.heads, split.l_star, ROUTED.tokens, 0)
+    a = decomposition.labelled(ROUTED)
+    shown = decomposition.example(a, split.H, split.l_star, ROUTED.tokens, 0)
     figure = plots.scheme(shown, 0.5)
     figure.draw_without_rendering()
     bars, votes, grid = figure.axes[:3]
@@ -64,7 +65,7 @@ def test_the_scheme_shows_the_steepest_head_and_the_vote() -> None:
 @pytest.mark.parametrize("decisive", [["0.0", "0.1"], ["0.0", "0.1", "1.0", "1.1"]])
 def test_sorted_curves_draw_each_group_and_each_decisive_query(decisive: list[str]) -> None:
     r = decomposition.rank(decomposition.labelled(ROUTED).sum("token"), "layer")
-    curves, lines = decomposition.sorted_curves(r, decisive)
+    curves, lines = decomposition.sorted_curves(r, of(*decisive))
     (axes,) = plots.sorted_curves(curves, lines, "rank").axes
     drawn = [line for line in axes.lines if len(line.get_xdata())]
     thin = [line for line in drawn if line.get_linewidth() < 1]
@@ -76,16 +77,18 @@ def test_sorted_curves_draw_each_group_and_each_decisive_query(decisive: list[st
 
 
 def test_heads_are_counted_above_each_threshold() -> None:
-    figure = plots.heads_above(pd.Series([0.2, 0.2, 0.6]), 0.25)
+    heads = pd.MultiIndex.from_product([range(2), range(3)], names=["seed", "head"])
+    figure = plots.heads_above(pd.Series([0.2, 0.2, 0.6, 0.0, 0.0, 0.0], heads), 0.25)
     assert "T = 0.25" in texts(figure)
-    (steps,) = [patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch)]
-    counts, edges, _ = steps.get_data()
+    steps = [patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch)]
+    assert len(steps) == 2  # seeds
+    counts, edges, _ = steps[0].get_data()
     above = [int(counts[np.searchsorted(edges, at, "right") - 1]) for at in (0.1, 0.2, 0.4, 0.6)]
     assert above == [3, 1, 1, 0]
 
 
-def test_the_histogram_has_all_samples_first_and_sums_to_one() -> None:
-    counts = pd.DataFrame({5: [3, 1], 6: [1, 3]}, index=["left", "right"])
+def test_each_line_of_the_histogram_sums_to_one() -> None:
+    counts = pd.DataFrame({5: [4, 3, 1], 6: [4, 1, 3]}, index=["all, seed 0", "left", "right"])
     figure = plots.layer_histogram(counts)
     (axes,) = figure.axes
     widths = {
@@ -95,7 +98,7 @@ def test_the_histogram_has_all_samples_first_and_sums_to_one() -> None:
     first, second = (to_hex(colour) for colour in sns.color_palette("viridis", 2))
     assert [widths[row, first] for row in range(3)] == pytest.approx([0.5, 0.75, 0.25])
     assert [widths[row, second] for row in range(3)] == pytest.approx([0.5, 0.25, 0.75])
-    assert ticks(figure) == ["all samples", "left", "right"]
+    assert ticks(figure) == ["all, seed 0", "left", "right"]
     assert texts(figure)[:3] == ["n = 8", "n = 4", "n = 4"]
     assert texts(figure)[3:] == ["layer 5", "layer 6"]
 
@@ -103,11 +106,12 @@ def test_the_histogram_has_all_samples_first_and_sums_to_one() -> None:
 def test_word_classes_show_attention_and_tokens() -> None:
     table = pd.DataFrame(
         {"value": 0.2, "low": 0.1, "high": 0.3, "tokens": [0.1, 0.2, 0.3, 0.2, 0.2]}, index=CLASSES
-    )
+    ).assign(seeds=[(0.1, 0.3)] * 5)
     (axes,) = plots.word_classes(table).axes
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.2] * 5)
     (diamonds,) = [line for line in axes.lines if line.get_marker() == "D"]
     assert diamonds.get_xdata() == pytest.approx(table["tokens"].to_numpy())
+    assert axes.collections[-1].get_offsets()[:2].tolist() == [[0.1, 0.0], [0.3, 0.0]]
     assert set(CLASS_COLOURS) == set(CLASSES)
 
 

@@ -28,16 +28,16 @@ def few(boxes: list[Box]) -> Listed:
 
 @pytest.fixture
 def proxies(encoder: ConditionEncoder, tmp_path: Path) -> Path:
-    """One untrained proxy for each layer, no two alike."""
+    """One untrained proxy for each layer, no two alike, as seed 0."""
     config = ProxyConfig(state_width=encoder.width, width=8, n_queries=2, n_heads=2, n_blocks=1)
     for layer in range(encoder.n_layers):
         torch.manual_seed(layer)
-        Proxy(config).half().save(tmp_path / f"layer_{layer}", encoder.fingerprint)
+        Proxy(config).half().save(tmp_path / f"layer_{layer}" / "0", encoder.fingerprint)
     return tmp_path
 
 
 def boxes_of(encoder: ConditionEncoder, proxies: Path, layer: int, n: int) -> list[Box]:
-    proxy = Proxy.load(proxies / f"layer_{layer}", encoder.fingerprint)
+    proxy = Proxy.load(proxies / f"layer_{layer}" / "0", encoder.fingerprint)
     guide = selection.GuidingProxy(proxy, layer, 0.0, "")
     return guide.boxes(encoder, few([(0, 0, 1, 1)] * n), n)
 

@@ -15,8 +15,8 @@ from conftest import noise
 from toysweep import CHOSEN, SETTINGS
 
 from abplib.core.errors import AbpError
-from abplib.proxies.bank import Bank
-from abplib.proxies.configurations import Configuration, configurations, controls
+from abplib.proxies.bank import Bank, _Stack
+from abplib.proxies.configurations import Configuration, configurations, controls, folder_of
 from abplib.proxies.labels import Labels
 from abplib.proxies.qformer import Proxy, box_loss
 from abplib.proxies.settings import SweepSettings
@@ -127,23 +127,36 @@ def test_prompt_tokens_are_selected_in_order(encoding: Encoding) -> None:
 
 
 def test_a_bank_equals_its_proxies_trained_alone(encoding: Encoding) -> None:
-    """To rounding, in stacks of two and of one; every gradient is clipped."""
+    """To rounding; every gradient is clipped. Seed s of a run is the run's seed + s, alone."""
     settings = SETTINGS.model_copy(update={"l1_steps": 1, "clip": 0.05})
-    chosen = (*CHOSEN, Configuration("layer_3", (3,)))
-    bank = Bank(chosen, 64, settings)
-    alone = [Bank([configuration], 64, settings) for configuration in chosen]
+    one = settings.model_copy(update={"n_seeds": 1})
+    bank = Bank(CHOSEN, 64, settings, seed=5)
+    alone = {(c.name, seed): Bank([c], 64, one, 5 + seed) for c in CHOSEN for seed in range(2)}
+    assert bank.keys == list(bank.proxies) == list(alone)
     for _ in range(4):
         bank.learn(encoding, BOXES)
-        for single, loss in zip(alone, bank.step(), strict=True):
+        for single, loss in zip(alone.values(), bank.step(), strict=True):
             single.learn(encoding, BOXES)
             assert single.step() == [pytest.approx(loss, rel=1e-5, abs=1e-5)]
     found = bank.predict(encoding)
-    assert list(found) == list(bank.proxies) == [c.name for c in chosen]
-    for single in alone:
-        for name, boxes in single.predict(encoding).items():
-            torch.testing.assert_close(boxes, found[name], rtol=0, atol=1e-4)
-    others = torch.stack(list(found.values()))
-    assert (others[:, None] - others).abs().amax((2, 3))[~torch.eye(4, dtype=bool)].min() > 1e-2
+    for (name, seed), single in alone.items():
+        boxes = single.predict(encoding)[name][0]
+        torch.testing.assert_close(boxes, found[name][seed], rtol=0, atol=1e-4)
+    others = torch.cat(list(found.values()))
+    assert (others[:, None] - others).abs().amax((2, 3))[~torch.eye(6, dtype=bool)].min() > 1e-2
+
+
+def test_a_stack_equals_its_proxies_alone(encoding: Encoding) -> None:
+    """As a GPU has them: proxies of one shape and seed in batched products."""
+    alike = [CHOSEN[0], Configuration("layer_3", (3,))]
+    stack, *alone = (_Stack(c, 64, SETTINGS, 0, "cpu") for c in (alike, alike[:1], alike[1:]))
+    for _ in range(3):
+        losses = [single.learn(encoding, BOXES, 0.4, 1.0) for single in alone]
+        torch.testing.assert_close(stack.learn(encoding, BOXES, 0.4, 1.0), torch.cat(losses))
+        for made in (stack, *alone):
+            made.step(1e-3)
+    boxes = torch.cat([single.boxes(encoding) for single in alone])
+    torch.testing.assert_close(stack.boxes(encoding), boxes, rtol=0, atol=1e-4)
 
 
 def test_parts_of_a_batch_add_up(encoder: ConditionEncoder) -> None:
@@ -170,7 +183,7 @@ def test_a_step_is_adam_on_the_papers_loss(encoding: Encoding) -> None:
     """Written out with torch's defaults for one proxy: warm-up on L1, then with GIoU."""
     settings = SETTINGS.model_copy(update={"l1_steps": 2})
     bank = Bank([CHOSEN[0]], 64, settings)
-    proxy = Bank([CHOSEN[0]], 64, settings).proxies["layer_1"]
+    proxy = bank.proxies["layer_1", 1]
     optimizer = torch.optim.Adam(proxy.parameters(), lr=1.0)
     for step in range(4):
         bank.learn(encoding, BOXES)
@@ -183,7 +196,7 @@ def test_a_step_is_adam_on_the_papers_loss(encoding: Encoding) -> None:
         optimizer.param_groups[0]["lr"] = settings.rate(step)
         optimizer.step()
     for trained, expected in zip(
-        bank.proxies["layer_1"].parameters(), proxy.parameters(), strict=True
+        bank.proxies["layer_1", 1].parameters(), proxy.parameters(), strict=True
     ):
         torch.testing.assert_close(trained, expected, rtol=0, atol=1e-4)
 
@@ -207,25 +220,31 @@ def test_a_loss_that_is_not_finite_names_its_proxy(encoding: Encoding) -> None:
 def test_results_are_tidy_rows(unbroken: Sweep, encoder: ConditionEncoder) -> None:
     names = [c.name for c in CHOSEN]
     curves = unbroken.curves
-    assert list(curves["step"]) == [2] * 3 + [4] * 3 + [6] * 3 + [7] * 3
-    assert list(curves["configuration"]) == names * 4
-    assert (curves["samples_seen"] == 3 * curves["step"]).all()
-    assert curves[["center_error", "iou", "train_loss"]].notna().all(axis=None)
+    assert list(curves["step"]) == [2] * 6 + [4] * 6 + [6] * 6 + [7] * 6
+    assert list(curves["configuration"]) == [name for name in names for _ in range(2)] * 4
+    assert list(curves["seed"]) == [0, 1] * 12
+    assert curves["center_error"].between(0, 1.5).all()
 
     samples = unbroken.samples
     assert samples["configuration"].unique().tolist() == [*names, "chance", "centre_prior"]
-    assert (samples.groupby("configuration").size() == 5).all()
-    assert samples["sample_id"].tolist() == [f"n{i}" for i in range(5)] * 5
+    assert samples.groupby("configuration", sort=False)["seed"].nunique().tolist() == [
+        2,
+        2,
+        2,
+        1,
+        1,
+    ]
+    assert samples["sample_id"].tolist() == [f"n{i}" for i in range(5)] * 8
+    samples = samples[samples["seed"] == samples.groupby("configuration")["seed"].transform("max")]
     first = samples[samples["configuration"] == "layer_1"].head(2)
-    assert curves["center_error"].iloc[-3] == pytest.approx(first["center_error"].mean())
-    proxy = Proxy.load(unbroken.folder / "proxies" / "final", encoder.fingerprint)
+    assert curves["center_error"].iloc[-5] == pytest.approx(first["center_error"].mean())
+    folder = folder_of(unbroken.folder / "proxies", CHOSEN[1], seed=1)
+    proxy = Proxy.load(folder, encoder.fingerprint)
     sample = Noise()[1]
     encoding = encoder.encode([sample.image], [sample.instruction], final=True)
     row = samples[(samples["configuration"] == "final") & (samples["sample_id"] == "n1")]
     box = proxy(encoding.states["final"][:, None], encoding.mask)[0].tolist()
     assert row[["x1", "y1", "x2", "y2"]].to_numpy()[0] == pytest.approx(box, abs=1e-5)
-    assert unbroken.summary["usable"] == 15
-    assert unbroken.summary["unusable"] == {"no_box": 1}
     assert unbroken.summary["epochs"] == pytest.approx(21 / 15)
 
 
@@ -268,6 +287,7 @@ def test_a_damaged_checkpoint_is_named(encoder: ConditionEncoder, tmp_path: Path
         ({"lambda_giou": 1.5}, "lambda_giou\n  .*less than or equal to 1"),
         ({"n_heads": 3}, "width 8 cannot have 3 heads"),
         ({"n_queries": 0}, "n_queries\n"),
+        ({"n_seeds": 0}, "n_seeds\n"),
     ],
 )
 def test_settings_refuse_by_name(wrong: dict[str, Any], message: str) -> None:

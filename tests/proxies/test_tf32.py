@@ -39,9 +39,9 @@ def test_ten_bits_are_left_of_a_number() -> None:
 
 def test_curves_are_alike_in_tf32() -> None:
     """About ten seconds: two whole trainings on planted boxes."""
-    exact = instrument._taken_apart(20.0, 0, LEARNS, 0.5)
+    exact = instrument._taken_apart(20.0, LEARNS, 0.5)
     with TF32():
-        rounded = instrument._taken_apart(20.0, 0, LEARNS, 0.5)
+        rounded = instrument._taken_apart(20.0, LEARNS, 0.5)
     (a, b) = (t.groupby("samples")[["center_error", "both"]].mean() for t in (exact, rounded))
     errors = exact.groupby("samples")["center_error"].sem()
     assert not exact["center_error"].equals(rounded["center_error"])
@@ -63,6 +63,6 @@ def test_a_bank_learns_in_tf32_and_leaves_the_machines_setting(
         return learn(*args)
 
     monkeypatch.setattr(stack, "learn", seen)
-    states, boxes, *_ = instrument._Planter(8.0, 0).draw(4)
+    states, boxes, *_ = instrument._Planter(8.0).draw(4)
     bank.learn(states, boxes)
     assert used == ["tf32"] and matmul.fp32_precision == before != "tf32"

@@ -36,21 +36,26 @@ ERRORS = {
 }
 
 
-def samples(errors: dict[str, float] = ERRORS) -> pd.DataFrame:
-    """40 samples of different difficulty, plus noise of each configuration's own."""
+def samples(*seeds: dict[str, float]) -> pd.DataFrame:
+    """40 samples of different difficulty, plus noise of each seed's and configuration's own.
+
+    Two seeds of `ERRORS` where none are given; what reads no states is of seed 0 alone.
+    """
     random = np.random.default_rng(0)
     hardness = random.normal(0, 0.05, 40)
     parts = []
-    for name, error in errors.items():
-        center = error + hardness + random.normal(0, 0.01, 40)
-        part = pd.DataFrame({"sample_id": np.arange(40), "center_error": center})
-        parts.append(part.assign(configuration=name, iou=0.5, acc50=1.0))
+    for seed, errors in enumerate(seeds or (ERRORS, ERRORS)):
+        for name, error in errors.items():
+            center = error + hardness + random.normal(0, 0.01, 40)
+            part = pd.DataFrame({"sample_id": np.arange(40), "center_error": center})
+            if not seed or name not in ("centre_prior", "text_only"):
+                parts.append(part.assign(configuration=name, seed=seed, iou=0.5, acc50=1.0))
     return pd.concat(parts, ignore_index=True)
 
 
-def curves(**lines: list[float]) -> pd.DataFrame:
+def curves(seed: int = 0, **lines: list[float]) -> pd.DataFrame:
     rows = [
-        {"configuration": name, "step": 10 * (place + 1), "center_error": error}
+        {"configuration": name, "seed": seed, "step": 10 * (place + 1), "center_error": error}
         for name, line in lines.items()
         for place, error in enumerate(line)
     ]
@@ -104,6 +109,9 @@ def test_final_errors_are_means_with_intervals() -> None:
     assert found.loc["final", "value"] == pytest.approx(mean)
     assert (found["low"] < found["value"]).all() and (found["value"] < found["high"]).all()
     assert (found["n"] == 40).all()
+    alone = frame.query("configuration == 'final'").groupby("seed")["center_error"].mean()
+    assert found.loc["final", "seeds"] == pytest.approx(tuple(alone))
+    assert found.loc["centre_prior", "seeds"] == ()
     told = found[["label", "group"]].T
     assert told["layer_1"].tolist() == ["layer 1", "middle layers"]
     assert told["untrained.1"].tolist() == ["untrained, layer 1", "no trained decoder"]
@@ -111,27 +119,33 @@ def test_final_errors_are_means_with_intervals() -> None:
     table = decodability.configuration_table(found)
     assert (table.index[0], table.index[-1]) == ("layer 1", "centre prior")
     assert table.loc["final", "centre error"] == found.loc["final", "value"]
+    assert table.loc["final", "SD of seeds"] == pytest.approx(alone.std())
+    assert np.isnan(table.loc["centre prior", "SD of seeds"])
 
 
 def test_curves_stand_in_the_order_of_their_groups_and_of_time() -> None:
-    shuffled = curves(**CURVES).sample(frac=1, random_state=0)
+    worse = curves(**CURVES).assign(seed=1, center_error=lambda rows: rows["center_error"] + 0.1)
+    shuffled = pd.concat([curves(**CURVES), worse]).sample(frac=1, random_state=0)
     rows = decodability.curve_rows(shuffled, GROUPS)
     assert rows["configuration"].unique().tolist() == list(GROUPS)
     assert rows["step"].tolist() == [10, 20, 30] * len(GROUPS)
     prompt = rows[rows["configuration"] == "middle_prompt"].iloc[0]
+    assert prompt[["low", "center_error", "high"]].tolist() == pytest.approx([0.2, 0.25, 0.3])
     assert [*prompt[["label", "group"]]] == ["middle prompt", "prompt tokens of the middle layers"]
 
 
 def test_differences_are_paired() -> None:
     paired = decodability.difference(samples(), ["layer_1", "layer_2"], ["final"], seed=0)
-    assert paired.value == pytest.approx(-0.05, abs=0.01)
+    assert paired.value == pytest.approx(-0.05, abs=0.01) and len(paired.seeds) == 2
+    prior = decodability.difference(samples(), ["layer_1"], ["centre_prior"], seed=0)
+    assert prior.seeds == pytest.approx((-0.22, -0.22), abs=0.01)
     single = decodability.final_errors(samples(), GROUPS, seed=0).loc["final"]
     assert paired.high - paired.low < 0.5 * (single["high"] - single["low"])
 
 
 def test_batches_to_takes_the_first_evaluation_as_low() -> None:
     found = decodability.batches_to(curves(a=[0.3, 0.1, 0.2], b=[0.3, 0.3, 0.3]), 0.1)
-    assert found == {"a": 20.0, "b": np.inf}
+    assert found.to_dict() == {"a": 20.0, "b": np.inf}
 
 
 def test_claims_on_known_rows() -> None:
@@ -146,6 +160,18 @@ def test_claims_on_known_rows() -> None:
         "prompt_text_only": REVERSED,
         "decoder": HOLDS,
     }
+
+
+def test_claims_on_which_seeds_disagree_are_undecided() -> None:
+    worse = {**ERRORS, "layer_1": 0.4, "layer_2": 0.4}
+    slower = curves(1, **{**CURVES, "layer_1": [0.4, 0.3, 0.3], "layer_2": [0.4, 0.3, 0.3]})
+    lines = pd.concat([curves(**CURVES), slower])
+    checks = decodability.check_claims(samples(ERRORS, worse), lines, GROUPS, seed=0)
+    found = {check.key: check for check in checks}
+    for key in ("one_pass", "middle_final", "middle_outer", "decoder", "middle_faster"):
+        assert found[key].verdict == UNDECIDED
+    assert found["prompt_fastest"].verdict == HOLDS  # to both
+    assert found["middle_faster"].measured == "batch 20, never against 30, 30"
 
 
 def test_claims_turn_with_the_rows() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from xarray import DataArray
 
 from abplib.core.stats import Interval
@@ -16,21 +17,22 @@ from abplib.proxies.attention import ProxyAttention
 from abplib.samples.words import ADJECTIVE, FUNCTION, NOUN, OTHER, SPATIAL
 from abplib.sections import decomposition, dominant_tokens
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
-from abplib.sections.decomposition import Decomposition, Dependence, decompose, labelled, rank
+from abplib.sections.decomposition import Decomposition, decompose, labelled, rank
 
 TEXTS = ["Turn", " left", "most", " cup", " blue", "."]
 
 
-def attention(weights: np.ndarray, n_heads: int = 2) -> ProxyAttention:
-    """Weights [n, H, N, L, T] over the first T of `TEXTS`, for layers 5, 6, ..."""
-    n, _, _, n_layers, n_tokens = weights.shape
+def attention(*seeds: np.ndarray, n_heads: int = 2) -> ProxyAttention:
+    """Of each seed weights [n, H, N, L, T] over the first T of `TEXTS`, for layers 5, 6, ..."""
+    n, _, _, n_layers, n_tokens = seeds[0].shape
     rows = [
         {"sample_id": f"s{i}", "slot": t, "token": 20 + t, "span": "prompt", "text": TEXTS[t]}
         for i in range(n)
         for t in range(n_tokens)
     ]
     layers = tuple(range(5, 5 + n_layers))
-    return ProxyAttention(weights.astype(np.float32), pd.DataFrame(rows), layers, n_heads)
+    weights = np.stack(seeds).astype(np.float32)
+    return ProxyAttention(weights, pd.DataFrame(rows), layers, n_heads)
 
 
 def of_masses(masses: list[list[list[float]]]) -> ProxyAttention:
@@ -55,44 +57,60 @@ def drop(of: ProxyAttention) -> DataArray:
     return r[..., 0] - r[..., 1]
 
 
-def weights_in(split: Decomposition) -> DataArray:
-    """a of the decisive heads in l*, [sample, head, query, token]."""
-    return split.a.sel(head=split.heads, layer=split.l_star)
+def heads(split: Decomposition) -> list[str]:
+    """H of seed 0."""
+    names: list[str] = split.H["head"][split.H[0].values].values.tolist()
+    return names
+
+
+def of(*names: str) -> DataArray:
+    """H of these heads of `ROUTED`."""
+    return A["head"].isin(names).expand_dims(seed=[0])
 
 
 def test_ranks_are_sorted_in_each_sample_whatever_the_layer() -> None:
-    assert labelled(ROUTED).dims == ("sample", "head", "query", "layer", "token")
+    assert labelled(ROUTED).dims == ("seed", "sample", "head", "query", "layer", "token")
     r = rank(A, "layer")
     assert r["rank"].values.tolist() == [1, 2, 3] and "layer" not in r.dims
-    assert r.sel(sample="s1", head="0.0", query=0).values == pytest.approx([0.9, 0.1, 0.0])
-    assert r.mean("sample").sel(head="0.0", query=1).values == pytest.approx([0.9, 0.1, 0.0])
+    assert r.sel(seed=0, sample="s1", head="0.0", query=0).values == pytest.approx([0.9, 0.1, 0.0])
+    assert r.mean("sample").sel(seed=0, head="0.0", query=1).values == pytest.approx(
+        [0.9, 0.1, 0.0]
+    )
     assert rank(A.isel(layer=[0]), "layer")[..., 1].max() == 0  # one layer has no second
 
 
 def test_heads_are_decisive_by_their_mean_drop() -> None:
-    table = decomposition.head_table(A, ["0.0", "1.0"])
-    assert table.index.tolist() == ["0.0", "1.0", "0.1", "1.1"]  # from the steepest
-    assert table.index.name == "block.head"
-    assert table["mean drop"].to_numpy() == pytest.approx([0.8, 0.65, 0.6, 0.1])
-    assert table["decisive"].tolist() == ["yes", "yes", "no", "no"]
-    assert table["part of samples"].to_numpy() == pytest.approx([0.5] * 4)
-    assert decompose(ROUTED, 0.62).heads == ["0.0", "1.0"]
-    assert decompose(ROUTED, 0.5).heads == ["0.0", "0.1", "1.0"]
-    assert decompose(ROUTED, 0.5).n_decisive == 3
-    assert decompose(ROUTED, 0.5).l_star.to_series().to_dict() == {"s0": 5, "s1": 6}
+    assert heads(decompose(ROUTED, 0.62)) == ["0.0", "1.0"]
+    assert heads(decompose(ROUTED, 0.5)) == ["0.0", "0.1", "1.0"]
+    assert decompose(ROUTED, 0.5).n_decisive.values.tolist() == [3]
+    assert decompose(ROUTED, 0.5).l_star[0].to_series().to_dict() == {"s0": 5, "s1": 6}
 
 
-def test_the_least_drop_is_that_of_the_least_decided_query() -> None:
-    weights = np.zeros((3, 1, 2, 2, 1))
-    weights[:, 0, :, :, 0] = [[0.9, 0.1], [0.4, 0.6]]
-    table = decomposition.head_table(labelled(attention(weights, 1)).sum("token"), ["0.0"])
-    assert table.loc["0.0", ["mean drop", "least query"]].tolist() == pytest.approx([0.5, 0.2])
-    assert table.loc["0.0", ["layer", "part of samples"]].tolist() == [5, 1.0]
+def test_each_seed_is_taken_apart_by_itself() -> None:
+    """The second seed's heads and layers are the first one's in another order."""
+    first = ROUTED.weights[0]
+    both = attention(first, first[:, [3, 2, 1, 0]][:, :, :, [2, 0, 1]])
+    alone, split = decompose(ROUTED, 0.5), decompose(both, 0.5)
+    assert split.n_decisive.values.tolist() == [3, 3]
+    assert split.H.values.tolist() == [alone.H[0].values.tolist(), alone.H[0].values[::-1].tolist()]
+    assert split.l_star.values.tolist() == [[5, 6], [6, 7]]
+    rows = split.shares.drop(columns=["seed", "layer"])
+    halves = [rows[split.shares["seed"] == seed].reset_index(drop=True) for seed in (0, 1)]
+    pd.testing.assert_frame_equal(*halves)
+    mean_drop = drop(both).mean(("sample", "query"))
+    told = decomposition.by_seed(split.n_decisive, mean_drop, split.l_star, split.shares)
+    assert told["decisive heads"].tolist() == [3, 3] and told["layer"].tolist() == [5, 6]
+    assert told["part with this layer"].tolist() == [0.5, 0.5]
+    assert told["word"].tolist() == ["turn", "turn"] and (told["part with this word"] == 1).all()
+    steep = decomposition.steepness(drop(both), split.w, split.H, 0.5, seed=0)
+    assert steep.loc["mean_drop_layer", "seeds"] == pytest.approx(((0.8 + 0.6 + 0.65) / 3,) * 2)
+    one_of_two = decompose(both, 0.7)  # 0.8 and 0.65
+    assert one_of_two.H.sum("head").values.tolist() == [1, 1]
 
 
 def test_of_layers_with_equal_votes_the_larger_mass_wins() -> None:
     tied = decompose(ROUTED, 0.62)  # of 0.0 and 1.0
-    assert tied.l_star.values.tolist() == [5, 6]  # masses 0.9, 0.2, 0.9 and 0.7, 1.0, 0.3
+    assert tied.l_star[0].values.tolist() == [5, 6]  # masses 0.9, 0.2, 0.9 and 0.7, 1.0, 0.3
     assert tied.l_star.dtype.kind == "i"
 
 
@@ -107,14 +125,14 @@ def test_permuting_the_layers_permutes_the_choice() -> None:
     weights = np.random.default_rng(0).dirichlet(np.full(3 * 4, 0.2), (30, 4, 2))
     straight = attention(weights.reshape(30, 4, 2, 3, 4))
     order = [2, 0, 1]
-    turned = attention(straight.weights[:, :, :, order])
+    turned = attention(straight.weights[0][:, :, :, order])
     threshold = float(drop(straight).mean(("sample", "query")).median())
     a, b = decompose(straight, threshold), decompose(turned, threshold)
-    assert a.heads == b.heads and len(a.heads) == 2
+    assert heads(a) == heads(b) and len(heads(a)) == 2
     place = {5 + old: 5 + new for new, old in enumerate(order)}
-    assert [place[layer] for layer in a.l_star.values] == b.l_star.values.tolist()
-    assert len(set(a.l_star.values)) == 3
-    np.testing.assert_array_equal(weights_in(a), weights_in(b))
+    assert [place[layer] for layer in a.l_star[0].values] == b.l_star[0].values.tolist()
+    assert len(set(a.l_star[0].values)) == 3
+    np.testing.assert_array_equal(a.w, b.w)
     columns = ["token", "share", "rank", "word_class"]
     pd.testing.assert_frame_equal(a.shares[columns], b.shares[columns])
     np.testing.assert_allclose(drop(straight), drop(turned), atol=1e-6)
@@ -122,11 +140,17 @@ def test_permuting_the_layers_permutes_the_choice() -> None:
 
 def test_without_a_decisive_head_the_steepest_stands_in() -> None:
     split = decompose(ROUTED, 0.9)
-    assert (split.n_decisive, split.heads) == (0, ["0.0"])
-    assert split.l_star.values.tolist() == [5, 6]
-    assert "no head is decisive" in decomposition.who(0, 4, 0.9)
-    assert "2 of 4 heads" in decomposition.who(2, 4, 0.62)
-    assert decompose(of_masses([[[1.0], [1.0]]]), 0.5).n_decisive == 2  # of a single layer
+    assert (split.n_decisive.item(), heads(split)) == (0, ["0.0"])
+    assert split.l_star[0].values.tolist() == [5, 6]
+    assert "the head with the largest stands in" in decomposition.who(counts(0, 2), 4, 0.9)
+    assert decomposition.who(counts(3, 2), 4, 0.62).endswith(
+        "3, 2 of 4 heads are decisive, seed by seed."
+    )
+    assert decompose(of_masses([[[1.0], [1.0]]]), 0.5).n_decisive.item() == 2  # of a single layer
+
+
+def counts(*of_seeds: int) -> DataArray:
+    return DataArray(list(of_seeds), dims="seed")
 
 
 @pytest.fixture
@@ -145,7 +169,7 @@ def test_dominant_tokens_are_those_of_decisive_heads_in_the_best_layer(
     looking: ProxyAttention,
 ) -> None:
     split = decompose(looking, 0.5)
-    assert weights_in(split).sizes == {"sample": 2, "head": 1, "query": 1, "token": 6}
+    assert heads(split) == ["0.0"] and split.w.dims == ("seed", "sample", "head", "query", "token")
     shares = split.shares
     by_sample = shares.groupby("sample_id")
     assert by_sample["share"].sum().tolist() == pytest.approx([1, 1])
@@ -159,7 +183,7 @@ def test_dominant_tokens_are_those_of_decisive_heads_in_the_best_layer(
     assert first["word"].tolist() == ["Turn", "leftmost", "leftmost", "cup", "blue", "."]
     expected = [FUNCTION, SPATIAL, SPATIAL, NOUN, ADJECTIVE, OTHER]
     assert first["word_class"].tolist() == expected
-    ranks = rank(weights_in(split), "token").mean("sample")[0, 0]  # sorted, then averaged
+    ranks = rank(split.w, "token").mean("sample")[0, 0, 0]  # sorted, then averaged
     assert ranks.values[:3] == pytest.approx([0.55, 0.25, 0.1])
     tokens = looking.tokens.assign(
         span=looking.tokens["span"].mask(looking.tokens["slot"] == 1, "image")
@@ -171,7 +195,7 @@ def test_dominant_tokens_are_those_of_decisive_heads_in_the_best_layer(
 
 
 def test_curves_are_sorted_in_each_sample_and_parted_by_group() -> None:
-    curves, lines = decomposition.sorted_curves(rank(A, "layer")[..., :2], ["0.0", "0.1"])
+    curves, lines = decomposition.sorted_curves(rank(A, "layer")[..., :2], of("0.0", "0.1"))
     decisive = curves[curves["group"] == "decisive heads"]
     assert decisive["rank"].tolist() == [1, 2]
     assert decisive["mean"].to_numpy() == pytest.approx([0.85, 0.15])
@@ -179,13 +203,13 @@ def test_curves_are_sorted_in_each_sample_and_parted_by_group() -> None:
     assert other["mean"].to_numpy() == pytest.approx([(0.9 + 0.7 + 0.4 + 0.4) / 4, 0.225])
     assert (curves["low"] <= curves["mean"]).all() and (curves["mean"] <= curves["high"]).all()
     assert len(lines) == 2 * 2 * 2 and set(lines["head"]) == {"0.0", "0.1"}
-    everyone, _ = decomposition.sorted_curves(rank(A, "layer"), A["head"].values.tolist())
+    everyone, _ = decomposition.sorted_curves(rank(A, "layer"), of(*A["head"].values))
     assert set(everyone["group"]) == {"decisive heads"}
 
 
 def test_steepness_is_that_of_the_decisive_heads() -> None:
     split = decompose(ROUTED, 0.5)  # heads 0.0, 0.1 and 1.0
-    steep = decomposition.steepness(drop(ROUTED), weights_in(split), split.heads, 0.75, seed=0)
+    steep = decomposition.steepness(drop(ROUTED), split.w, split.H, 0.75, seed=0)
     value = steep["value"]
     assert value["mean_drop_layer"] == pytest.approx((0.8 + 0.6 + 0.65) / 3)
     assert value["strongest_head"] == pytest.approx(0.8)
@@ -201,26 +225,31 @@ def kinds(*names: str) -> pd.Series:
 
 
 def layers(*chosen: int) -> DataArray:
-    return DataArray(list(chosen), dims="sample", coords={"sample": kinds(*map(str, chosen)).index})
+    """l* of one seed."""
+    names = {"seed": [0], "sample": kinds(*map(str, chosen)).index}
+    return DataArray([list(chosen)], dims=("seed", "sample"), coords=names)
 
 
 def test_layers_that_follow_the_kind_are_told_from_those_that_do_not() -> None:
     sides = kinds(*["left", "right"] * 20)
-    follows = decomposition.dependence(layers(*[5, 6] * 20), sides, seed=0)
-    assert follows.overall == pytest.approx(1)
-    assert follows.within == 0
-    assert follows.shuffled > 0.8
-    assert follows.p == pytest.approx(0.001)
-    apart = decomposition.dependence(layers(*[5, 5, 6, 6] * 10), sides, seed=0)
-    assert apart.within == pytest.approx(1) and apart.p > 0.5
-    fixed = decomposition.dependence(layers(*[5] * 40), sides, seed=0)
-    assert fixed == (0, 0, 0, 1)
+    chosen = [layers(*few * 10) for few in ([5, 6, 5, 6], [5, 5, 6, 6], [5, 5, 5, 5])]
+    three = xr.concat(chosen, "seed")
+    found = decomposition.dependence(three, sides, seed=0)
+    follows, apart, fixed = found.to_dict("records")
+    assert follows["overall"] == pytest.approx(1)
+    assert follows["within"] == 0
+    assert follows["shuffled"] > 0.8
+    assert follows["p"] == pytest.approx(0.001)
+    assert apart["within"] == pytest.approx(1) and apart["p"] > 0.5
+    assert list(fixed.values()) == [0, 0, 0, 1]
 
 
 def test_layers_are_counted_by_kind_the_largest_first() -> None:
     sides = kinds("down", "up", "up")
     counts = decomposition.layers_by_kind(layers(6, 5, 5), sides, A.layer)
-    assert counts.columns.tolist() == [5, 6, 7] and counts.index.tolist() == ["up", "down"]
+    assert counts.columns.tolist() == [5, 6, 7]
+    assert counts.index.tolist() == ["all, seed 0", "up", "down"]
+    assert counts.loc["all, seed 0"].tolist() == [2, 1, 0]
     assert counts.loc["up"].tolist() == [2, 0, 0] and counts.loc["down"].tolist() == [0, 1, 0]
     samples = Experiment(Profile.load("smoke")).evaluation
     told = decomposition.kinds(samples, 3)
@@ -254,31 +283,33 @@ def test_words_are_weighed_against_their_part_of_the_tokens() -> None:
 @pytest.mark.parametrize(
     ("value", "varies", "expected"),
     [
-        (0.7, Dependence(1.0, 0.2, 0.9, 0.001), (HOLDS, HOLDS, HOLDS)),
-        (0.55, Dependence(1.0, 0.9, 0.9, 0.5), (HOLDS, REVERSED, UNDECIDED)),
-        (0.2, Dependence(0.0, 0.0, 0.0, 1.0), (REVERSED, REVERSED, REVERSED)),
-        (0.505, Dependence(1.0, 0.2, 0.9, 0.06), (UNDECIDED, REVERSED, UNDECIDED)),
+        (0.7, [(1.0, 0.001), (1.0, 0.02)], (HOLDS, HOLDS, HOLDS)),
+        (0.7, [(1.0, 0.001), (1.0, 0.2)], (HOLDS, HOLDS, UNDECIDED)),  # seeds disagree
+        (0.55, [(1.0, 0.5)], (HOLDS, REVERSED, UNDECIDED)),
+        (0.2, [(0.0, 1.0)], (REVERSED, REVERSED, REVERSED)),
+        (0.505, [(1.0, 0.06)], (UNDECIDED, REVERSED, UNDECIDED)),
     ],
 )
 def test_claims_are_decided_by_rule(
-    value: float, varies: Dependence, expected: tuple[str, str, str]
+    value: float, varies: list[tuple[float, float]], expected: tuple[str, str, str]
 ) -> None:
+    dependence = pd.DataFrame(varies, columns=["overall", "p"]).assign(within=0.2, shuffled=0.9)
     names = ["mean_drop_layer", "strongest_head", "least_query", "samples_above", "top_token"]
     found = Interval(value, value - 0.01, value + 0.01, 200)
     steep = pd.DataFrame([found._asdict()] * len(names), index=names)
-    checks = decomposition.check_claims(steep, varies, words(), 0.5, 3, seed=0)
+    checks = decomposition.check_claims(steep, dependence, words(), 0.5, counts(3, 1), seed=0)
     decided = {check.key: check.verdict for check in checks}
     assert (decided["decisive"], decided["drop"], decided["input"]) == expected
     assert decided["nouns"] == HOLDS  # 0.9 and 0.4 of the mass on one of four tokens
     assert decided["places"] == UNDECIDED  # nothing and 0.6 on two
-    without = decomposition.check_claims(steep, varies, words(), 0.5, 0, seed=0)
+    without = decomposition.check_claims(steep, dependence, words(), 0.5, counts(3, 0), seed=0)
     assert without[0].verdict == decided["decisive"]
     assert {check.verdict for check in without[1:]} == {UNDECIDED}
 
 
 def shown(of: ProxyAttention, threshold: float, index: int) -> decomposition.Example:
     split = decompose(of, threshold)
-    return decomposition.example(split.a, split.heads, split.l_star, of.tokens, index)
+    return decomposition.example(labelled(of), split.H, split.l_star, of.tokens, index)
 
 
 def test_the_example_is_of_the_steepest_head_that_prefers_the_layer() -> None:

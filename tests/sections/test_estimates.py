@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from abplib.core.stats import Interval, wilson
+from abplib.core.stats import Interval, bootstrap_mean, bootstrap_nested, wilson
 from abplib.sections.claims import (
     HOLDS,
     REVERSED,
     UNDECIDED,
     against,
+    agreed,
     claims_table,
     decide,
     differences,
@@ -26,7 +27,7 @@ def test_answers_are_rates_and_numbers_are_means() -> None:
     assert estimate(answers) == estimate(answers.astype("boolean")) == wilson(2, 3)
     lengths = pd.Series([0.0, 1.0, np.nan, 1.0])
     assert estimate(lengths).value == pytest.approx(2 / 3) and estimate(lengths).n == 3
-    assert estimate(pd.Series([1.0, 1.0])) == (1, 1, 1, 2)  # where Wilson's would be wider
+    assert estimate(pd.Series([1.0, 1.0])) == Interval(1, 1, 1, 2)  # where Wilson's would be wider
 
 
 def test_a_table_keeps_the_order_of_its_rows() -> None:
@@ -65,6 +66,51 @@ def test_a_claim_holds_where_the_whole_interval_does(
     assert decide(interval, 0.5) == above
     assert decide(interval, 0.5, above=False) == below
     assert decide(Interval(0.1, 0.05, 0.2, 9)) == HOLDS  # against nothing at all
+
+
+def of_seeds(*means: float) -> pd.Series:
+    """Forty samples of each seed: its mean and noise of their own, indexed by seed and sample."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 40)
+    index = pd.MultiIndex.from_product([range(len(means)), range(40)], names=["seed", "sample_id"])
+    return pd.Series(np.concatenate([mean + noise - noise.mean() for mean in means]), index)
+
+
+@pytest.mark.parametrize(
+    ("means", "verdict"),
+    [
+        ((0.5, 0.6, 0.7), HOLDS),
+        ((-0.5, -0.6, -0.7), REVERSED),
+        ((0.5, 0.6, -0.7), UNDECIDED),  # seeds are on either side
+        ((0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, -0.1), UNDECIDED),  # one of eight, beyond the interval
+        ((0.01, 0.02, 0.03), UNDECIDED),  # seeds agree and samples do not
+        ((0.01, 0.01, 0.7), UNDECIDED),  # most seeds give next to nothing
+        ((0.5,), HOLDS),
+    ],
+)
+def test_a_claim_is_decided_over_seeds_and_samples(means: tuple[float, ...], verdict: str) -> None:
+    found = estimate(of_seeds(*means))
+    assert decide(found) == verdict
+    assert found.seeds == pytest.approx(means if len(means) > 1 else ())
+    assert (found.value, found.n) == (pytest.approx(np.mean(means)), 40)
+
+
+def test_one_seed_has_the_interval_of_its_samples() -> None:
+    alone = of_seeds(0.5)
+    assert estimate(alone) == estimate(alone.droplevel("seed")) == bootstrap_mean(alone, seed=0)
+    assert bootstrap_nested(alone.to_numpy()[None], seed=0) == bootstrap_mean(alone, seed=0)
+    assert estimate(alone > 0.5) == wilson(int((alone > 0.5).sum()), 40)
+
+
+def test_samples_that_a_seed_does_not_know_are_left_out() -> None:
+    values = of_seeds(0.5, 0.6)
+    values.loc[1, 7] = np.nan
+    assert estimate(values).n == 39
+    assert estimate(values.sample(frac=1, random_state=0)) == estimate(values)
+
+
+def test_what_seeds_decide_by_themselves_counts_where_they_agree() -> None:
+    assert agreed([HOLDS, HOLDS]) == HOLDS and agreed([REVERSED]) == REVERSED
+    assert agreed([HOLDS, REVERSED]) == agreed([HOLDS, UNDECIDED]) == UNDECIDED
 
 
 BETTER, LEVEL, WORSE = (Interval(v, v - 0.1, v + 0.1, 9) for v in (0.5, 0.05, -0.5))

@@ -47,3 +47,4 @@ def test_rates_are_over_seeds_and_samples() -> None:
     ]
     (rate,) = instrument.rates(pd.DataFrame(rows), "both", 0).to_dict("records")
     assert (rate["value"], rate["low"], rate["high"], rate["n"]) == (0.5, 0.0, 1.0, 10)
+    assert rate["seeds"] == (1.0, 0.0)
