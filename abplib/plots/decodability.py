@@ -42,7 +42,7 @@ def learning_curves(curves: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
         markeredgewidth=0, size="group", sizes={g: 2.6 if g in main else 1.6 for g in groups},
     )  # fmt: skip
     for (_, group), part in curves.groupby(["label", "group"], sort=False):
-        band: Any = {"color": PALETTE[group], "alpha": 0.16, "linewidth": 0}
+        band: Any = {"color": PALETTE[str(group)], "alpha": 0.16, "linewidth": 0}
         axes.fill_between(part["step"], part["low"], part["high"], **band)
     last = float(curves["step"].max())
     named = baselines.set_index("label")["value"]

@@ -170,8 +170,8 @@ def check_claims(
     for _, own in curves.groupby("seed"):
         goal = own.loc[own["configuration"] == "final", "center_error"].iloc[-1]
         steps.append(batches_to(own, goal))
-    typical = [step[middle].quantile(0.5, "higher") for step in steps]
-    rivals = [step[[*middle, *members["outer"], "final"]].min() for step in steps]
+    typical = [float(step[middle].quantile(0.5, "higher")) for step in steps]
+    rivals = [float(step[[*middle, *members["outer"], "final"]].min()) for step in steps]
     checks = [
         lower("one_pass", "The place is in a single pass: middle layers beat the centre prior",
               "4.1, 4.3", middle, ["centre_prior"]),

@@ -126,7 +126,7 @@ def example(
     a, H, layer = a[0], H[0], int(l_star[0, index])
     masses = a.sel(head=H).sum("token")
     r = rank(masses, "layer")
-    own = masses[index].mean("query").to_pandas()
+    own = pd.DataFrame(masses[index].mean("query").values, masses["head"].values, a.layer.values)
     steepness = (r[..., 0] - r[..., 1]).mean(("sample", "query")).to_series()
     head = str(steepness[own.idxmax(axis=1) == layer].idxmax())
     texts = tokens.loc[tokens["sample_id"] == a.sample.values[index], "text"].str.strip()
@@ -206,7 +206,7 @@ def layers_by_kind(l_star: DataArray, kinds: pd.Series, layers: DataArray) -> pd
     First a row for each seed, then one for each kind, over all seeds, the largest groups first.
     """
     chosen = l_star.to_series()
-    of_kind = chosen.index.get_level_values("sample").map(kinds)
+    of_kind = chosen.index.get_level_values("sample").map(kinds.to_dict())
     by_seed, by_kind = (
         pd.crosstab(of, chosen.to_numpy()).reindex(columns=layers.values, fill_value=0)
         for of in (chosen.index.get_level_values("seed").map("all, seed {}".format), of_kind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -176,7 +176,7 @@ def means(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     Samples whose AUROC is unknown are left out of its mean. Beside label and name: source, score,
     panel, group, reference (what chance scores).
     """
-    wide = rows.set_index(["source", *_SAMPLE])[list(SCORES)].sort_index()
+    wide: Any = rows.set_index(["source", *_SAMPLE])[list(SCORES)].sort_index()
     columns = {(score, source): wide.loc[source, score] for score in SCORES for source in SOURCES}
     scored = estimates(columns.items(), seed).rename_axis(["score", "source"]).reset_index()
     chance = scored[scored["source"] == "chance"].set_index("score")["value"]

@@ -139,5 +139,6 @@ def test_an_experiment_goes_on_without_them() -> None:
     assert "encoder" not in vars(made)  # its weights are not needed to say so
     swept = made.sweep()
     assert set(swept.samples["sample_id"]) == {f"good {2 * i}" for i in range(6)}
-    assert swept.summary["usable"] == swept.summary["unusable"]["refused"] == 6
+    labels = made.labels()
+    assert len(labels.usable) == labels.unusable["refused"] == 6
     assert len(made.swept_guide().boxes(made.encoder, made.evaluation, made.n)) == 6
