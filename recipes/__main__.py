@@ -140,9 +140,37 @@ def spatial(
     stage: str, out: Path, number: int, labels: Path | None, profile: str, seed: int
 ) -> None:
     """Run one STAGE of the multi-entity set (A.2), or go on where it was stopped."""
-    from recipes.multi_entity.making import make
+    from abplib.experiment import Experiment
+    from abplib.judging.human.labels import read_labels
+    from abplib.profiles import Profile
+    from abplib.vlm.grounding import Grounder
+    from recipes.multi_entity import models, stages
 
-    make(stage, out, number, labels, profile, seed, click.echo)
+    made, log = Experiment(Profile.load(profile)), click.echo
+    match stage:
+        case "prompts":
+            stages.write_prompts(out, models.GeminiWriter(), number, log)
+        case "structures":
+            stages.structure_prompts(out, models.GeminiWriter(), log)
+        case "images":
+            stages.paint_images(out, models.FiboPainter.from_pretrained(), seed, log)
+        case "edits":
+            stages.edit_images(out, made.other("qwen_image_edit_2509"), seed, log)
+        case "reversal":
+            stages.reverse(out, log)
+        case "instructions":
+            stages.write_instructions(out, models.MistralDescriber.from_pretrained(), log)
+        case "boxes":
+            stages.ground_boxes(out, Grounder(made.encoder), made.profile.vlm, log)
+        case "verification":
+            if labels is None:
+                raise AbpError(
+                    "Stage verification reads what people said: give --labels, the file of labels "
+                    "that was made of a Label Studio export."
+                )
+            stages.verify(out, read_labels(labels), log)
+        case "split":
+            stages.split(out, seed, log)
 
 
 if __name__ == "__main__":

@@ -75,15 +75,11 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     shutil.copytree(code._PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(code, "_PACKAGE", copy)
 
-    def forget() -> None:
-        code._named_in.cache_clear()
-        code._text.cache_clear()
-
     def edit(file: str, old: str, new: str) -> None:
         text = (copy / file).read_text()
         assert old in text
         (copy / file).write_text(text.replace(old, new, 1) if old else text + new)
-        forget()
 
+    code._named.cache_clear()  # which names files of the library
     yield edit
-    forget()
+    code._named.cache_clear()

@@ -42,7 +42,7 @@ def digest(*code: str, without: Collection[str] = ()) -> str:
     for file, name in _reached(*code):
         names.setdefault(file, set()).add(name)
     files = {
-        place: _text(file, frozenset(names[file]))
+        place: _text(_read(file), frozenset(names[file]))
         for file in sorted(names)
         if (place := file.relative_to(_PACKAGE).as_posix()) not in without
     }
@@ -88,25 +88,24 @@ def reached(*code: str) -> list[Path]:
 
 def _reached(*code: str) -> set[tuple[Path, str]]:
     """The same with the definitions that they name there, _ALL of most."""
-    waiting = {part for piece in code for part in _named(_tree(piece))}
+    waiting = {part for piece in code for part in _named(piece)}
     found: set[tuple[Path, str]] = set()
     while waiting:
         part = waiting.pop()
         found.add(part)
-        waiting |= _named_in(part[0]) - found
+        waiting |= _named(_read(part[0])) - found
     return found
 
 
-@cache
-def _named_in(file: Path) -> frozenset[tuple[Path, str]]:
-    return _named(_tree(file.read_text(encoding="utf-8")))
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 @cache
-def _text(file: Path, names: frozenset[str]) -> str:
+def _text(code: str, names: frozenset[str]) -> str:
     """The code of these definitions and of those that they are made of, or of the whole file."""
-    tree = _bare(_tree(file.read_text(encoding="utf-8")))
-    if _ALL in names or _named_in(file):
+    tree = _bare(_tree(code))
+    if _ALL in names or _named(code):
         return ast.unparse(tree)
     left, named = tree.body, set(names)
     while kept := [part for part in left if not _bound(part) or named.intersection(_bound(part))]:
@@ -143,8 +142,10 @@ def _is_text(node: ast.stmt) -> bool:
     return False
 
 
-def _named(tree: ast.Module) -> frozenset[tuple[Path, str]]:
+@cache
+def _named(code: str) -> frozenset[tuple[Path, str]]:
     """Files of the library, and definitions in them, that code itself names but for types alone."""
+    tree = _tree(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = [ast.Pass()]

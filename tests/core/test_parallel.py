@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,8 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from abplib.__main__ import main
 from abplib.core import parallel
 from abplib.core.errors import AbpError
 from abplib.core.parallel import ALL, Shard, at_once, side_by_side, streamed
@@ -78,25 +81,26 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
         Shard.read(text)
 
 
-def swept(results: Path, *how: str) -> Path:
-    """The results of `abplib sweep` under the smoke profile, started as said."""
+def test_two_processes_make_the_sweeps_of_one(
+    tmp_path: Path, smoke_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch's parts are added up in another order, and no more differs.
+
+    Two sweeps: that of Figure 4, six proxies, and its control's, an untrained decoder's.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = ["sweep", "--profile", "smoke"]
+    shutil.copytree(smoke_folder.parent, one / "twins")
+    monkeypatch.setenv("ABP_RESULTS", str(one))
+    assert CliRunner().invoke(main, command).exit_code == 0
     done = subprocess.run(
-        [sys.executable, *how, "abplib", "sweep", "--profile", "smoke"],
-        env={**os.environ, "ABP_RESULTS": str(results), "OMP_NUM_THREADS": "1"},
+        [sys.executable, *LAUNCH, "abplib", *command],
+        env={**os.environ, "ABP_RESULTS": str(two), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return results
-
-
-def test_two_processes_make_the_sweeps_of_one(tmp_path: Path) -> None:
-    """Each batch's parts are added up in another order, and no more differs.
-
-    Two sweeps: that of Figure 4, six proxies, and its control's, an untrained decoder's.
-    """
-    one, two = swept(tmp_path / "one", "-m"), swept(tmp_path / "two", *LAUNCH)
     tables = [path.relative_to(one) for path in one.glob("s*/*/[cs]*s.parquet")]
     assert len(tables) == 4
     for table in tables:
