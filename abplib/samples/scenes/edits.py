@@ -8,22 +8,19 @@ that OmniEdit has: swap, attribute, removal, addition, background, style.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar
 
+from abplib.core.boxes import Box
 from abplib.samples.scenes.objects import COLOURS, KINDS
 from abplib.samples.scenes.references import Reference, references
 from abplib.samples.scenes.render import SIDE, STYLES, box_of, masks
-from abplib.samples.scenes.scene import BACKGROUNDS, Random, Scene, Thing
+from abplib.samples.scenes.scene import BACKGROUNDS, Random, Scene, Thing, choose
 
 TASKS = ("swap", "attribute", "removal", "addition", "background", "style")
 LOOK = "attribute"
 """Term of a reference that names an object by its kind, with or without its colour."""
 WHOLE = (0.0, 0.0, 1.0, 1.0)
-Box = tuple[float, float, float, float]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,12 +94,6 @@ def all_references(scene: Scene) -> list[Reference]:
 def with_article(words: str) -> str:
     """A noun phrase with its indefinite article."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def choose(random: Random, options: Iterable[T]) -> T:
-    """One of the options, uniformly."""
-    pool = list(options)
-    return pool[int(random.integers(len(pool)))]
 
 
 def _turn(scene: Scene, ref: Reference, random: Random) -> Edit:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ BACKGROUNDS: dict[str, RGB] = {
 
 LAYOUTS = ("row", "column", "arc", "grid", "scattered")
 Random = np.random.Generator
+T = TypeVar("T")
 Point = tuple[float, float, float]
 
 
@@ -61,26 +63,26 @@ class Scene:
 def multi_entity_scene(seed: int, layout: str | None = None) -> Scene:
     """Four to nine objects alike in kind and colour (appendix A.2), in any layout or this one."""
     random = generator(seed)
-    kind, colour = _pick(random, KINDS), _pick(random, COLOURS)
-    any_layout = _pick(random, LAYOUTS)
+    kind, colour = choose(random, KINDS), choose(random, COLOURS)
+    any_layout = choose(random, LAYOUTS)
     layout = layout or any_layout
     things = tuple(Thing(kind, colour, *place) for place in _PLACES[layout](random))
-    return Scene(_pick(random, BACKGROUNDS), layout, things, seed)
+    return Scene(choose(random, BACKGROUNDS), layout, things, seed)
 
 
 def general_scene(seed: int, layout: str | None = None) -> Scene:
     """Two to seven objects of mixed kinds and colours, in any layout or a given one."""
     random = generator(seed)
-    any_layout = _pick(random, LAYOUTS)
+    any_layout = choose(random, LAYOUTS)
     layout = layout or any_layout
     places = _PLACES[layout](random)
     keep = int(random.integers(2, min(len(places), 7) + 1))
     chosen = sorted(random.permutation(len(places))[:keep]) if layout != "row" else range(keep)
-    palette = [_pick(random, KINDS) for _ in range(int(random.integers(1, 4)))]
+    palette = [choose(random, KINDS) for _ in range(int(random.integers(1, 4)))]
     things = tuple(
-        Thing(_pick(random, palette), _pick(random, COLOURS), *places[i]) for i in chosen
+        Thing(choose(random, palette), choose(random, COLOURS), *places[i]) for i in chosen
     )
-    return Scene(_pick(random, BACKGROUNDS), layout, things, seed)
+    return Scene(choose(random, BACKGROUNDS), layout, things, seed)
 
 
 def generator(seed: int) -> Random:
@@ -88,9 +90,10 @@ def generator(seed: int) -> Random:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def _pick(random: Random, options: Iterable[str]) -> str:
-    names = list(options)
-    return names[int(random.integers(len(names)))]
+def choose(random: Random, options: Iterable[T]) -> T:
+    """One of the options, uniformly."""
+    pool = list(options)
+    return pool[int(random.integers(len(pool)))]
 
 
 def _row(random: Random) -> list[Point]:
