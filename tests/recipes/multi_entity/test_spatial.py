@@ -8,36 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import CliRunner
 from conftest import noise
-from hubcache import lay
 from labelling import label
-from othertwins import smoke_2509
 from PIL import Image, ImageOps
 
 from abplib.core import store
 from abplib.core.errors import AbpError
 from abplib.editing.base import Editor, Request
 from abplib.judging.human.labels import DRAW_BOX, Label
-from abplib.profiles import Profile
 from abplib.samples import multi_entity
 from abplib.samples.base import EditedSamples, SampleSet
 from abplib.samples.multi_entity import SpatialSamples
-from abplib.vlm import grounding
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.grounding import Grounder, Grounding
 from recipes.__main__ import main
 from recipes.multi_entity import stages as spatial
-from recipes.multi_entity.rows import (
-    Boxed,
-    Instruction,
-    Pair,
-    Picture,
-    Reversal,
-    Structure,
-    Verified,
-)
+from recipes.multi_entity.rows import Boxed, Instruction, Picture, Structure, Verified
 
 N = 8
 
@@ -287,45 +274,6 @@ def test_stages_want_the_one_before(tmp_path: Path) -> None:
         spatial.paint_images(tmp_path, Painter(), 0, quiet)
     with pytest.raises(AbpError, match=r"Stage verification .* run it first"):
         spatial.split(tmp_path, 0, quiet)
-
-
-@pytest.mark.parametrize("stage", ["edits", "boxes"])
-def test_a_stage_takes_its_model_of_the_hub(
-    stage: str,
-    tmp_path: Path,
-    hub_cache: Path,
-    smoke_folder: Path,
-    results: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(grounding, "MAX_NEW_TOKENS", 4)
-    pair = Pair(id="0000", generation="Three dogs and a cat.", edit="Turn the cat into a dog.")
-    picture = Picture(id="0000", file="0000.png", sha256="", seed=0)
-    turned = Reversal(id="0000", source="0000.png", target="0000.png")
-    words = Instruction(id="0000", instruction="Turn the leftmost dog into a cat.", answer="")
-    rows = {"prompts": pair, "images": picture, "reversal": turned, "instructions": words}
-    for name, row in rows.items():
-        store.append_line(tmp_path / f"{name}.jsonl", row)
-    noise(64, 64).save(tmp_path / picture.file)
-    paper = Profile.load("paper")
-    other = paper.other_editors["qwen_image_edit_2509"].source
-    systems = {"qwen_image_edit_2509": {"source": other, "n_steps": 2}}
-    small = Profile.load("smoke").model_dump() | {"vlm": paper.vlm, "other_editors": systems}
-    profile = tmp_path / "own.yaml"
-    profile.write_text(yaml.safe_dump(small))
-    command = ["spatial", stage, "--out", str(tmp_path), "--profile", str(profile)]
-    hub_id = {"edits": other, "boxes": paper.vlm}[stage]
-
-    done = CliRunner().invoke(main, command)
-    (sentence,) = done.stderr.strip().splitlines()
-    assert done.exit_code == 2 and f"hf download {hub_id}" in sentence
-    lay(hub_cache, hub_id, smoke_2509() if stage == "edits" else smoke_folder, "c0ffee" + "0" * 34)
-    done = CliRunner().invoke(main, command)
-    assert done.exit_code == 0, done.output
-    kind = {"edits": Picture, "boxes": Boxed}[stage]
-    (row,) = store.read_lines(tmp_path / f"{stage}.jsonl", kind)
-    assert row.id == "0000"
-    assert not isinstance(row, Picture) or (tmp_path / row.file).is_file()
 
 
 def test_the_command_runs_stages_by_name(made: Path) -> None:
