@@ -68,7 +68,7 @@ def make_guide(folder: Path, vlm: Path, plan: MiniaturePlan, device: str) -> Pat
     if plan.exact_labels:
         labels = exact_labels(encoder, general(), n)
     else:
-        labels = predict_labels(encoder, general(), n)
+        labels = predict_labels(encoder, general(), n, shipped=vlm / LABELS_FILE)
         labels.ship(vlm / LABELS_FILE)
     chosen = [
         c
