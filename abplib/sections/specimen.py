@@ -97,7 +97,7 @@ def abilities(
     success = succeeded(verdicts)
     asked = [
         *(
-            ("box", f"accurate_box.{k}", f"accurate box, {k}", rows["accurate"])
+            ("box", f"accurate_box.{k}", f"accurate box, {k.replace('_', '-')}", rows["accurate"])
             for k, rows in answers.items()
         ),
         *(("words", f"described.{k}", label, texts[k]) for k, label in DESCRIBED.items()),

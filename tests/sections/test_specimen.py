@@ -43,11 +43,11 @@ def test_rates_count_what_was_done_by_kind_of_task():
     tasks = pd.Series([samples[index].facts["task"] for index in range(30)])
     verdicts = pd.DataFrame({"method": "baseline", "index": range(30), "success": tasks == "swap"})
     texts = pd.DataFrame({"objects": [True, False], "change": True, "place": False})
-    answers = {"general": pd.DataFrame({"accurate": [True, True, False]})}
+    answers = {"multi_entity": pd.DataFrame({"accurate": [True, True, False]})}
     rates = specimen.abilities(answers, texts, verdicts, samples).set_index("name")
     assert rates.loc["success.swap", "value"] == 1 and rates.loc["success.attribute", "value"] == 0
     assert rates.loc["success.all", "value"] == pytest.approx((tasks == "swap").mean())
-    assert rates.loc["accurate_box.general", ["value", "low", "high"]].tolist() == list(
+    assert rates.loc["accurate_box.multi_entity", ["value", "low", "high"]].tolist() == list(
         wilson(2, 3)[:3]
     )
     assert rates.loc["described.objects", "value"] == 0.5
