@@ -157,6 +157,16 @@ def states(
 
 
 @main.command()
+def claims() -> None:
+    """Print every claim of the paper beside what the last build decided of it."""
+    from abplib.publish.pages import CLAIMS, build_folder
+
+    for row in store.read_json(build_folder() / CLAIMS):
+        click.echo(f"{row['verdict']}: {row['claim']} ({row['where']})")
+        click.echo("    " + " · ".join(filter(None, (row["measured"], row["command"]))))
+
+
+@main.command()
 @click.option("--profile", default="mini", show_default=True)
 def plan(profile: str) -> None:
     """Say what a profile's stages take, which models they need, and what is not here.

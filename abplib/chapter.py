@@ -26,8 +26,9 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,7 +43,10 @@ from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
 from abplib.profiles import ChapterParameters, Profile, parse
 
-VALUES = "values.json"
+if TYPE_CHECKING:
+    from abplib.sections.claims import ClaimCheck
+
+VALUES, CLAIMS = "values.json", "claims.json"
 _VALUE_NAME = re.compile(r"ch\d+(\.\w+)+")
 
 
@@ -105,6 +109,7 @@ class Chapter:
         self.folder = folder(name, parameters)
         self._files: dict[str, dict[str, list[Path]]] = {"figure": {}, "table": {}}
         self._values: dict[str, dict[str, Any]] = {}
+        self._claims: dict[str, dict[str, Any]] = {}
         self._began = time.monotonic()
 
     @classmethod
@@ -258,6 +263,13 @@ class Chapter:
         for name, text in texts.items():
             glue(self._prefix + name.removeprefix(self._prefix), text, display=False)
 
+    def decide(self, checks: Sequence[ClaimCheck]) -> None:
+        """Record what was decided: `verdict.<key>` for the prose, and all of it for the ledger."""
+        self.say({f"verdict.{check.key}": check.verdict for check in checks})
+        for check in checks:
+            found = check.found if check.found and math.isfinite(check.found.low) else None
+            self._claims[check.key] = {**asdict(check), "found": found and found._asdict()}
+
     def finish(self) -> None:
         """Check that all that cells tell of was shown, then write `values.json` and the manifest.
 
@@ -275,6 +287,7 @@ class Chapter:
         if missing:
             raise AbpError(f"Chapter {self.name} ended without its {', '.join(missing)}.")
         store.write_json(self.folder / VALUES, self._values)
+        store.write_json(self.folder / CLAIMS, self._claims)
         files = [*self._files["figure"].values(), *self._files["table"].values()]
         artefacts = [p.relative_to(self.folder).as_posix() for group in files for p in group]
         verify(self.name, self.folder, artefacts)

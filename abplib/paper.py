@@ -75,6 +75,16 @@ def figure_8() -> pd.DataFrame:
     return points.assign(lpips=means["lpips"], vqa=means[list(VQA)].mean(axis=1))
 
 
+def claims() -> list[dict[str, Any]]:
+    """The paper's claims in its order: claim, where, and check, reported and why where given.
+
+    `check` names the check of a chapter that decides it, such as `ch2.middle_final`, `reported` the
+    paper's numbers; `why` says why nothing decides it.
+    """
+    text = (paths.root() / "data" / "paper" / "claims.yaml").read_text(encoding="utf-8")
+    return list(yaml.safe_load(text))
+
+
 def _read(file: str) -> dict[str, Any]:
     return store.read_json(paths.root() / "data" / "paper" / f"{file}.json")
 

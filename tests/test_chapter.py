@@ -85,7 +85,6 @@ def test_the_key_follows_code_parameters_and_model_and_not_prose(
     source = tmp_path / "book" / "chapters" / "02_proxies.md"
     source.write_text(source.read_text().replace("imshow([[0, 1]", "imshow([[0, 2]"))
     keys.append(start().folder)
-    (tmp_path / "data" / "paper").mkdir(parents=True)
     (tmp_path / "data" / "paper" / "reported.json").write_text("{}")
     keys.append(start().folder)
     assert len(set(keys)) == len(keys)

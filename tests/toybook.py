@@ -106,6 +106,8 @@ import pandas as pd
 
 from pathlib import Path
 
+from abplib.sections.claims import ClaimCheck
+
 Path("beside.txt").write_text(" ".join(sorted(path.name for path in Path.cwd().iterdir())))
 Path("ran.txt").open("a").write("x")
 
@@ -121,6 +123,7 @@ def draw(image):
 
 chapter.value("ch2.toy", 0.5, n=len(chapter.experiment.training), unit="fraction", paper=0.25,
               low=0.4, high=0.6, fmt=".2f")
+chapter.decide([ClaimCheck("toys", "Toys are toys", "1", "3 of 3", "holds")])
 chapter.figure(draw(False))
 ```
 
@@ -158,6 +161,11 @@ The chapter says {glue:text}`chapters/02_proxies.ipynb::ch2.toy:s`, as in {cite}
 ```
 """
 
+CLAIMS = """
+- {claim: Toys are toys, where: "1", check: ch2.toys}
+- {claim: Toys are fun, where: "2", why: who would count that}
+"""
+
 TOC = """
 format: jb-book
 root: intro
@@ -170,12 +178,14 @@ def make(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """Lay the toy book out under `folder` and work there; returns the path of its profile."""
     (folder / "book" / "chapters").mkdir(parents=True)
     (folder / "model").mkdir()
+    (folder / "data" / "paper").mkdir(parents=True)
     for name, text in {
         "toyworld.py": WORLD,
         "toy.yaml": PROFILE,
         "model/config.json": "{}",
         "book/_toc.yml": TOC,
         "book/intro.md": INTRO,
+        "data/paper/claims.yaml": CLAIMS,
         "book/chapters/02_proxies.md": CHAPTER,
     }.items():
         (folder / name).write_text(text, encoding="utf-8")

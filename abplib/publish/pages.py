@@ -22,10 +22,12 @@ import nbformat
 import yaml
 from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 
-from abplib.chapter import VALUES, profile_note
+from abplib import paper
+from abplib.chapter import CLAIMS, VALUES, profile_note
 from abplib.core import code, paths, store
 from abplib.core.errors import AbpError
 from abplib.profiles import Profile
+from abplib.publish import ledger
 from abplib.publish.dressing import figures, take_along, typesettable
 from abplib.publish.notebooks import as_written, folder_of
 
@@ -54,13 +56,18 @@ def build(profile: str, log: Callable[[str], None] = print) -> Path:
     ran = {name: folder_of(name, {"profile": profile}) for name in chapters()}
     with store.alone(build_folder() / "html"):
         merge_values(ran)
-        return typeset(stage(ran, profile), log)
+        told = ledger.joined(ran, profile)
+        store.write_json(build_folder() / CLAIMS, told)
+        staged = stage(ran, profile)
+        store.write_text(staged / "made" / "ledger.txt", ledger.page(told))
+        return typeset(staged, log)
 
 
 def key(profile: str) -> str:
     """Hash of what determines the pages beside the chapters' outputs."""
     own = code.digest(f"import {__name__}")
-    return store.digest([profile, _tools(), store.digest_files(*written()), own])
+    files = store.digest_files(*written())
+    return store.digest([profile, _tools(), files, paper.claims(), own])
 
 
 def chapters() -> list[str]:

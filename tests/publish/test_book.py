@@ -9,8 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import toybook
+from click.testing import CliRunner
 from remote import remote
 
+from abplib.__main__ import main
 from abplib.core.errors import AbpError
 from abplib.profiles import CHAPTERS
 from abplib.publish import notebooks, pages
@@ -55,6 +57,18 @@ def test_values_are_merged(built: Path) -> None:
     values = json.loads((built / "book" / "_build" / "values.json").read_text())
     assert values["ch2.toy"]["value"] == 0.5
     assert values["ch2.toy"]["profile"] == "toy"
+
+
+def test_the_ledger_is_told(built: Path) -> None:
+    told = json.loads((built / "book" / "_build" / "claims.json").read_text())
+    assert [row["verdict"] for row in told] == ["holds", "not testable"]
+    done = CliRunner().invoke(main, ["claims"])
+    assert done.stdout.splitlines() == [
+        "holds: Toys are toys (1)",
+        f"    3 of 3 · abp chapter {CHAPTER} -p profile {built / 'toy.yaml'}",
+        "not testable: Toys are fun (2)",
+        "    who would count that",
+    ]
 
 
 def test_new_prose_takes_the_outputs_of_the_run(built: Path) -> None:

@@ -1,0 +1,66 @@
+"""The ledger: every claim of the paper, beside what the chapters of a build decided of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from abplib import paper
+from abplib.chapter import CLAIMS
+from abplib.core import store, tables
+from abplib.core.errors import AbpError
+
+NOT_TESTABLE = "not testable"
+
+
+def joined(ran: Mapping[str, Path], profile: str) -> list[dict[str, Any]]:
+    """Each claim of `paper.claims`, in its order, as JSON values.
+
+    Keys: claim, where (in the paper), paper (what it reports, by name), verdict, measured (in
+    words, or why nothing is), value, low, high, n (samples), seeds (what each gives), profile and
+    command (which decides); None where there is none.
+
+    Args:
+        ran: results folders of the chapters that ran, by name.
+        profile: what they ran with.
+
+    Raises:
+        AbpError: a claim names a check that no chapter makes.
+    """
+    decided = {
+        f"ch{int(name[:2])}.{key}": {**check, "command": f"abp chapter {name} -p profile {profile}"}
+        for name, place in ran.items()
+        for key, check in store.read_json(place / CLAIMS).items()
+    }
+    rows = []
+    for told in paper.claims():
+        known = {name: paper.reported(name) for name in told.get("reported", ())}
+        row = {"claim": told["claim"], "where": told["where"], "paper": known or None}
+        check: dict[str, Any] | None = decided.get(told.get("check", ""))
+        if "why" in told:
+            check = {"verdict": NOT_TESTABLE, "measured": told["why"], "command": None}
+        if check is None:
+            raise AbpError(f"No chapter decides {told['check']}, which claims.yaml names.")
+        found = dict.fromkeys(("value", "low", "high", "n", "seeds")) | (check.get("found") or {})
+        about = {key: check[key] for key in ("verdict", "measured", "command")}
+        rows.append({**row, **about, **found, "profile": profile})
+    return rows
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """HTML of `book/ledger.md`: the ledger as a table."""
+    shown = pd.DataFrame(
+        {
+            **row,
+            "paper": ", ".join(f"{number:g}" for number in (row["paper"] or {}).values()),
+            "seeds": len(row["seeds"] or ()) or None,
+        }
+        for row in rows
+    )
+    named = shown.rename(columns={"measured": "this run", "command": "decided by"})
+    columns = ["claim", "where", "paper", "verdict", "this run", "n", "seeds", "decided by"]
+    body = tables.to_html(named[columns].astype(object), "ledger", ".0f", rounded=False)
+    return f'<div class="abp-table">{body}</div>\n'
