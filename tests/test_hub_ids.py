@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from abplib.editing import twins
 from abplib.editing.loading import Source
 from abplib.profiles import Profile
 from abplib.vlm import loading
+from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.loading import Answer
 from abplib.vlm.twins import smoke_vlm
 from recipes.__main__ import main as recipes
@@ -119,11 +121,18 @@ def test_the_lora_is_trained_and_used_out_of_the_cache(
     assert list(place.glob("results/edits/*/0001.png"))
 
 
-def test_a_hub_pipeline_is_known_by_its_commit(folders: dict[str, Path], hub_cache: Path) -> None:
-    hub_id = OTHERS["flux2_dev"]
-
+@pytest.mark.parametrize(
+    ("hub_id", "loaded"),
+    [
+        (VLM, lambda *of: ConditionEncoder.from_pretrained(VLM, image_area=64**2, revision=of[0])),
+        (OTHERS["flux2_dev"], lambda *of: Source.find(Flux2Pipeline, OTHERS["flux2_dev"], *of)),
+    ],
+)
+def test_a_model_of_the_hub_is_known_by_its_commit(
+    hub_id: str, loaded: Callable[[str | None], Any], folders: dict[str, Path], hub_cache: Path
+) -> None:
     def known(revision: str | None = None) -> str:
-        return Source.find(Flux2Pipeline, hub_id, revision).fingerprint
+        return str(loaded(revision).fingerprint)
 
     lay(hub_cache, hub_id, folders[hub_id], FIRST)
     first = known()

@@ -17,7 +17,6 @@ from conftest import CASES, SMOKE_AREA, noise
 from diffusers import QwenImageEditPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
-from hubcache import lay
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -183,22 +182,6 @@ def test_the_fingerprint_follows_the_content(smoke_folder: Path, tmp_path: Path)
     assert fingerprint(copy) == fingerprint(smoke_folder)
     rewritten(copy, lambda tensors: tensors[TENSOR].add_(1e-3))
     assert fingerprint(copy) != fingerprint(smoke_folder)
-
-
-def test_a_hub_model_is_known_by_its_commit(smoke_folder: Path, hub_cache: Path) -> None:
-    """transformers sets no `_commit_hash` any more, so two commits looked alike."""
-
-    def loaded(revision: str | None = None) -> str:
-        model = ConditionEncoder.from_pretrained("org/vlm", image_area=64**2, revision=revision)
-        return model.fingerprint
-
-    lay(hub_cache, "org/vlm", smoke_folder, "c0ffee" + "0" * 34)
-    first = loaded()
-    lay(hub_cache, "org/vlm", smoke_folder, "decade" + "0" * 34)
-    assert loaded() != first
-    assert loaded("c0ffee" + "0" * 34) == first
-    with pytest.raises(AbpError, match="org/other is not here and the hub cannot be reached"):
-        ConditionEncoder.from_pretrained("org/other", image_area=64**2)
 
 
 @pytest.mark.parametrize("layer", [-1, 4, "last"])
