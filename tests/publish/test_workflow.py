@@ -14,6 +14,7 @@ import pytest
 import toybook
 
 from abplib.editing.methods import CONTROLS, METHODS
+from abplib.profiles import CHAPTERS
 
 WORKFLOW = toybook.REPOSITORY / "workflow"
 SOURCE = "book/chapters/02_proxies.md"
@@ -133,7 +134,7 @@ def test_the_papers_jobs_have_their_resources(
         by_rule.setdefault(job.split("\nrule ")[1].split(":")[0], []).append(job)
     n_methods = len(METHODS) - len(CONTROLS) + 4  # and four other systems
     assert len(by_rule["edit"]) == 4 * n_methods
-    assert len(by_rule["chapter"]) == 8
+    assert len(by_rule["chapter"]) == len(CHAPTERS)
     for rule in ("labels", "sweep", "answers", "edit", "chapter"):
         gpus = 4 if rule == "sweep" else 1
         for job in by_rule[rule]:
