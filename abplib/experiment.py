@@ -188,14 +188,13 @@ class Experiment:
         return predict_labels(self.encoder, self.training, n, shipped=shipped)
 
     def sweep(self, chosen: Sequence[Configuration] | None = None) -> Sweep:
-        """Chapter 2's sweep: proxies on each configuration of Figure 4 and on the decoder's input.
+        """Chapter 2's sweep: proxies on each configuration of Figure 4 and on its controls.
 
         Or on those `chosen`.
         """
-        from abplib.proxies.configurations import INPUT, configurations
+        from abplib.proxies.configurations import swept
 
-        every = (INPUT, *configurations(self.encoder))
-        return self._sweep(self.encoder, every if chosen is None else chosen)
+        return self._sweep(self.encoder, swept(self.encoder) if chosen is None else chosen)
 
     def untrained_sweep(self) -> Sweep:
         """The same on layers of a decoder of random weights behind the same eyes, a control.

@@ -39,6 +39,7 @@ GROUPS = {
     "middle": "#d99a00",
     "middle_prompt": "#2b8a4b",
     "between": "#8b939d",
+    "prompt": "#7fb894",
     "control": "#8a5a9e",
 }
 """Colours of Figure 4's groups, of layers in none of them, and of controls."""

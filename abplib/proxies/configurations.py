@@ -76,6 +76,11 @@ def folder_of(proxies: Path, configuration: Configuration, seed: int = 0) -> Pat
     return proxies / configuration.name / str(seed)
 
 
+def swept(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
+    """All that chapter 2 trains proxies on: the controls, then Figure 4's."""
+    return (*controls(encoder), *configurations(encoder))
+
+
 def states_of(chosen: Iterable[Configuration]) -> tuple[list[int | Literal["input"]], bool]:
     """What to ask the encoder for: the blocks that are read, or their input; whether "final" is."""
     read = dict.fromkeys(layer for configuration in chosen for layer in configuration.layers)

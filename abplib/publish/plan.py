@@ -143,7 +143,7 @@ def bank(source: str, profile: Profile) -> tuple[int, float]:
     import torch
     from transformers import AutoConfig, Qwen2_5_VLConfig
 
-    from abplib.proxies.configurations import configurations
+    from abplib.proxies.configurations import swept
     from abplib.proxies.qformer import Proxy
     from abplib.sections import cost
     from abplib.vlm.encoder import middle_layers
@@ -153,7 +153,7 @@ def bank(source: str, profile: Profile) -> tuple[int, float]:
     config = AutoConfig.for_model(**shape)
     width, depth = config.get_text_config().hidden_size, config.get_text_config().num_hidden_layers
     known: Any = SimpleNamespace(n_layers=depth, middle_layers=middle_layers(depth))
-    chosen, settings = configurations(known), profile.sweep
+    chosen, settings = swept(known), profile.sweep
     with torch.device("meta"):
         proxies = [Proxy(settings.proxy_config(width, len(c.layers))) for c in chosen]
     each = sum(weight.numel() for proxy in proxies for weight in proxy.parameters())

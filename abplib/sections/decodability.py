@@ -29,6 +29,7 @@ GROUPS: Mapping[str, str] = {
     "middle": "middle layers",
     "middle_prompt": "prompt tokens of the middle layers",
     "between": "layers of neither group",
+    "prompt": "prompt tokens of one layer",
     "control": "no trained decoder",
 }
 """Groups of configurations, the first four Figure 4's, and how figures call them."""
@@ -50,6 +51,8 @@ def label_of(configuration: str) -> str:
         "centre_prior": "centre prior", TEXT_ONLY: "spatial term alone", "input": "decoder's input",
     }  # fmt: skip
     known = words.get(configuration, configuration.replace("_", " "))
+    if (layer := configuration.removeprefix("prompt_")) != configuration:
+        known = f"prompt tokens, {'final' if layer == 'final' else f'layer {layer}'}"
     return known.replace(UNTRAINED, "untrained, layer ")
 
 
@@ -61,6 +64,8 @@ def groups_of(names: Sequence[str], n_layers: int, middle: Sequence[int]) -> dic
     """
 
     def group(name: str) -> str:
+        if name.startswith("prompt_"):
+            return "prompt"
         if not name.startswith("layer_"):
             return name if name in GROUPS else "control"
         layer = int(name.removeprefix("layer_"))
@@ -111,8 +116,9 @@ def curve_rows(curves: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
     """`Sweep.curves` over the seeds, with label and group as figures call them.
 
     A row for each configuration, in the order of `groups`, and step: center_error, the seeds' mean,
-    and their low and high.
+    and their low and high. Without the prompt tokens of single layers, which Figure 4 has not.
     """
+    groups = {name: group for name, group in groups.items() if group != "prompt"}
     over = curves.groupby(["configuration", "step"])["center_error"].agg(["mean", "min", "max"])
     rows = over.reindex(list(groups), level="configuration").reset_index()
     rows = rows.rename(columns={"mean": "center_error", "min": "low", "max": "high"})

@@ -20,7 +20,7 @@ from abplib.judging.clients import KEYS
 from abplib.paper import facts
 from abplib.profiles import Profile, known_profiles
 from abplib.proxies.bank import Bank
-from abplib.proxies.configurations import configurations
+from abplib.proxies.configurations import swept
 from abplib.publish import plan
 from abplib.publish.plan import Stage, missing, networks, stages
 from abplib.samples import omniedit
@@ -87,7 +87,7 @@ def test_memory_is_what_the_code_holds() -> None:
     """The bank with its gradients and Adam's moments; encoder and editor; a transformer's LoRA."""
     made = Experiment(Profile.load("smoke", lora="absent/lora"))
     found, settings = planned(made.profile), made.profile.sweep
-    bank = Bank(configurations(made.encoder), made.encoder.width, settings)
+    bank = Bank(swept(made.encoder), made.encoder.width, settings)
     gradients = bank.gradients
     bank.step()
     kept = [tensor for tensor in (*bank.state().values(), *gradients) if tensor.ndim]

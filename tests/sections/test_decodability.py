@@ -114,6 +114,12 @@ def test_final_errors_are_means_with_intervals() -> None:
     assert found.loc["centre_prior", "seeds"] == ()
     told = found[["label", "group"]].T
     assert told["layer_1"].tolist() == ["layer 1", "middle layers"]
+    assert decodability.groups_of(["prompt_1", "prompt_final"], 3, [1]) == {
+        "prompt_1": "prompt",
+        "prompt_final": "prompt",
+    }
+    assert decodability.label_of("prompt_1") == "prompt tokens, layer 1"
+    assert decodability.label_of("prompt_final") == "prompt tokens, final"
     assert told["untrained.1"].tolist() == ["untrained, layer 1", "no trained decoder"]
     assert told["text_only"].tolist() == ["spatial term alone", UNREAD]
     table = decodability.configuration_table(found)
@@ -126,7 +132,7 @@ def test_final_errors_are_means_with_intervals() -> None:
 def test_curves_stand_in_the_order_of_their_groups_and_of_time() -> None:
     worse = curves(**CURVES).assign(seed=1, center_error=lambda rows: rows["center_error"] + 0.1)
     shuffled = pd.concat([curves(**CURVES), worse]).sample(frac=1, random_state=0)
-    rows = decodability.curve_rows(shuffled, GROUPS)
+    rows = decodability.curve_rows(shuffled, GROUPS | {"prompt_1": "prompt"})
     assert rows["configuration"].unique().tolist() == list(GROUPS)
     assert rows["step"].tolist() == [10, 20, 30] * len(GROUPS)
     prompt = rows[rows["configuration"] == "middle_prompt"].iloc[0]
