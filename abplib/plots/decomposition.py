@@ -135,7 +135,7 @@ def sorted_curves(curves: pd.DataFrame, heads: pd.DataFrame, label: str) -> Figu
         curves, x="rank", y="mean", hue="group", palette=_GROUPS, style="group", dashes=False,
         markers=True, linewidth=1.8, units="seed", estimator=None, ax=axes,
     )  # fmt: skip
-    for group, part in curves[curves["seed"] == 0].groupby("group", sort=False):
+    for group, part in curves.drop_duplicates(["group", "rank"]).groupby("group", sort=False):
         band: Any = {"color": _GROUPS[str(group)], "alpha": 0.14, "linewidth": 0}
         axes.fill_between(part["rank"], part["low"], part["high"], **band)
     axes.set(xlabel=label, ylabel="attention", ylim=(0, 1.02))
