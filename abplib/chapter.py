@@ -267,8 +267,13 @@ class Chapter:
         """Record what was decided: `verdict.<key>` for the prose, and all of it for the ledger."""
         self.say({f"verdict.{check.key}": check.verdict for check in checks})
         for check in checks:
-            found = check.found if check.found and math.isfinite(check.found.low) else None
-            self._claims[check.key] = {**asdict(check), "found": found and found._asdict()}
+            told: dict[str, Any] = {**asdict(check), "found": None}
+            if check.found and math.isfinite(check.found.low):
+                *numbers, seeds = check.found
+                keys = ("value", "low", "high", "n")
+                plain = {k: _plain(check.key, k, x) for k, x in zip(keys, numbers, strict=True)}
+                told["found"] = {**plain, "seeds": [float(each) for each in seeds]}
+            self._claims[check.key] = told
 
     def finish(self) -> None:
         """Check that all that cells tell of was shown, then write `values.json` and the manifest.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,10 @@ from abplib import chapter as module
 from abplib.chapter import Chapter
 from abplib.core import cells, store
 from abplib.core.errors import AbpError
+from abplib.core.stats import Interval
 from abplib.plots import scheme
 from abplib.profiles import CHAPTERS
+from abplib.sections.claims import ClaimCheck
 
 
 @pytest.fixture
@@ -185,6 +188,18 @@ def test_a_frame_of_numbers_is_recorded(start: Any, glued: dict[str, str]) -> No
         "ch2.again.seed_sd": "0.071",
         "ch2.again.seed_sd.n": "2",
     }
+
+
+def test_what_was_decided_is_told_and_kept(start: Any, glued: dict[str, str]) -> None:
+    found = Interval(np.float64(0.5), 0.25, 0.75, np.int64(3), (0.25, 0.75))  # type: ignore[arg-type]
+    alone = Interval(0.5, math.nan, math.nan, 1)
+    chapter = start()
+    chapter.decide([ClaimCheck(key, "A claim", "4.1", "0.5", "undecided", interval)
+                    for key, interval in (("a", found), ("b", alone), ("c", None))])  # fmt: skip
+    assert glued == {f"ch2.verdict.{key}": "undecided" for key in "abc"}
+    kept = json.loads(json.dumps(chapter._claims))
+    numbers = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 3, "seeds": [0.25, 0.75]}
+    assert [kept[key]["found"] for key in "abc"] == [numbers, None, None]
 
 
 @pytest.mark.parametrize(
