@@ -27,8 +27,8 @@ help:       ## this list
 book: $(stamp)  ## run what changed and build book/_build/html (PROFILE=smoke: on random weights)
 	$(bin)/python -m snakemake --profile workflow/profiles/local --config 'profile=$(PROFILE)'
 
-test: lint  ## style, types, then the tests
-	$(bin)/python -m pytest -q
+test: lint  ## style, types, then the tests, side by side on up to four cores
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(stamp)  ## style and types alone
 	$(bin)/python -m ruff check
