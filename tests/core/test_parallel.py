@@ -107,7 +107,7 @@ def test_two_processes_make_the_sweeps_of_one(
         pd.testing.assert_frame_equal(
             pd.read_parquet(one / table), pd.read_parquet(two / table), rtol=0, atol=1e-4
         )
-    proxies = [path.relative_to(one) for path in one.glob("sweep/*/proxies/*/model.safetensors")]
+    proxies = [path.relative_to(one) for path in one.glob("sweep/*/proxies/*/*/model.safetensors")]
     assert len(proxies) > 6
     for proxy in proxies:  # one step of Adam
         torch.testing.assert_close(
