@@ -35,7 +35,7 @@ def line(text: str = "", refusal: str | None = None, version: str = "m-1") -> An
 
 @pytest.mark.parametrize(
     ("refusal", "outcome"),
-    [*((word, REFUSED) for word in REFUSALS), ("refusal: No.", REFUSED),
+    [*((word, REFUSED) for word in sorted(REFUSALS)), ("refusal: No.", REFUSED),
      *((word, UNUSABLE) for word in ("STOP", "MAX_TOKENS", "OTHER", "FINISH_REASON_UNSPECIFIED",
        "stop", "length", "tool_calls", ""))],
 )  # fmt: skip
