@@ -28,7 +28,8 @@ book: $(stamp)  ## run what changed and build book/_build/html (PROFILE=smoke: o
 	$(bin)/python -m snakemake --profile workflow/profiles/local --config 'profile=$(PROFILE)'
 
 test: lint  ## style, types, then the tests, side by side on up to four cores
-	OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+	    --no-loadscope-reorder
 
 lint: $(stamp)  ## style and types alone
 	$(bin)/python -m ruff check

@@ -29,7 +29,7 @@ def test_dots_are_told_with_their_intervals_by_group() -> None:
 def test_curves_are_told_by_what_the_key_calls_them() -> None:
     group = GROUPS["final"]
     curve = {"step": range(20), "center_error": [0.5 - s / 100 for s in range(20)]}
-    rows = pd.DataFrame(curve).assign(label="final states", group=group)
+    rows = pd.DataFrame(curve).assign(label="final states", group=group, low=0.1, high=0.6)
     baselines = pd.DataFrame({"label": ["chance"], "value": [0.52]})
     words = told(decodability.learning_curves(rows, baselines))
     assert f"{group} 0: 0.5, 19: 0.31" in words and "chance (0.52)" in words
