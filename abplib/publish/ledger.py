@@ -54,13 +54,26 @@ def page(rows: list[dict[str, Any]]) -> str:
     """HTML of `book/ledger.md`: the ledger as a table."""
     shown = pd.DataFrame(
         {
-            **row,
+            "claim": row["claim"],
+            "where": row["where"],
             "paper": ", ".join(f"{number:g}" for number in (row["paper"] or {}).values()),
-            "seeds": len(row["seeds"] or ()) or None,
+            "verdict": row["verdict"],
+            "this run": row["measured"],
+            "by": _by(row),
         }
         for row in rows
     )
-    named = shown.rename(columns={"measured": "this run", "command": "decided by"})
-    columns = ["claim", "where", "paper", "verdict", "this run", "n", "seeds", "decided by"]
-    body = tables.to_html(named[columns].astype(object), "ledger", ".0f", rounded=False)
-    return f'<div class="abp-table">{body}</div>\n'
+    return f'<div class="abp-table">{tables.to_html(shown, "ledger", rounded=False)}</div>\n'
+
+
+def _by(row: Mapping[str, Any]) -> str:
+    """What decided: the chapter, on how many samples and seeds."""
+    if row["command"] is None:
+        return ""
+    seeds = len(row["seeds"] or ())
+    told = [
+        f"chapter {int(row['command'].split()[2][:2])}",
+        f"n = {row['n']}" if row["n"] else "",
+        f"{seeds} seeds" if seeds else "",
+    ]
+    return ", ".join(filter(None, told))
