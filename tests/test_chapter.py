@@ -136,7 +136,7 @@ def test_finish_refuses_to_end_without_what_cells_tell_of(start: Any, running: A
     with pytest.raises(AbpError, match="without its figure toy-line, table squares"):
         chapter.finish()
     assert store.summary_of(chapter.folder) is None
-    running("for i in range(3): something else altogether")  # a cell of one's own
+    running("something = else_altogether")  # a cell of one's own
     chapter.figure(draw())
     assert (chapter.folder / "figures" / "figure-2.svg").is_file()
 
