@@ -20,8 +20,8 @@ def joined(ran: Mapping[str, Path], profile: str) -> list[dict[str, Any]]:
     """Each claim of `paper.claims`, in its order, as JSON values.
 
     Keys: claim, where (in the paper), paper (what it reports, by name), verdict, measured (in
-    words, or why nothing is), value, low, high, n (samples), seeds (what each gives), profile and
-    command (which decides); None where there is none.
+    words, or why nothing is), value, low, high, n (samples), seeds (what each gives), profile,
+    chapter (its number) and command (which decides); None where there is none.
 
     Args:
         ran: results folders of the chapters that ran, by name.
@@ -31,7 +31,11 @@ def joined(ran: Mapping[str, Path], profile: str) -> list[dict[str, Any]]:
         AbpError: a claim names a check that no chapter makes.
     """
     decided = {
-        f"ch{int(name[:2])}.{key}": {**check, "command": f"abp chapter {name} -p profile {profile}"}
+        f"ch{int(name[:2])}.{key}": {
+            **check,
+            "chapter": int(name[:2]),
+            "command": f"abp chapter {name} -p profile {profile}",
+        }
         for name, place in ran.items()
         for key, check in store.read_json(place / CLAIMS).items()
     }
@@ -41,11 +45,11 @@ def joined(ran: Mapping[str, Path], profile: str) -> list[dict[str, Any]]:
         row = {"claim": told["claim"], "where": told["where"], "paper": known or None}
         check: dict[str, Any] | None = decided.get(told.get("check", ""))
         if "why" in told:
-            check = {"verdict": NOT_TESTABLE, "measured": told["why"], "command": None}
+            check = {"verdict": NOT_TESTABLE, "measured": told["why"]}
         if check is None:
             raise AbpError(f"No chapter decides {told['check']}, which claims.yaml names.")
         found = dict.fromkeys(("value", "low", "high", "n", "seeds")) | (check.get("found") or {})
-        about = {key: check[key] for key in ("verdict", "measured", "command")}
+        about = {key: check.get(key) for key in ("verdict", "measured", "chapter", "command")}
         rows.append({**row, **about, **found, "profile": profile})
     return rows
 
@@ -68,11 +72,11 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def _by(row: Mapping[str, Any]) -> str:
     """What decided: the chapter, on how many samples and seeds."""
-    if row["command"] is None:
+    if row["chapter"] is None:
         return ""
     seeds = len(row["seeds"] or ())
     told = [
-        f"chapter {int(row['command'].split()[2][:2])}",
+        f"chapter {row['chapter']}",
         f"n = {row['n']}" if row["n"] else "",
         f"{seeds} seeds" if seeds else "",
     ]

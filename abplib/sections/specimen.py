@@ -93,7 +93,7 @@ def abilities(
         verdicts: of `verdicts.judged`, on the edits of one editor.
         samples: what was edited.
     """
-    tasks = verdicts["index"].map(lambda index: samples[index].facts["task"])
+    tasks = verdicts["index"].map(lambda index: samples.scene_edit(index)[1].task)
     success = succeeded(verdicts)
     asked = [
         *(

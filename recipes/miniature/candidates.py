@@ -18,7 +18,7 @@ from torch import Tensor
 
 from abplib.core.boxes import center_distance, iou
 from abplib.proxies.baselines import by_term
-from abplib.proxies.configurations import configurations, controls
+from abplib.proxies.configurations import swept
 from abplib.proxies.labels import exact_labels
 from abplib.proxies.settings import SweepSettings
 from abplib.proxies.sweep import SweepInputs, sweep
@@ -78,7 +78,7 @@ def proxy_errors(encoder: ConditionEncoder, n_batches: int, layers: Sequence[int
     """Centre error of light proxies on the input, some layers, their prompt tokens, and final."""
     kept = {"input", "final", "prompt_final"}
     kept |= {f"{tokens}_{layer}" for layer in layers for tokens in ("layer", "prompt")}
-    chosen = [c for c in (*controls(encoder), *configurations(encoder)) if c.name in kept]
+    chosen = [c for c in swept(encoder) if c.name in kept]
     settings = SweepSettings(
         n_batches=n_batches,
         batch_size=_BATCH,
