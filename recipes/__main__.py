@@ -86,7 +86,7 @@ def train_editor(out: Path, work: Path, device: str) -> Path:
 
 @training("data/mini/conditions.csv", "runs/editor")
 def train_conditions(out: Path, work: Path, device: str) -> Path:
-    """Train small transformers on four conditions and judge their edits; resumable."""
+    """Train small transformers on other conditions and wordings, judge their edits; resumable."""
     from recipes.miniature.condition_comparison import ComparisonPlan, compare
 
     root = paths.root() / "data/mini"

@@ -1,7 +1,8 @@
-"""Transformers trained on other conditions of the VLM, compared; beyond the paper, chapter 5.
+"""Where the gap comes from: transformers trained on other conditions and instructions, chapter 5.
 
-What is compared was made by `train-conditions`: a table with a row a condition and sample (see
-`recipes.miniature.condition_comparison`), and a JSON file of what was run. Profiles name the table.
+Beyond the paper. What is compared was made by `train-conditions`: a table with a row a training and
+sample (see `recipes.miniature.condition_comparison`), and a JSON file of what was run. Profiles
+name the table.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ LABELS = {
     "final": "Final states",
     "middle": "One middle layer",
     "pooled": "Middle layers pooled",
-    "stacked": "Three layers side by side",
-    "final_untold": "Final states, untold",
 }
 """What tables and figures call the conditions."""
 
@@ -45,7 +44,16 @@ class Trained:
 
     rows: pd.DataFrame
     run: Mapping[str, Any]
-    """What was run: plan, device, and the layers, minutes and held-out loss of each condition."""
+    """What was run: plan, device, and the layers, minutes and held-out loss of each training."""
+
+    @property
+    def amounts(self) -> dict[str, str]:
+        """How much the training instructions named by place, by key, in words."""
+        return {k: f"{share:.0%} by place" for k, share in self.run["plan"]["by_place"].items()}
+
+    def names(self, frame: pd.DataFrame) -> pd.Series:
+        """What tables call the training that each row of a frame is of."""
+        return frame["condition"].map(LABELS) + ", " + frame["by_place"].map(self.amounts)
 
 
 def find(experiment: Experiment) -> tuple[Trained | None, str]:
@@ -79,71 +87,77 @@ def find(experiment: Experiment) -> tuple[Trained | None, str]:
     return Trained(rows, run), _told(run)
 
 
-def rates(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """`estimates` of each condition's `RATES`, for `intervals` and to be recorded.
+def rates(trained: Trained, seed: int) -> pd.DataFrame:
+    """`estimates` of each training's `RATES`, for `intervals` and to be recorded.
 
-    Beside name and label (the condition's): condition, measure, rate (the measure's words).
+    Beside name, label (the condition's) and panel (how much was named by place): condition,
+    by_place, measure, rate (the measure's words).
     """
+    keys = ["condition", "by_place", "measure"]
+    own = trained.rows.set_index(keys[:2]).sort_index()
     columns = {
-        (name, measure): own[measure].astype(bool if measure in TESTED else float)
-        for name, own in ((name, rows[rows["condition"] == name]) for name in LABELS)
+        (condition, amount, measure): own.loc[(condition, amount), measure].astype(
+            bool if measure in TESTED else float
+        )
+        for amount in trained.amounts
+        for condition in LABELS
         for measure in RATES
     }
-    means = estimates(columns.items(), seed).rename_axis(["condition", "measure"]).reset_index()
+    means = estimates(columns.items(), seed).rename_axis(keys).reset_index()
     return means.assign(
-        name="conditions." + means["condition"] + "." + means["measure"],
+        name="conditions." + means[keys].agg(".".join, axis=1),
         label=means["condition"].map(LABELS),
+        panel=means["by_place"].map(trained.amounts),
         rate=means["measure"].map(RATES),
         unit="fraction",
     )
 
 
-def against_final(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each other condition against `final` on the same samples, in what is `TESTED`.
+def against_plain(trained: Trained) -> pd.DataFrame:
+    """What another condition, and more instructions by place, change on the same samples.
 
-    As `estimates`, of the difference (how much more often, Newcombe's interval), by label and rate;
-    p is of McNemar's exact test, Holm-adjusted for all comparisons.
+    Each training against the plain one, final states and the first amount, in what is `TESTED`. As
+    `estimates`, of the difference (how much more often, Newcombe's interval), by label and rate; p
+    is of McNemar's exact test, Holm-adjusted for all comparisons.
     """
+    named = trained.rows.assign(label=trained.names(trained.rows))
+    order = pd.DataFrame(
+        [(c, a) for a in trained.amounts for c in LABELS], columns=["condition", "by_place"]
+    )
+    plain, *others = trained.names(order)
     compared = []
     for measure in TESTED:
-        wide = rows.pivot(index="sample_id", columns="condition", values=measure).astype(bool)
-        for name, label in LABELS.items():
-            if name != "final":
-                both = PairedTable.of(wide[name].to_numpy(), wide["final"].to_numpy())
-                about = {"condition": name, "label": label, "rate": RATES[measure]}
-                apart = proportion_difference(both)._asdict()
-                compared.append({**about, **apart, "p": mcnemar(both)})
+        wide = named.pivot(index="sample_id", columns="label", values=measure).astype(bool)
+        for label in others:
+            both = PairedTable.of(wide[label].to_numpy(), wide[plain].to_numpy())
+            apart = proportion_difference(both)._asdict()
+            compared.append({"label": label, "rate": RATES[measure], **apart, "p": mcnemar(both)})
     frame = pd.DataFrame(compared)
     return frame.assign(p=holm(frame["p"].to_numpy()))
 
 
 def rate_table(trained: Trained, found: pd.DataFrame) -> pd.DataFrame:
-    """What each condition reads and what became of its edits, as a page shows it."""
-    about = pd.DataFrame.from_dict(trained.run["conditions"], orient="index")
-    leakage = trained.rows.groupby("condition")["leakage"].mean()
-    shown = table(found, "condition", "rate", ".1%")
+    """What each training read and what became of its edits, as a page shows it."""
+    runs = pd.DataFrame(trained.run["runs"])
+    about = runs.set_index(trained.names(runs))
+    leakage = trained.rows.groupby(trained.names(trained.rows))["leakage"].mean()
+    shown = table(found.assign(label=trained.names(found)), "label", "rate", ".1%")
     shown.insert(0, "layers", about["layers"].map(lambda layers: ", ".join(map(str, layers))))
     shown["leakage score"] = leakage.map("{:.2f}".format)
     shown["held-out loss"] = about["held_out_loss"].map("{:.4f}".format)
-    return shown.rename(index=LABELS).rename_axis("trained on")
+    return shown.rename_axis("trained on")
 
 
 def _told(run: Mapping[str, Any]) -> str:
     """What was run, in a sentence."""
-    plan, about = run["plan"], run["conditions"].values()
+    plan, runs = run["plan"], run["runs"]
     training, shape = plan["dit"], plan["shape"]
-    weights = sorted({entry["parameters"] for entry in about})
-    minutes = sorted(entry["minutes"] for entry in about)
+    minutes = [f"{pick(each['minutes'] for each in runs):.0f}" for pick in (min, max)]
     return (
         f"Each has {shape['layers']} blocks of width {shape['heads'] * shape['head_dim']} "
-        f"({_span(weights, ',')} parameters) and learned from {training['schedule']['steps']} "
+        f"({runs[0]['parameters']:,} parameters) and learned from {training['schedule']['steps']} "
         f"batches of {training['batch']} pairs of {training['scenes']} scenes, in "
-        f"{_span(minutes, '.0f')} minutes ({run['device']}); each then edited the same "
-        f"{plan['samples']} samples in {plan['n_steps']} steps at a guidance of "
+        f"{' to '.join(dict.fromkeys(minutes))} minutes ({run['device']}); each then edited the "
+        f"same {plan['samples']} samples in {plan['n_steps']} steps at a guidance of "
         f"{plan['guidance']:g}."
     )
-
-
-def _span(values: list[float], fmt: str) -> str:
-    low, high = format(values[0], fmt), format(values[-1], fmt)
-    return low if low == high else f"{low} to {high}"

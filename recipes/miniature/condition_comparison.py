@@ -1,10 +1,10 @@
-"""The same small editor trained on other conditions, beside one trained on Qwen-Image-Edit's own.
+"""Where the gap comes from: small editors trained on other conditions and other instructions.
 
-Beyond the paper. Its variants hand other states to a transformer that was trained on final ones;
-here a transformer is trained on each of `condition_states.CONDITIONS`. Data, budget, the order of
-batches, noise and initial weights are the same, except for the layer that reads the condition where
-that is wider. One more reads final states and learns by flow matching alone, without the heads that
-tell the others where and what (`editor_training`).
+Section 4.1 names two sources of wrong edits, the image model and its condition, and studies the
+second. Here both are set: a transformer is trained from the start on each of
+`condition_states.CONDITIONS`, and with instructions that name objects by their place never, now and
+then, or often. Scenes, budget, the order of batches, noise and initial weights are the same. Each
+then edits the multi-entity set, whose instructions always name a place.
 """
 
 from __future__ import annotations
@@ -31,22 +31,13 @@ from abplib.samples.base import check_number
 from abplib.samples.scenes.sets import SceneSamples, evaluation
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
-from recipes.miniature.condition_states import (
-    CONDITIONS,
-    conditioned,
-    encode_conditions,
-    layers_read,
-    read_conditions,
-)
+from recipes.miniature.condition_states import CONDITIONS, layers_read, read_conditions
 from recipes.miniature.editor import VAE_FILE, pairs_folder
 from recipes.miniature.editor_data import Pairs, encode_pairs
 from recipes.miniature.editor_training import EditorTraining, draw, flow_loss, train_dit
 
-UNTOLD = "final_untold"
-"""The run on final states without heads."""
-
-RUNS = {name: name for name in CONDITIONS} | {UNTOLD: "final"}
-"""The condition that each run reads."""
+Run = tuple[str, str]
+"""A condition, and how much is named by place: a key of `ComparisonPlan.by_place`."""
 
 _BATCH = 20
 """Samples edited together."""
@@ -54,7 +45,7 @@ _BATCH = 20
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """Size and budget of each condition's training, and how it is measured."""
+    """Size and budget of each training, and how it is measured."""
 
     shape: EditorShape = field(default_factory=lambda: EditorShape(layers=4))
     dit: EditorTraining = field(
@@ -64,6 +55,10 @@ class ComparisonPlan:
             scenes=1280,
         )
     )
+    by_place: Mapping[str, float] = field(
+        default_factory=lambda: {"none": 0.0, "few": 0.05, "many": 0.5}
+    )
+    """Shares of the training instructions about an object that name it by its place."""
     held_out: int = 64
     """Scenes after the training ones, with four edits each, for the loss on unseen pairs."""
     samples: int = 200
@@ -77,11 +72,10 @@ class ComparisonPlan:
 def compare(
     table: Path, vlm: Path, vae: Path, work: Path, plan: ComparisonPlan, device: str
 ) -> Path:
-    """Train a transformer on each condition, or go on in `work`; edit with them and judge that.
+    """Train each transformer, or go on in `work`; edit with all of them and judge that.
 
-    `table`, which is returned, is the CSV to write: a row a condition and evaluation sample, see
-    `_judged`. What was run is told beside it, in a JSON file of the same name. Pairs that
-    `make_editor` encoded in `work` are read.
+    `table`, which is returned, is the CSV to write: a row a run and evaluation sample, see
+    `_judged`. What was run is told beside it, in a JSON file of the same name.
 
     Raises:
         AbpError: there is no such VLM or VAE, or as `fit` does.
@@ -93,31 +87,31 @@ def compare(
     encoder = ConditionEncoder.from_pretrained(vlm, image_area=plan.shape.side**2, device=device)
     pipeline = _pipeline(encoder, vae, device)
     n_scenes = plan.dit.scenes + plan.held_out
-    wording = plan.dit.wording
-    folder = pairs_folder(work, vae, encoder, wording)
-    pairs = encode_pairs(folder, n_scenes, wording, pipeline.vae, encoder)
-    pairs = _scenes(pairs, 0, n_scenes)
-    code = store.digest_files(Path(__file__).with_name("condition_states.py"))
-    made_by = store.digest([folder.name, code, plan.seed])
-    place = work / f"conditions-{made_by}"
-    encode_conditions(place, n_scenes, wording, encoder)
-    trained, about = {}, {}
-    for name, condition in RUNS.items():
-        own = conditioned(pairs, place, condition)
-        dit = build(plan, encoder.width, own.conditions.shape[-1])
-        torch.manual_seed(plan.seed)
-        taught = _scenes(own, 0, plan.dit.scenes)
-        training = replace(plan.dit, told=0.0) if name == UNTOLD else plan.dit
-        fitted = train_dit(dit, taught, place, training, plan.shape, device, name=name)
-        # a copy, as the trained one is compiled for the shapes of its training
-        trained[name] = build(plan, encoder.width, own.conditions.shape[-1]).to(device)
-        trained[name].load_state_dict(dit.state_dict())
-        about[name] = {
-            "layers": layers_read(encoder)[condition],
-            "parameters": sum(weight.numel() for weight in dit.parameters()),
-            "minutes": round(fitted.seconds / 60, 1),
-            "held_out_loss": _loss(trained[name], _scenes(own, plan.dit.scenes, n_scenes), plan),
-        }
+    trained, runs = {}, []
+    for amount, share in plan.by_place.items():
+        training = replace(plan.dit, wording=replace(plan.dit.wording, by_place=share))
+        place = pairs_folder(work, vae, encoder, training.wording, CONDITIONS)
+        encoded = encode_pairs(place, n_scenes, training.wording, pipeline.vae, encoder, CONDITIONS)
+        for condition, pairs in encoded.items():
+            dit = build_dit(plan.shape, encoder.width, plan.seed)
+            torch.manual_seed(plan.seed)
+            taught = _scenes(pairs, 0, plan.dit.scenes)
+            name = f"{condition}-{plan.seed}"
+            fitted = train_dit(dit, taught, place, training, plan.shape, device, name=name)
+            # a copy, as the trained one is compiled for the shapes of its training
+            own = build_dit(plan.shape, encoder.width, plan.seed).to(device)
+            own.load_state_dict(dit.state_dict())
+            trained[condition, amount] = own
+            runs.append(
+                {
+                    "condition": condition,
+                    "by_place": amount,
+                    "layers": layers_read(encoder)[condition],
+                    "parameters": sum(weight.numel() for weight in own.parameters()),
+                    "minutes": round(fitted.seconds / 60, 1),
+                    "held_out_loss": _loss(own, _scenes(pairs, plan.dit.scenes, n_scenes), plan),
+                }
+            )
     edits = edit_all(pipeline, trained, encoder, samples, plan)
     store.write_text(table, _judged(edits, samples).to_csv(index=False))
     store.write_json(
@@ -127,36 +121,23 @@ def compare(
             "samples": samples.fingerprint,
             "device": device,
             "torch": torch.__version__,
-            "conditions": about,
+            "runs": runs,
             "plan": asdict(plan),
         },
     )
     return table
 
 
-def build(plan: ComparisonPlan, width: int, read: int) -> QwenImageTransformer2DModel:
-    """A transformer that reads states of width `read`; its other weights depend on no condition.
-
-    `width` is that of one state of the VLM.
-    """
-    common = build_dit(plan.shape, width, plan.seed).state_dict()
-    dit = build_dit(plan.shape, read, plan.seed)
-    own = dit.state_dict()
-    same = {name: w for name, w in common.items() if w.shape == own[name].shape}
-    dit.load_state_dict(own | same)
-    return dit
-
-
 @torch.inference_mode()
 def edit_all(
     pipeline: QwenImageEditPipeline,
-    trained: Mapping[str, QwenImageTransformer2DModel],
+    trained: Mapping[Run, QwenImageTransformer2DModel],
     encoder: ConditionEncoder,
     samples: SceneSamples,
     plan: ComparisonPlan,
-) -> dict[str, list[Image.Image]]:
-    """Edits of the first `plan.samples` samples by each condition's transformer."""
-    edits: dict[str, list[Image.Image]] = {name: [] for name in trained}
+) -> dict[Run, list[Image.Image]]:
+    """Edits of the first `plan.samples` samples by each transformer."""
+    edits: dict[Run, list[Image.Image]] = {run: [] for run in trained}
     for start in tqdm(range(0, plan.samples, _BATCH), desc="editing", mininterval=10):
         indices = range(start, min(start + _BATCH, plan.samples))
         asked = [samples[index] for index in indices]
@@ -166,39 +147,39 @@ def edit_all(
         positive = read_conditions(encoder, pictures, [sample.instruction for sample in asked])
         negative = read_conditions(encoder, pictures, [NOTHING] * len(asked))
         source = qwen_pipeline.source_latents(pipeline, pictures)
-        for name, dit in trained.items():
+        for run, dit in trained.items():
             pipeline.transformer = dit
             latents = qwen_pipeline.denoise(
                 pipeline,
                 source,
-                positive[RUNS[name]],
-                negative[RUNS[name]],
+                positive[run[0]],
+                negative[run[0]],
                 [plan.seed + index for index in indices],
                 size=pictures[0].size,
                 n_steps=plan.n_steps,
                 guidance=plan.guidance,
             )
             made = qwen_pipeline.decode(pipeline, latents, pictures[0].size)
-            edits[name] += [
+            edits[run] += [
                 edit.resize(sample.image.size, Image.Resampling.LANCZOS)
                 for edit, sample in zip(made, asked, strict=True)
             ]
     return edits
 
 
-def _judged(edits: Mapping[str, list[Image.Image]], samples: SceneSamples) -> pd.DataFrame:
-    """One row a condition and sample.
+def _judged(edits: Mapping[Run, list[Image.Image]], samples: SceneSamples) -> pd.DataFrame:
+    """One row a run and sample.
 
-    Columns: condition, sample_id, target_altered (the target is no longer what it was),
+    Columns: condition, by_place, sample_id, target_altered (the target is no longer what it was),
     others_altered (the part of the other objects that are not), edit_success, accuracy, leakage,
     failure; the last four by the scene oracle.
     """
     judge, rows = SceneOracle(), []
     for index in tqdm(range(len(next(iter(edits.values())))), desc="judging", mininterval=10):
         scene, asked = samples.scene_edit(index)
-        made = [of_condition[index] for of_condition in edits.values()]
+        made = [of_run[index] for of_run in edits.values()]
         verdicts = judge.judge(samples, index, made)
-        for name, verdict, seen in zip(edits, verdicts, read(scene, made), strict=True):
+        for run, verdict, seen in zip(edits, verdicts, read(scene, made), strict=True):
             altered = [
                 not clear or look != (thing.kind, thing.colour)
                 for thing, look, clear in zip(scene.things, seen.looks, seen.clear, strict=True)
@@ -207,7 +188,8 @@ def _judged(edits: Mapping[str, list[Image.Image]], samples: SceneSamples) -> pd
             target = altered.pop(asked.target)
             rows.append(
                 {
-                    "condition": name,
+                    "condition": run[0],
+                    "by_place": run[1],
                     "sample_id": samples[index].id,
                     "target_altered": target,
                     "others_altered": round(sum(altered) / len(altered), 4),
@@ -217,7 +199,7 @@ def _judged(edits: Mapping[str, list[Image.Image]], samples: SceneSamples) -> pd
                     "failure": verdict.failure,
                 }
             )
-    return pd.DataFrame(rows).sort_values("condition", kind="stable")
+    return pd.DataFrame(rows).sort_values(["condition", "by_place"], kind="stable")
 
 
 def _pipeline(encoder: ConditionEncoder, vae: Path, device: str) -> QwenImageEditPipeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from abplib.editing.twins import EditorShape, assemble, build_dit, save_pipeline
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import multi_entity
 from abplib.vlm.encoder import ConditionEncoder
-from recipes.miniature import cards, editor_data
+from recipes.miniature import cards, condition_states, editor_data
 from recipes.miniature.editor_data import Wording, encode_pairs
 from recipes.miniature.editor_training import SHIFT, EditorTraining, train_dit
 from recipes.miniature.vae_training import VAETraining, train_vae
@@ -51,7 +52,7 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     if plan.dit.compile:
         vae.encoder.compile()
     place = pairs_folder(work, work / "vae", encoder, plan.dit.wording)
-    pairs = encode_pairs(place, plan.dit.scenes, plan.dit.wording, vae, encoder)
+    pairs = encode_pairs(place, plan.dit.scenes, plan.dit.wording, vae, encoder)["final"]
     dit = build_dit(plan.shape, encoder.width, plan.seed)
     dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
@@ -81,10 +82,17 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     return folder
 
 
-def pairs_folder(work: Path, vae: Path, encoder: ConditionEncoder, wording: Wording) -> Path:
+def pairs_folder(
+    work: Path,
+    vae: Path,
+    encoder: ConditionEncoder,
+    wording: Wording,
+    conditions: Sequence[str] = ("final",),
+) -> Path:
     """Where pairs encoded by the VAE saved in a folder and by this VLM lie."""
-    files = store.digest_files(vae / VAE_FILE, editor_data.__file__)
-    return work / f"pairs-{store.digest([encoder.fingerprint, files, asdict(wording)])}"
+    files = store.digest_files(vae / VAE_FILE, editor_data.__file__, condition_states.__file__)
+    made_by = [encoder.fingerprint, files, asdict(wording), list(conditions)]
+    return work / f"pairs-{store.digest(made_by)}"
 
 
 def _trained_vae(

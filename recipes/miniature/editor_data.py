@@ -2,12 +2,13 @@
 
 Training pairs have the kinds of task of the general set, on mixed scenes alone and with seeds of
 their own, a few edits to a scene; nothing of the multi-entity set is among them. Instructions name
-objects as `Wording` says. The VAE and the VLM are frozen, so
-a pair is encoded once and read from memory-mapped files ever after.
+objects as `Wording` says. The VAE and the VLM are frozen, so a pair is encoded once, under each
+condition that is asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from abplib.samples.scenes.render import render
 from abplib.samples.scenes.scene import Scene, general_scene, generator
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
 from recipes.miniature.answers import explain
+from recipes.miniature.condition_states import read_conditions
 
 SEED_SPACE = 5_000_000_000
 """Scenes of the editor's training pairs have seeds from here on."""
@@ -58,14 +60,14 @@ _Scene = tuple[np.ndarray, list[np.ndarray], list[str], list[tuple[int, int]]]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Encoded training pairs; scene s has the pairs from `EDITS` s to `EDITS` (s + 1) - 1."""
+    """Pairs under one condition; scene s has those from `EDITS` s to `EDITS` (s + 1) - 1."""
 
     sources: np.ndarray
     """Standardised latents float16 [scenes, channels, h, w]."""
     targets: np.ndarray
     """Likewise [pairs, channels, h, w]."""
     conditions: np.ndarray
-    """Final-layer states float16 [pairs, tokens, width], zero-padded."""
+    """States float16 [pairs, tokens, width], zero-padded."""
     lengths: np.ndarray
     """Tokens of each condition, int64 [pairs]."""
     nothing: np.ndarray
@@ -81,11 +83,13 @@ def encode_pairs(
     wording: Wording,
     vae: AutoencoderKLQwenImage,
     encoder: ConditionEncoder,
-) -> Pairs:
+    conditions: Sequence[str] = ("final",),
+) -> dict[str, Pairs]:
     """Encode the first `n_scenes` scenes and their edits, or read what was encoded before.
 
     Files that are there are trusted, so `folder` is named after what made them. Whole files are
-    made, by a VAE for stills and a frozen VLM.
+    made, by a VAE for stills and a frozen VLM. Returns: the pairs under each condition
+    (`condition_states.CONDITIONS`); their pictures are the same arrays.
     """
     starts = range(0, n_scenes, _PART)
     missing = [start for start in starts if not _file(folder, start).exists()]
@@ -99,17 +103,19 @@ def encode_pairs(
     bar = tqdm(drawn, total=len(missing), desc="pairs", mininterval=10)
     for start, scenes in zip(missing, bar, strict=True):
         with store.replacing(_file(folder, start)) as scratch, scratch.open("wb") as file:
-            arrays: dict[str, Any] = _encode(scenes, vae, encoder)
+            arrays: dict[str, Any] = _encode(scenes, vae, encoder, conditions)
             np.savez(file, **arrays)
     parts = []
     for start in starts:
         with np.load(_file(folder, start)) as file:
             parts.append({name: file[name] for name in file.files})
-    longest = max(part["conditions"].shape[1] for part in parts)
-    for part in parts:
-        room = ((0, 0), (0, longest - part["conditions"].shape[1]), (0, 0))
-        part["conditions"] = np.pad(part["conditions"], room)
-    return Pairs(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    common = {name: _joined(parts, name) for name in ("sources", "targets", "lengths", "new")}
+    return {
+        name: Pairs(
+            conditions=_joined(parts, name), nothing=_joined(parts, f"{name}, nothing"), **common
+        )
+        for name in conditions
+    }
 
 
 def scene_edits(index: int, wording: Wording, side: int) -> tuple[Scene, list[Edit]]:
@@ -173,21 +179,33 @@ def _file(folder: Path, start: int) -> Path:
     return folder / f"{start:06d}.npz"
 
 
+def _joined(parts: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
+    """One array of all parts; states [n, tokens, width] zero-padded to the longest."""
+    arrays = [part[name] for part in parts]
+    if arrays[0].ndim == 3:
+        longest = max(states.shape[1] for states in arrays)
+        arrays = [np.pad(s, ((0, 0), (0, longest - s.shape[1]), (0, 0))) for s in arrays]
+    return np.concatenate(arrays)
+
+
 def _encode(
-    scenes: list[_Scene], vae: AutoencoderKLQwenImage, encoder: ConditionEncoder
+    scenes: list[_Scene],
+    vae: AutoencoderKLQwenImage,
+    encoder: ConditionEncoder,
+    conditions: Sequence[str],
 ) -> dict[str, np.ndarray]:
     shown = [Image.fromarray(source) for source, *_ in scenes]
     owners = [picture for picture in shown for _ in range(EDITS)]
     asked = [instruction for _, _, instructions, _ in scenes for instruction in instructions]
-    conditions, lengths = _states(encoder, owners, asked)
-    nothing, _ = _states(encoder, shown, [NOTHING] * len(shown))
+    states, lengths = _states(encoder, owners, asked, conditions)
+    nothing, _ = _states(encoder, shown, [NOTHING] * len(shown), conditions)
     return {
         "sources": _latents(vae, [source for source, *_ in scenes]),
         "targets": _latents(vae, [target for _, targets, *_ in scenes for target in targets]),
-        "conditions": conditions,
         "lengths": lengths,
-        "nothing": nothing,
         "new": np.array([new for *_, all_new in scenes for new in all_new]),
+        **states,
+        **{f"{name}, nothing": array for name, array in nothing.items()},
     }
 
 
@@ -202,15 +220,16 @@ def _latents(vae: AutoencoderKLQwenImage, pictures: list[np.ndarray]) -> np.ndar
 
 
 def _states(
-    encoder: ConditionEncoder, pictures: list[Image.Image], instructions: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Final-layer states [B, tokens, width] and their lengths [B]."""
-    found, lengths = [], []
+    encoder: ConditionEncoder,
+    pictures: list[Image.Image],
+    instructions: list[str],
+    conditions: Sequence[str],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """States [B, tokens, width] under each condition, and their lengths [B]."""
+    parts, lengths = [], []
     for at in range(0, len(pictures), _PART):
         part = slice(at, at + _PART)
-        encoding = encoder.encode(pictures[part], instructions[part], final=True)
-        found.append(encoding.states["final"])
-        lengths.append(encoding.mask.sum(1))
-    longest = max(states.shape[1] for states in found)
-    padded = [torch.nn.functional.pad(s, (0, 0, 0, longest - s.shape[1])) for s in found]
-    return torch.cat(padded).half().cpu().numpy(), torch.cat(lengths).cpu().numpy()
+        read = read_conditions(encoder, pictures[part], instructions[part], conditions)
+        parts.append({name: c.states.half().cpu().numpy() for name, c in read.items()})
+        lengths.append(next(iter(read.values())).mask.sum(1))
+    return {name: _joined(parts, name) for name in conditions}, torch.cat(lengths).cpu().numpy()

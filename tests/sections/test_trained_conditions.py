@@ -20,7 +20,10 @@ from abplib.sections.trained_conditions import LABELS, RATES, Trained
 from abplib.vlm.loading import fingerprint
 from abplib.vlm.twins import smoke_vlm
 
-ALTERED = {"final": 8, "middle": 32, "pooled": 8, "stacked": 10, "final_untold": 7}
+ALTERED = {
+    ("final", "none"): 8, ("middle", "none"): 32, ("pooled", "none"): 8,
+    ("final", "many"): 10, ("middle", "many"): 7, ("pooled", "many"): 9,
+}  # fmt: skip
 """Of 40 samples, from the first."""
 
 
@@ -28,25 +31,30 @@ def rows() -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "condition": name, "sample_id": f"s{i}", "target_altered": i < altered,
-                "others_altered": (i % 2) / 2, "edit_success": i < altered - 4, "accuracy": 4,
-                "leakage": 2 + i % 2, "failure": None,
+                "condition": condition, "by_place": amount, "sample_id": f"s{i}",
+                "target_altered": i < altered, "others_altered": (i % 2) / 2,
+                "edit_success": i < altered - 4, "accuracy": 4, "leakage": 2 + i % 2,
+                "failure": None,
             }
-            for name, altered in ALTERED.items()
+            for (condition, amount), altered in ALTERED.items()
             for i in range(40)
         ]
     )  # fmt: skip
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    about = {"layers": [1, 3], "parameters": 1_234_567, "minutes": 9.6, "held_out_loss": 0.25}
+    about = {"layers": [1, 3], "parameters": 1_234_567, "held_out_loss": 0.25}
+    runs = [
+        {"condition": c, "by_place": a, "minutes": 9.6 + (c == "pooled"), **about}
+        for c, a in ALTERED
+    ]
     made = {
         "vlm": fingerprint(smoke_vlm()), "samples": evaluation().fingerprint, "device": "cpu",
-        "conditions": {name: about for name in LABELS}
-        | {"stacked": about | {"parameters": 1_300_000, "minutes": 11.0}},
+        "runs": runs,
         "plan": {
             "shape": {"layers": 4, "heads": 4, "head_dim": 32},
             "dit": {"schedule": {"steps": 900}, "batch": 32, "scenes": 1280},
+            "by_place": {"none": 0.0, "many": 0.5},
             "samples": 40, "n_steps": 12, "guidance": 3.0,
         },
     }  # fmt: skip
@@ -94,9 +102,9 @@ def test_a_comparison_is_read_as_made_and_told_in_a_sentence(experiment: Experim
     known = trained.rows.drop(columns="failure")
     pd.testing.assert_frame_equal(known, rows().drop(columns="failure"))
     assert told == (
-        "Each has 4 blocks of width 128 (1,234,567 to 1,300,000 parameters) and learned from 900 "
-        "batches of 32 pairs of 1280 scenes, in 10 to 11 minutes (cpu); each then edited the same "
-        "40 samples in 12 steps at a guidance of 3."
+        "Each has 4 blocks of width 128 (1,234,567 parameters) and learned from 900 batches of 32 "
+        "pairs of 1280 scenes, in 10 to 11 minutes (cpu); each then edited the same 40 samples in "
+        "12 steps at a guidance of 3."
     )
     assert experiment.comparison_file is not None
     experiment.comparison_file.write_text("")
@@ -113,38 +121,41 @@ def test_a_new_comparison_makes_the_chapters_anew(experiment: Experiment) -> Non
 
 
 def test_rates_are_those_of_the_rows() -> None:
-    found = trained_conditions.rates(rows(), seed=0).set_index(["condition", "measure"])
-    assert set(found.index) == {(name, measure) for name in LABELS for measure in RATES}
-    for name, altered in ALTERED.items():
-        assert found["value"][name, "target_altered"] == altered / 40
-        assert found["value"][name, "edit_success"] == (altered - 4) / 40
-        others = found.loc[(name, "others_altered")]
+    made = trained_conditions.rates(Trained(rows(), run()), seed=0)
+    found = made.set_index(["condition", "by_place", "measure"])
+    assert set(found.index) == {(*key, measure) for key in ALTERED for measure in RATES}
+    for key, altered in ALTERED.items():
+        assert found["value"][*key, "target_altered"] == altered / 40
+        assert found["value"][*key, "edit_success"] == (altered - 4) / 40
+        others = found.loc[(*key, "others_altered")]
         assert others["low"] < others["value"] == 0.25 < others["high"]
-    assert found["name"]["final", "edit_success"] == "conditions.final.edit_success"
+    assert found["name"]["final", "many", "edit_success"] == "conditions.final.many.edit_success"
 
 
-def test_only_a_real_difference_to_the_final_states_is_significant() -> None:
-    compared = trained_conditions.against_final(rows())
-    found = compared.set_index(["condition", "rate"])
-    assert "final" not in set(compared["condition"])
-    middle, pooled = (found.loc[(name, "target altered")] for name in ("middle", "pooled"))
-    assert middle["value"] == 0.6 and middle["low"] > 0
-    assert middle["p"] < 0.001
+def test_only_a_real_difference_to_the_plain_training_is_significant() -> None:
+    compared = trained_conditions.against_plain(Trained(rows(), run()))
+    found = compared.set_index(["label", "rate"])
+    assert len(found) == 2 * (len(ALTERED) - 1)
+    middle = found.loc[("One middle layer, 0% by place", "target altered")]
+    assert middle["value"] == 0.6 and middle["low"] > 0 and middle["p"] < 0.001
+    pooled = found.loc[("Middle layers pooled, 0% by place", "target altered")]
     assert pooled["value"] == 0 and pooled["p"] == 1
-    assert found["p"]["stacked", "target altered"] == 1  # 0.5, adjusted
+    assert found["p"]["Final states, 50% by place", "target altered"] == 1  # 0.5, adjusted
+    assert "Final states, 0% by place" not in set(compared["label"])
     shown = table(compared, "label", "rate", "+.1%")
-    assert list(shown.index) == [LABELS[name] for name in LABELS if name != "final"]
-    assert shown.loc["One middle layer", "target altered"].endswith("p < 0.001")
+    assert shown.loc["One middle layer, 0% by place", "target altered"].endswith("p < 0.001")
 
 
-def test_table_and_figure_have_a_row_a_condition() -> None:
-    found = trained_conditions.rates(rows(), seed=0)
-    shown = trained_conditions.rate_table(Trained(rows(), run()), found)
-    assert list(shown.index) == list(LABELS.values())
-    assert shown.loc["Final states", "target altered"].startswith("20.0% [")
-    assert shown.loc["Final states", "leakage score"] == "2.50"
+def test_table_and_figure_show_every_training() -> None:
+    trained = Trained(rows(), run())
+    found = trained_conditions.rates(trained, seed=0)
+    shown = trained_conditions.rate_table(trained, found)
+    assert len(shown) == len(ALTERED)
+    assert shown.loc["Final states, 50% by place", "target altered"].startswith("25.0% [")
+    assert shown.loc["Final states, 50% by place", "leakage score"] == "2.50"
     assert set(shown["layers"]) == {"1, 3"} and set(shown["held-out loss"]) == {"0.2500"}
     figure = intervals(found, "rate")
-    (axes,) = figure.axes
-    assert [text.get_text() for text in axes.get_yticklabels()] == list(LABELS.values())
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["0% by place", "50% by place"]
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == list(LABELS.values())
     assert [t.get_text() for t in figure.legends[0].get_texts()] == list(RATES.values())

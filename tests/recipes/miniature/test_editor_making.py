@@ -53,7 +53,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     patch.setattr(editor_data, "_PART", 2)
     vae = for_stills(build_vae(SMOKE, 0))
     encoder = ConditionEncoder.from_pretrained(smoke_vlm(), image_area=SMOKE.side**2)
-    found = encode_pairs(tmp_path_factory.mktemp("pairs"), 2, Wording(), vae, encoder)
+    found = encode_pairs(tmp_path_factory.mktemp("pairs"), 2, Wording(), vae, encoder)["final"]
     patch.undo()
     return found
 
