@@ -76,10 +76,10 @@ def figure_8() -> pd.DataFrame:
 
 
 def claims() -> list[dict[str, Any]]:
-    """The paper's claims in its order: claim, where, and check, reported and why where given.
+    """The paper's claims in its order: claim, where, and check, short, reported, why where given.
 
-    `check` names the check of a chapter that decides it, such as `ch2.middle_final`, `reported` the
-    paper's numbers; `why` says why nothing decides it.
+    `check` names the check of a chapter that decides it, such as `ch2.middle_final`, `short` is
+    what the first page calls it, `reported` names the paper's numbers; `why` says why nothing does.
     """
     text = (paths.root() / "data" / "paper" / "claims.yaml").read_text(encoding="utf-8")
     return list(yaml.safe_load(text))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ def joined(ran: Mapping[str, Path], profile: str) -> list[dict[str, Any]]:
     """Each claim of `paper.claims`, in its order, as JSON values.
 
     Keys: claim, where (in the paper), paper (what it reports, by name), verdict, measured (in
-    words, or why nothing is), value, low, high, n (samples), seeds (what each gives), profile,
-    chapter (its number) and command (which decides); None where there is none.
+    words, or why nothing is), short (what the first page calls it), value, low, high, n (samples),
+    seeds (what each gives), profile, chapter (its number), command (which decides) and seconds
+    (that it took, with what earlier steps had kept); None where there is none.
 
     Args:
         ran: results folders of the chapters that ran, by name.
@@ -35,6 +36,7 @@ def joined(ran: Mapping[str, Path], profile: str) -> list[dict[str, Any]]:
             **check,
             "chapter": int(name[:2]),
             "command": f"abp chapter {name} -p profile {profile}",
+            "seconds": (store.summary_of(place) or {}).get("seconds"),
         }
         for name, place in ran.items()
         for key, check in store.read_json(place / CLAIMS).items()
@@ -42,14 +44,15 @@ def joined(ran: Mapping[str, Path], profile: str) -> list[dict[str, Any]]:
     rows = []
     for told in paper.claims():
         known = {name: paper.reported(name) for name in told.get("reported", ())}
-        row = {"claim": told["claim"], "where": told["where"], "paper": known or None}
+        row = {key: told.get(key) for key in ("claim", "where", "short")} | {"paper": known or None}
         check: dict[str, Any] | None = decided.get(told.get("check", ""))
         if "why" in told:
             check = {"verdict": NOT_TESTABLE, "measured": told["why"]}
         if check is None:
             raise AbpError(f"No chapter decides {told['check']}, which claims.yaml names.")
         found = dict.fromkeys(("value", "low", "high", "n", "seeds")) | (check.get("found") or {})
-        about = {key: check.get(key) for key in ("verdict", "measured", "chapter", "command")}
+        keys = ("verdict", "measured", "chapter", "command", "seconds")
+        about = {key: check.get(key) for key in keys}
         rows.append({**row, **about, **found, "profile": profile})
     return rows
 
@@ -70,8 +73,20 @@ def page(rows: list[dict[str, Any]]) -> str:
     return f'<div class="abp-table">{tables.to_html(shown, "ledger", rounded=False)}</div>\n'
 
 
+def strip(rows: list[dict[str, Any]], chapters: Iterable[str]) -> str:
+    """MyST for the first page: what each chapter decided, in short, by the chapter's name."""
+    lines = [":::{container} abp-strip"]
+    for name in chapters:
+        own = [r for r in rows if r["short"] and r["chapter"] == int(name[:2])]
+        lines += [f"\n[](chapters/{name})"] * bool(own)
+        lines += [
+            f': {r["short"]} <span data-verdict="{r["verdict"]}">{r["verdict"]}</span>' for r in own
+        ]
+    return "\n".join([*lines, ":::", ""])
+
+
 def _by(row: Mapping[str, Any]) -> str:
-    """What decided: the chapter, on how many samples and seeds."""
+    """What decided: the chapter, on how many samples and seeds, in which time."""
     if row["chapter"] is None:
         return ""
     seeds = len(row["seeds"] or ())
@@ -79,5 +94,6 @@ def _by(row: Mapping[str, Any]) -> str:
         f"chapter {row['chapter']}",
         f"n = {row['n']}" if row["n"] else "",
         f"{seeds} seeds" if seeds else "",
+        f"{row['seconds']:.0f} s" if row["seconds"] else "",
     ]
     return ", ".join(filter(None, told))

@@ -60,6 +60,7 @@ def build(profile: str, log: Callable[[str], None] = print) -> Path:
         store.write_json(build_folder() / CLAIMS, told)
         staged = stage(ran, profile)
         store.write_text(staged / "made" / "ledger.txt", ledger.page(told))
+        store.write_text(staged / "made" / "verdicts.txt", ledger.strip(told, ran))
         return typeset(staged, log)
 
 

@@ -34,6 +34,7 @@ def ran(folder: Path, names: list[str]) -> dict[str, Path]:
     for chapter, told in checks.items():
         (folder / chapter).mkdir()
         store.write_json(folder / chapter / "claims.json", told)
+        store.mark_done(folder / chapter, seconds=41.6)
     return {chapter: folder / chapter for chapter in checks}
 
 
@@ -60,7 +61,17 @@ def test_claims_are_joined_with_what_was_decided(tmp_path: Path) -> None:
     assert {row["verdict"] for row in without} == {ledger.NOT_TESTABLE}
     assert [row["measured"] for row in without] == [t["why"] for t in CLAIMS if "why" in t]
     page = ledger.page(rows)
-    assert page.count("<tr>") == 1 + len(rows) and ">0.6<" in page and ", n = 200" in page
+    assert page.count("<tr>") == 1 + len(rows) and ">0.6<" in page
+    assert page.count("n = 200, 2 seeds, 42 s") == len(NAMED)
+
+
+def test_the_first_page_has_what_was_decided_in_short(tmp_path: Path) -> None:
+    chapters = ran(tmp_path, NAMED)
+    told = ledger.strip(ledger.joined(chapters, "toy"), chapters)
+    first, *rest = told.split("\n[](chapters/")[1:]
+    assert first.startswith("01_chapter)\n: the VLM, asked, names") and len(rest) == 4
+    assert first.rstrip().endswith('<span data-verdict="undecided">undecided</span>')
+    assert told.count("\n: ") == sum("short" in claim for claim in CLAIMS)
 
 
 def test_a_claim_that_nothing_decides_is_named(tmp_path: Path) -> None:
