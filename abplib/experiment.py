@@ -305,11 +305,6 @@ class Experiment:
         """Where the shipped proxy lies, or goes, if the profile names one."""
         return self._named(self.profile.proxy)
 
-    @property
-    def comparison_file(self) -> Path | None:
-        """Where the comparison of trained conditions lies, if the profile names one."""
-        return self._named(self.profile.comparison)
-
     def _named(self, path: str | None) -> Path | None:
         return None if path is None else paths.root() / path
 
@@ -326,8 +321,8 @@ class Experiment:
 
     @property
     def model_fingerprint(self) -> str:
-        """Hash of the files of VLM, editors, LoRA, proxy and comparison, or of hub ids."""
-        profile, table = self.profile, self.comparison_file
+        """Hash of the files of VLM, editors, LoRA and proxy, or of hub ids."""
+        profile = self.profile
         parts = [content_of(self.vlm_source, profile.revision)]
         if profile.editor is not None:
             parts.append(content_of(self.editor_source, profile.editor_revision))
@@ -335,8 +330,6 @@ class Experiment:
             parts.append(content_of(self.other_source(name), other.revision))
         folders = [self.lora_place if profile.lora else None, self.proxy_folder]
         parts += [content_of(str(folder)) for folder in folders if folder and folder.exists()]
-        files = [] if table is None else [table, table.with_suffix(".json")]
-        parts += [digest_files(file) for file in files if file.is_file()]
         return digest(parts)
 
     @property

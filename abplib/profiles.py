@@ -86,8 +86,6 @@ class Profile(Settings):
     """Budget of `abp train-lora`; what is left out is the paper's."""
     proxy: str | None = None
     """Folder of the trained proxy that tells the editor where; without one, chapter 2's is used."""
-    comparison: str | None = None
-    """Table that `train-conditions` made around `vlm`, which chapter 5 shows."""
     other_editors: dict[OtherEditorName, OtherEditor] = Field(default_factory=dict)
     """Systems that chapter 5 sets beside the editor."""
     judge: Reference = "abplib.judging.scene_oracle:SceneOracle"

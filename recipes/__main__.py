@@ -84,13 +84,27 @@ def train_editor(out: Path, work: Path, device: str) -> Path:
     return make_editor(out, paths.root() / "data/mini/vlm", work, EditorPlan(), device)
 
 
-@training("data/mini/conditions.csv", "runs/editor")
+@training("data/mini/vlm/conditions.csv", "runs/editor")
 def train_conditions(out: Path, work: Path, device: str) -> Path:
     """Train small transformers on other conditions and wordings, judge their edits; resumable."""
     from recipes.miniature.condition_comparison import ComparisonPlan, compare
 
     root = paths.root() / "data/mini"
     return compare(out, root / "vlm", root / "editor/vae", work, ComparisonPlan(), device)
+
+
+@main.command()
+@click.option("--profile", default="mini", show_default=True, help="Whose proxies are trained.")
+@click.option("--batches", default=160, show_default=True, help="That each learns from.")
+def sensitivity(profile: str, batches: int) -> None:
+    """Train chapter 2's proxies with each choice made otherwise that the paper leaves open."""
+    from abplib.experiment import Experiment
+    from abplib.profiles import Profile
+    from abplib.sections.sensitivity import FILE
+    from recipes.sensitivity import CHOICES, vary
+
+    experiment = Experiment(Profile.load(profile))
+    click.echo(vary(Path(experiment.vlm_source) / FILE, experiment, batches, CHOICES))
 
 
 @main.command()

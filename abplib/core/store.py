@@ -350,7 +350,8 @@ def identify(value: Any) -> tuple[Any, set[type]]:
     """A JSON value that is the same for the same input alone, and the classes it is made of.
 
     An object is known by its `identity` or `fingerprint`, else by the fields of a dataclass or
-    pydantic model; a file or folder, an array, a tensor and a table by their contents.
+    pydantic model; a file or folder, an array, a tensor and a table by their contents; a class by
+    its name and code.
 
     Raises:
         TypeError: nothing of this tells the value from others of its class.
@@ -365,6 +366,9 @@ def identify(value: Any) -> tuple[Any, set[type]]:
         match value:
             case None | bool() | int() | float() | str():
                 return value
+            case type():
+                types.update(value.__mro__)
+                return value.__qualname__
             case Path():
                 return digest_folder(value) if value.is_dir() else digest_files(value)
             case Mapping():

@@ -53,6 +53,7 @@ class Bank:
         settings: SweepSettings,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        kind: type[Proxy] = Proxy,
     ) -> None:
         self.configurations = {configuration.name: configuration for configuration in chosen}
         if not chosen or len(self.configurations) < len(chosen):
@@ -70,7 +71,7 @@ class Bank:
             read, apart = self.configurations[name], name if self.device.type == "cpu" else ""
             alike.setdefault((own, len(read.layers), read.tokens, apart), []).append(read)
         self._stacks = [
-            _Stack(group, state_width, settings, seed + own, device)
+            _Stack(group, state_width, settings, seed + own, device, kind)
             for (own, *_), group in alike.items()
         ]
         stacked = [(read.name, own) for (own, *_), group in alike.items() for read in group]
@@ -165,10 +166,11 @@ class _Stack:
         settings: SweepSettings,
         seed: int,
         device: torch.device | str,
+        kind: type[Proxy],
     ) -> None:
-        self.chosen, self.clip = chosen, settings.clip
+        self.chosen, self.clip, self.kind = chosen, settings.clip, kind
         self.config = settings.proxy_config(state_width, len(chosen[0].layers))
-        alone = [_new(self.config, seed, configuration.name) for configuration in chosen]
+        alone = [_new(kind, self.config, seed, configuration.name) for configuration in chosen]
         self._shapes = {key: weight.shape for key, weight in alone[0].named_parameters()}
         rows = torch.stack([parameters_to_vector(proxy.parameters()) for proxy in alone])
         self.rows = rows.detach().to(device).requires_grad_()  # [P, weights of a proxy]
@@ -233,14 +235,14 @@ class _Stack:
     def proxies(self) -> Iterator[Proxy]:
         """Copies of the proxies."""
         for row in range(len(self.chosen)):
-            proxy = Proxy(self.config)
+            proxy = self.kind(self.config)
             proxy.load_state_dict({key: weight[row] for key, weight in self.weights().items()})
             yield proxy
 
 
-def _new(config: ProxyConfig, seed: int, name: str) -> Proxy:
+def _new(kind: type[Proxy], config: ProxyConfig, seed: int, name: str) -> Proxy:
     """A proxy whose initial weights depend on the seed and on its name alone."""
     word = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(word[:8], "big") >> 1)
-        return Proxy(config)
+        return kind(config)

@@ -94,19 +94,25 @@ class CrossAttention(nn.Module):
         scores = torch.baddbmm(
             bias, query.flatten(1, 2), features.mT, alpha=1 / math.sqrt(self.head_width)
         )
-        weights = scores.softmax(-1)
+        weights = self.weigh(scores)
         mixed = torch.bmm(weights, features).view_as(query)  # [B, heads, N, F]
         mixed = torch.einsum("bhnf,hef->bnhe", mixed, self.value)
         return self.out(mixed.flatten(2)), weights
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """Attention weights of scores [B, heads * N, S]: one softmax over all layers and tokens."""
+        return scores.softmax(-1)
 
 
 class Block(nn.Module):
     """Self-attention, cross-attention and an MLP, each pre-norm and residual."""
 
-    def __init__(self, config: ProxyConfig, n_features: int) -> None:
+    def __init__(
+        self, config: ProxyConfig, n_features: int, attention: type[CrossAttention]
+    ) -> None:
         super().__init__()
         self.self_attention = SelfAttention(config)
-        self.cross_attention = CrossAttention(config, n_features)
+        self.cross_attention = attention(config, n_features)
         self.mlp = nn.Sequential(
             nn.LayerNorm(config.width),
             nn.Linear(config.width, 4 * config.width),
@@ -126,15 +132,21 @@ class Proxy(nn.Module):
     """Q-Former from VLM states to a box; its parameters and arithmetic are fp32.
 
     States are [B, L, T, d] in any float dtype, L the layers it reads and T the tokens. The mask,
-    Bool[B, T], is true at real tokens; each sample needs at least one.
+    Bool[B, T], is true at real tokens; each sample needs at least one. What the paper leaves open
+    of how states are read is in `cross_attention`, `scale` and `places`, which subclasses may take
+    otherwise.
     """
+
+    cross_attention: type[CrossAttention] = CrossAttention
 
     def __init__(self, config: ProxyConfig) -> None:
         super().__init__()
         self.config = config
         n_features = config.state_width + 2 * _PERIODS + config.n_layers - 1
         self.queries = nn.Parameter(torch.randn(config.n_queries, config.width))
-        self.blocks = nn.ModuleList(Block(config, n_features) for _ in range(config.n_blocks))
+        self.blocks = nn.ModuleList(
+            Block(config, n_features, self.cross_attention) for _ in range(config.n_blocks)
+        )
         self.head = nn.Sequential(
             nn.LayerNorm(config.width),
             nn.Flatten(),
@@ -173,13 +185,20 @@ class Proxy(nn.Module):
 
     def _features(self, states: Tensor) -> Tensor:
         """States [B, L, T, d] -> what keys and values are made of, fp32 [B, L * T, F]."""
-        n_samples, n_layers, n_tokens, width = states.shape
-        normed = F.rms_norm(states.float(), (width,))
-        where = position_code(n_tokens, device=states.device)
+        n_samples, n_layers, n_tokens, _ = states.shape
+        where = self.places(n_tokens).to(states.device)
         which = torch.eye(n_layers, device=states.device)[:, 1:]
         size = (n_samples, n_layers, n_tokens, -1)
-        parts = [normed, where.expand(size), which[:, None].expand(size)]
+        parts = [self.scale(states.float()), where.expand(size), which[:, None].expand(size)]
         return torch.cat(parts, -1).flatten(1, 2)
+
+    def scale(self, states: Tensor) -> Tensor:
+        """States [..., d], each divided by its root mean square."""
+        return F.rms_norm(states, states.shape[-1:])
+
+    def places(self, n_tokens: int) -> Tensor:
+        """What is appended to the states of each place in the sequence, [n_tokens, 64]."""
+        return position_code(n_tokens)
 
     def save(self, folder: Path, fingerprint: str) -> None:
         """Write `model.safetensors` and `config.json` to `folder`, atomically each.
@@ -215,14 +234,14 @@ class Proxy(nn.Module):
         return proxy.eval()
 
 
-def position_code(n_tokens: int, device: torch.device | None = None) -> Tensor:
+def position_code(n_tokens: int) -> Tensor:
     """Sinusoids of a token's index in the sequence, [n_tokens, 64].
 
     Their amplitude is twice that of the states' features: a proxy learns places sooner so.
     """
     rates = torch.logspace(math.log10(3.0), -math.log10(_LONGEST / math.tau), _PERIODS)
     angles = torch.arange(n_tokens)[:, None] * rates
-    return (2 * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], -1)).to(device)
+    return 2 * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def box_loss(predicted: Tensor, target: Tensor, lambda_giou: float) -> Tensor:

@@ -72,6 +72,8 @@ class SweepInputs:
     settings: SweepSettings
     seed: int
     """Of the samples' order, the initial weights of seed 0 and the chance baseline."""
+    kind: type[Proxy] = Proxy
+    """What is trained: a proxy, or a variant of it."""
 
 
 def sweep(inputs: SweepInputs, n: int) -> Sweep:
@@ -115,7 +117,9 @@ def _score(place: Path, proxies: Path, inputs: SweepInputs, n: int) -> None:
         encoder, batch = inputs.encoder, inputs.settings.micro_batch
         seeds = range(inputs.settings.n_seeds)
         trained = {
-            c: [Proxy.load(folder_of(proxies, c, seed), encoder.fingerprint) for seed in seeds]
+            c: [
+                inputs.kind.load(folder_of(proxies, c, seed), encoder.fingerprint) for seed in seeds
+            ]
             for c in inputs.chosen
         }
         ids, exact, answers = predict(encoder, trained, inputs.eval_set, n, batch)
@@ -143,7 +147,8 @@ class _Run:
         """Where in the training set each usable label's sample is."""
         self.boxes = torch.tensor(usable[CORNERS].to_numpy(np.float32), device=self.device)
         width = self.encoder.width
-        self.bank = Bank(inputs.chosen, width, inputs.settings, inputs.seed, self.device)
+        settings = inputs.settings
+        self.bank = Bank(inputs.chosen, width, settings, inputs.seed, self.device, inputs.kind)
         self.encoder.check_layers(self.bank.layers)
         self.curves: list[dict[str, Any]] = []
         self.seconds = 0.0

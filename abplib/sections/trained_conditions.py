@@ -1,24 +1,24 @@
 """Where the gap comes from: transformers trained on other conditions and instructions, chapter 5.
 
-Beyond the paper. What is compared was made by `train-conditions`: a table with a row a training and
-sample (see `recipes.miniature.condition_comparison`), and a JSON file of what was run. Profiles
-name the table.
+Beyond the paper. What is compared was made by `recipes.miniature.condition_comparison`: a row a
+training and sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from abplib.core import store
-from abplib.core.errors import AbpError
 from abplib.core.stats import PairedTable, holm, mcnemar, proportion_difference
 from abplib.experiment import Experiment
+from abplib.sections import shipped
 from abplib.sections.estimates import estimates, table
-from abplib.vlm.loading import fingerprint
+from abplib.sections.shipped import Shipped
+
+FILE = "conditions.csv"
+"""Of the comparison, beside the VLM's weights."""
 
 LABELS = {
     "final": "Final states",
@@ -38,13 +38,8 @@ TESTED = ("target_altered", "edit_success")
 """Measures that are yes or no on a sample."""
 
 
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A comparison that was made."""
-
-    rows: pd.DataFrame
-    run: Mapping[str, Any]
-    """What was run: plan, device, and the layers, minutes and held-out loss of each training."""
+class Trained(Shipped):
+    """The comparison; of each training `run` tells layers, parameters, minutes, held-out loss."""
 
     @property
     def amounts(self) -> dict[str, str]:
@@ -57,34 +52,9 @@ class Trained:
 
 
 def find(experiment: Experiment) -> tuple[Trained | None, str]:
-    """The experiment's comparison, if it is there and of these models, and a sentence on it.
-
-    Raises:
-        AbpError: a file of the comparison cannot be read.
-    """
-    path = experiment.comparison_file
-    if path is None:
-        name = experiment.profile.name
-        return None, f"The profile {name} comes with no such comparison; none is shown."
-    if not path.is_file():
-        return None, (
-            "This comparison has not been made yet, so nothing is shown; the command "
-            "train-conditions makes it."
-        )
-    run = store.read_json(path.with_suffix(".json"))
-    vlm = fingerprint(experiment.vlm_source, experiment.profile.revision)
-    if (run["vlm"], run["samples"]) != (vlm, experiment.evaluation.fingerprint):
-        return None, (
-            f"The comparison in {path.name} was made around another VLM or on other samples, so it "
-            "is not shown; the command train-conditions makes it anew."
-        )
-    try:
-        rows = pd.read_csv(path)
-    except ValueError as error:
-        raise AbpError(
-            f"{path} is not a readable table: restore it, or delete it and run train-conditions."
-        ) from error
-    return Trained(rows, run), _told(run)
+    """The comparison around the experiment's VLM, if there is one, and a sentence on it."""
+    made, told = shipped.find(experiment, FILE, "python -m recipes train-conditions")
+    return (Trained(made.rows, made.run), _told(made.run)) if made else (None, told)
 
 
 def rates(trained: Trained, seed: int) -> pd.DataFrame:

@@ -19,7 +19,6 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTr
 from PIL import Image
 from tqdm import tqdm
 
-from abplib.core import store
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Schedule
 from abplib.editing import qwen_pipeline
@@ -29,6 +28,7 @@ from abplib.judging.scene_oracle import SceneOracle
 from abplib.judging.scene_reading import read
 from abplib.samples.base import check_number
 from abplib.samples.scenes.sets import SceneSamples, evaluation
+from abplib.sections.shipped import ship
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
 from recipes.miniature.condition_states import CONDITIONS, layers_read, read_conditions
@@ -113,19 +113,8 @@ def compare(
                 }
             )
     edits = edit_all(pipeline, trained, encoder, samples, plan)
-    store.write_text(table, _judged(edits, samples).to_csv(index=False))
-    store.write_json(
-        table.with_suffix(".json"),
-        {
-            "vlm": encoder.fingerprint,
-            "samples": samples.fingerprint,
-            "device": device,
-            "torch": torch.__version__,
-            "runs": runs,
-            "plan": asdict(plan),
-        },
-    )
-    return table
+    rows = _judged(edits, samples)
+    return ship(table, rows, encoder, samples, device=device, runs=runs, plan=asdict(plan))
 
 
 @torch.inference_mode()

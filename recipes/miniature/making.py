@@ -17,6 +17,7 @@ from abplib.proxies.selection import choose
 from abplib.proxies.settings import SweepSettings
 from abplib.proxies.sweep import SweepInputs, sweep
 from abplib.samples.scenes.sets import general, tuning
+from abplib.sections import trained_conditions
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.twins import VLMShape
 from recipes.miniature.condition_comparison import ComparisonPlan, compare
@@ -47,13 +48,13 @@ class MiniaturePlan:
 def make(folder: Path, work: Path, plan: MiniaturePlan, device: str) -> Path:
     """Make everything, or go on from what is in `work`.
 
-    What is shipped goes to `folder`, which is returned: vlm, editor, proxy, conditions.csv.
+    What is shipped goes to `folder`, which is returned: vlm, with tables made of it, editor, proxy.
     """
     vlm = train(folder / "vlm", work / "vlm", plan.vlm, plan.shape, device)
     make_editor(folder / "editor", vlm, work / "editor", plan.editor, device)
     make_guide(folder / "proxy", vlm, plan, device)
     vae = folder / "editor" / "vae"
-    compare(folder / "conditions.csv", vlm, vae, work / "editor", plan.comparison, device)
+    compare(vlm / trained_conditions.FILE, vlm, vae, work / "editor", plan.comparison, device)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def test_a_row_tells_whether_the_target_and_what_else_is_altered() -> None:
 def test_a_comparison_is_made_told_shown_and_made_no_second_time(
     vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: ConditionEncoder
 ) -> None:
-    table = tmp_path / "conditions.csv"
+    table = shutil.copytree(smoke_vlm(), tmp_path / "vlm") / trained_conditions.FILE
 
     def make() -> Path:
         return compare(table, smoke_vlm(), vae, tmp_path / "work", PLAN, "cpu")
@@ -191,7 +192,7 @@ def test_a_comparison_is_made_told_shown_and_made_no_second_time(
     assert told["parameters"].nunique() == 1
     assert told["held_out_loss"].between(0, 100).all() and told["held_out_loss"].nunique() >= 4
 
-    experiment = Experiment(Profile.load("smoke", comparison=str(table)))
+    experiment = Experiment(Profile.load("smoke", vlm=str(tmp_path / "vlm")))
     trained, sentence = trained_conditions.find(experiment)
     assert trained is not None and "2 batches of 4 pairs" in sentence
     shown = trained_conditions.rate_table(trained, trained_conditions.rates(trained, 0))

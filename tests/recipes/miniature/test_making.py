@@ -83,7 +83,12 @@ def test_killed_and_resumed_everything_is_as_if_unbroken(
         first, second = load_file(whole / path), load_file(mended / path)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first), path
-    for name in ("conditions.csv", "proxy/choice.json", "vlm/curves.jsonl", "editor/curves.jsonl"):
+    for name in (
+        "vlm/conditions.csv",
+        "proxy/choice.json",
+        "vlm/curves.jsonl",
+        "editor/curves.jsonl",
+    ):
         assert (whole / name).read_text() == (mended / name).read_text(), name
     told = json.loads((mended / "vlm/training.json").read_text())
     assert told["plan"]["blind"] == PLAN.vlm.blind
