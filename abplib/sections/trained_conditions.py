@@ -64,9 +64,9 @@ def rates(trained: Trained, seed: int) -> pd.DataFrame:
     by_place, measure, rate (the measure's words).
     """
     keys = ["condition", "by_place", "measure"]
-    own = trained.rows.set_index(keys[:2]).sort_index()
+    own = {key: rows for key, rows in trained.rows.groupby(keys[:2])}
     columns = {
-        (condition, amount, measure): own.loc[(condition, amount), measure].astype(
+        (condition, amount, measure): own[condition, amount][measure].astype(
             bool if measure in TESTED else float
         )
         for amount in trained.amounts
