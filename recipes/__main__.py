@@ -108,35 +108,6 @@ def sensitivity(profile: str, batches: int) -> None:
 
 
 @main.command()
-@click.option("--vlm", type=click.Path(path_type=Path), help="Default: data/mini/vlm.")
-@click.option("--work", type=click.Path(path_type=Path), help="Judge the newest checkpoint there.")
-@click.option("--batches", type=click.IntRange(4), help="Train light proxies with so many, too.")
-@click.option("--layer", "layers", type=int, multiple=True, help="That they read; repeatable.")
-def probe_vlm(
-    vlm: Path | None, work: Path | None, batches: int | None, layers: tuple[int, ...]
-) -> None:
-    """Judge a miniature VLM, or one in training, on the tuning half."""
-    from abplib.vlm.encoder import ConditionEncoder
-    from abplib.vlm.twins import VLMShape
-    from recipes.miniature import candidates
-    from recipes.miniature.vlm_training import snapshot
-
-    shape = VLMShape()
-    folder = vlm or paths.root() / "data/mini/vlm"
-    if work:
-        folder = work / "snapshot"
-        click.echo(snapshot(work, folder, shape))
-    encoder = ConditionEncoder.from_pretrained(folder, image_area=shape.side**2)
-    click.echo(candidates.own_boxes(encoder).round(3).to_string())
-    click.echo(f"words alone {candidates.words_alone():.3f}")
-    click.echo(candidates.linear_errors(encoder).round(3).to_string())
-    if batches:
-        asked = layers or range(encoder.n_layers)
-        found = candidates.proxy_errors(encoder, batches, asked)
-        click.echo(found.round(3).to_string())
-
-
-@main.command()
 def write_manifest() -> None:
     """Choose the 200/200 multi-entity samples anew and write their manifest."""
     path = paths.root() / MANIFEST

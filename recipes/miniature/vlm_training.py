@@ -105,24 +105,6 @@ def train(folder: Path, work: Path, plan: VLMTraining, shape: VLMShape, device: 
     return folder
 
 
-def snapshot(work: Path, folder: Path, shape: VLMShape) -> str:
-    """Save the model of the newest checkpoint in `work`, as `train` would; returns how far it is.
-
-    Raises:
-        AbpError: there is no checkpoint.
-    """
-    path = work / "checkpoint.pt"
-    if not path.exists():
-        raise AbpError(f"There is no checkpoint in {work}: train the VLM there first.")
-    state = torch.load(path, map_location="cpu")
-    tokenizer = build_tokenizer(corpus(side=shape.side), shape)
-    model = build_vlm(tokenizer, shape, seed=0)
-    average = AveragedModel(model)
-    average.load_state_dict(state["average"])
-    save(average.module.to(torch.bfloat16), build_processor(tokenizer, shape), folder)
-    return f"{state['stage']}, {state['step']} batches"
-
-
 def _smooth_numbers(model: Qwen2_5_VLForConditionalGeneration, numbers: list[int]) -> None:
     """Start the embeddings of pixel numbers on a smooth curve: near numbers begin alike."""
     table = model.get_input_embeddings().weight.data
