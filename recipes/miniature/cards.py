@@ -105,8 +105,10 @@ Minutes on {device}: VAE {minutes[vae]:.0f}, transformer {minutes[dit]:.0f}, LoR
 
 ![Losses](curves.png)
 
-## Again `python -m recipes train-editor` repeats the training; killed and started again, it goes
-on from its last checkpoint. What the editor can do is measured in chapters 1 and 5 of the book."""
+## Again
+`python -m recipes train-editor` repeats the training; killed and started again, it goes on from its
+last checkpoint. What the editor can do is measured in chapters 1 and 5 of the book.
+"""
 
 
 def write_card(

@@ -149,7 +149,8 @@ def test_a_bank_equals_its_proxies_trained_alone(encoding: Encoding) -> None:
 def test_a_stack_equals_its_proxies_alone(encoding: Encoding) -> None:
     """As a GPU has them: proxies of one shape and seed in batched products."""
     alike = [CHOSEN[0], Configuration("layer_3", (3,))]
-    stack, *alone = (_Stack(c, 64, SETTINGS, 0, "cpu") for c in (alike, alike[:1], alike[1:]))
+    parts = (alike, alike[:1], alike[1:])
+    stack, *alone = (_Stack(part, 64, SETTINGS, 0, "cpu", Proxy) for part in parts)
     for _ in range(3):
         losses = [single.learn(encoding, BOXES, 0.4, 1.0) for single in alone]
         torch.testing.assert_close(stack.learn(encoding, BOXES, 0.4, 1.0), torch.cat(losses))
