@@ -100,11 +100,9 @@ def sensitivity(profile: str, batches: int) -> None:
     """Train chapter 2's proxies with each choice made otherwise that the paper leaves open."""
     from abplib.experiment import Experiment
     from abplib.profiles import Profile
-    from abplib.sections.sensitivity import FILE
     from recipes.sensitivity import CHOICES, vary
 
-    experiment = Experiment(Profile.load(profile))
-    click.echo(vary(Path(experiment.vlm_source) / FILE, experiment, batches, CHOICES))
+    click.echo(vary(Experiment(Profile.load(profile)), batches, CHOICES))
 
 
 @main.command()

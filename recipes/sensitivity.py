@@ -7,7 +7,7 @@ chapter 2's claims are decided by its own rule.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from abplib.proxies.qformer import CrossAttention, Proxy
 from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.proxies.sweep import SweepInputs, sweep
 from abplib.sections.decodability import check_claims, groups_of
-from abplib.sections.shipped import ship
+from abplib.sections.sensitivity import FILE
+from abplib.sections.shipped import beside_vlm, ship
 
 
 class LayerNormed(Proxy):
@@ -103,27 +104,31 @@ CHOICES = (
 )
 
 
-def vary(table: Path, experiment: Experiment, n_batches: int, choices: tuple[Choice, ...]) -> Path:
-    """Train with each choice, or go on; write what is decided of each claim to `table`, returned.
+def vary(experiment: Experiment, n_batches: int, choices: Sequence[Choice]) -> Path:
+    """Train with each choice, or go on; write what is decided of each claim beside the VLM.
 
-    A row a choice and claim: key, taken, claim (its key), verdict, measured.
+    Returns: the table `FILE`, a row a choice and claim: key, taken, claim (its key), verdict,
+    measured.
+
+    Raises:
+        AbpError: the VLM is of a hub and has no folder here, or as `sweep` does.
     """
+    table = beside_vlm(experiment, FILE)
     base = experiment.profile.sweep.model_copy(update={"n_batches": n_batches, "n_seeds": 1})
     encoder, evaluation, n = experiment.encoder, experiment.evaluation, experiment.n
     chosen = configurations(encoder)
     groups = groups_of([c.name for c in chosen], encoder.n_layers, encoder.middle_layers)
     n_labels = n_batches * base.batch_size
+    labels = experiment.labels(n_labels)
     told = by_term(experiment.tuning, evaluation, n).drop(columns="known")
     started, rows = time.monotonic(), []
     for choice in choices:
-        exact = exact_labels(encoder, experiment.training, n_labels) if choice.exact else None
-        swept = sweep(
-            SweepInputs(
-                encoder, experiment.training, exact or experiment.labels(n_labels), evaluation,
-                chosen, choice.settings(base), choice.seed, choice.kind,
-            ),
-            n,
+        taught = exact_labels(encoder, experiment.training, n_labels) if choice.exact else labels
+        inputs = SweepInputs(
+            encoder, experiment.training, taught, evaluation, chosen, choice.settings(base),
+            choice.seed, choice.kind,
         )  # fmt: skip
+        swept = sweep(inputs, n)
         samples = pd.concat([swept.samples, told], ignore_index=True)
         for check in check_claims(samples, swept.curves, groups, experiment.seed):
             decided = (check.key, check.verdict, check.measured)

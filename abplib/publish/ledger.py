@@ -78,10 +78,11 @@ def strip(rows: list[dict[str, Any]], chapters: Iterable[str]) -> str:
     lines = [":::{container} abp-strip"]
     for name in chapters:
         own = [r for r in rows if r["short"] and r["chapter"] == int(name[:2])]
-        lines += [f"\n[](chapters/{name})"] * bool(own)
-        lines += [
-            f': {r["short"]} <span data-verdict="{r["verdict"]}">{r["verdict"]}</span>' for r in own
-        ]
+        if own:
+            lines.append(f"\n[](chapters/{name})")
+        for row in own:
+            verdict = row["verdict"]
+            lines.append(f': {row["short"]} <span data-verdict="{verdict}">{verdict}</span>')
     return "\n".join([*lines, ":::", ""])
 
 

@@ -27,6 +27,21 @@ class Shipped:
     """What was run: plan, device and minutes, and on which VLM and samples."""
 
 
+def beside_vlm(experiment: Experiment, file: str) -> Path:
+    """Where such a table goes.
+
+    Raises:
+        AbpError: the VLM is not in a folder of its own.
+    """
+    folder = Path(experiment.vlm_source)
+    if not folder.is_dir():
+        raise AbpError(
+            f"{file} goes beside the VLM's weights, and {folder} is a hub id: give a profile whose "
+            "vlm is a folder."
+        )
+    return folder / file
+
+
 def ship(
     path: Path, rows: pd.DataFrame, encoder: ConditionEncoder, samples: SampleSet, **run: Any
 ) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
 from abplib.profiles import Profile
 from abplib.proxies.qformer import Proxy
@@ -45,10 +46,19 @@ def test_each_choice_is_decided_and_shown(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
     vlm = shutil.copytree(smoke_vlm(), tmp_path / "vlm")
     experiment = Experiment(Profile.load("smoke", vlm=str(vlm)))
-    vary(vlm / sensitivity.FILE, experiment, 2, CHOICES)
+    assert vary(experiment, 2, CHOICES) == vlm / sensitivity.FILE
     found, told = sensitivity.find(experiment)
     assert found is not None and "of one seed on" in told
     assert len(sensitivity.verdict_table(found)) == len(CHOICES)
     assert sensitivity.changes(found).keys() == set(sensitivity.KEYS)
     trained = list((tmp_path / "results" / "sweep").glob("*/proxies"))
     assert len(trained) == len(CHOICES) - 1  # labels under smoke are exact anyway
+
+
+def test_a_vlm_without_a_folder_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Experiment, "encoder", None)
+    experiment = Experiment(Profile.load("smoke", vlm="Qwen/Qwen2.5-VL-7B-Instruct"))
+    with pytest.raises(
+        AbpError, match=r"Qwen2\.5-VL-7B-Instruct is a hub id: give a profile whose"
+    ):
+        vary(experiment, 2, CHOICES)
