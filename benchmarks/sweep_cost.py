@@ -1,5 +1,8 @@
 """What a sweep costs over the bare VLM pass on the same samples, and where its time goes.
 
+Beside it, what a sweep of one seed costs whose passes take the system prompt each time: as it was
+before the seeds.
+
     python -m benchmarks.sweep_cost
 
 The miniature VLM and the proxies of the profile `mini`, on two threads; writes
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -25,8 +28,17 @@ from abplib.experiment import Experiment
 from abplib.paper import facts
 from abplib.profiles import Profile
 from abplib.sections import cost
-from benchmarks.measuring import Way, compared, machine, peak_mib, quartiles, take_turns, write
-from benchmarks.workload import Workload, random_encoder
+from benchmarks.measuring import (
+    Way,
+    compared,
+    machine,
+    peak_mib,
+    quartiles,
+    summary,
+    take_turns,
+    write,
+)
+from benchmarks.workload import Whole, Workload, random_encoder
 
 _PRODUCTS = 4
 """Matrix products of one turn."""
@@ -61,11 +73,15 @@ def measure(
     }
     torch.set_num_threads(threads)
     bank, stages = work.bank(), list[dict[str, float]]()
+    one = work.settings.model_copy(update={"n_seeds": 1})
+    former = replace(work, encoder=Whole(encoder), settings=one)
+    alone = former.bank()
     multiply, products = _products(device, dtype)
     taken = take_turns(
         {
             "bare": work.bare,
             "sweep": lambda: work.sweep(bank),
+            "one_seed": lambda: former.sweep(alone),
             "stages": lambda: stages.append(work.stages(bank)),
             "products": multiply,
         },
@@ -82,6 +98,7 @@ def measure(
     )
     each = settings.micro_batch
     times, memory = compared(taken, "bare"), compared(mib, "bare")
+    over_one = summary(taken["sweep"]["seconds"], taken["one_seed"]["seconds"])
     return {
         "machine": {**machine(device), "mib_without_a_pass": round(idle, 1)},
         "settings": {
@@ -90,7 +107,8 @@ def measure(
             "batch_size": settings.batch_size, "micro_batch": each,
             "n_batches": n_batches, "configurations": len(work.chosen), "repeats": repeats,
         },
-        "ways": {name: times[name] | memory[name] for name in times},
+        "ways": {name: times[name] | memory.get(name, {}) for name in times},
+        "over_one_seed": over_one,
         "stages": {n: quartiles([turn[n] for turn in stages[1:]]) for n in stages[0]},
         "operations": {"pass": each * vlm, "proxies": each * proxies},
         "matmul_rate": quartiles(rates),

@@ -33,6 +33,16 @@ Encoded = tuple[Encoding, Tensor]
 MINIATURE = "data/mini/vlm"
 
 
+class Whole(ConditionEncoder):
+    """An encoder whose every pass takes the system prompt, too."""
+
+    def __init__(self, encoder: ConditionEncoder) -> None:
+        vars(self).update(vars(encoder))
+
+    def _behind_the_system_prompt(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(inputs)
+
+
 @dataclass(frozen=True, eq=False)
 class Workload:
     """Batches of the miniature's training samples and a VLM; proxies with a profile's settings.

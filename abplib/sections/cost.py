@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen2_5_VLModel
+from transformers import DynamicCache, PreTrainedConfig, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
@@ -149,6 +149,8 @@ def lengths_of(prepared: Prepared, encoding: Encoding) -> list[Lengths]:
 def vlm_flops(config: PreTrainedConfig, lengths: Lengths) -> int:
     """Operations of one sample's pass through vision tower and decoder, without the output head.
 
+    The system prompt, which all samples share, passes once and is not counted.
+
     Blocks of a kind cost alike, so one is counted of each: of the decoder, and of the tower's that
     attend to the whole image and that attend in windows.
 
@@ -180,10 +182,15 @@ def _pass_flops(
     with torch.device("meta"):
         model = Qwen2_5_VLModel(config)
         seen, places = torch.empty(rows * columns, pixels), torch.empty(rows * columns, 2).long()
-        read = torch.empty(1, lengths.sequence, text.hidden_size)
+        read = torch.empty(1, lengths.kept, text.hidden_size)
+        size = text.hidden_size // text.num_attention_heads
+        system = torch.empty(1, text.num_key_value_heads, lengths.sequence - lengths.kept, size)
+        cache = DynamicCache(config=text)
+        for block in range(decoder):
+            cache.update(system, system, block)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.visual(seen, grid, position_ids=places)
-        model.language_model(inputs_embeds=read)
+        model.language_model(inputs_embeds=read, past_key_values=cache)
     return counter.get_total_flops()
 
 

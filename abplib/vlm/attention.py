@@ -29,23 +29,25 @@ class RowReader:
     layers: Collection[int]
     """Decoder blocks to read."""
     rows: Tensor
-    """Long [B, R]: the attending tokens of each sample, as indices into its sequence."""
+    """Long [B, R]: the attending tokens of each sample, as indices into what the pass is given."""
     attention: dict[int, Tensor] = field(default_factory=dict)
     """By layer, fp32 [B, R, S]: attention of each row to each token, mean over the heads."""
 
     def read(
         self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
-        """Queries [B, heads, S, e], keys [B, groups, S, e], Bool mask [B, 1, S, S] (None: causal).
+        """Queries [B, heads, Q, e], keys [B, groups, S, e], Bool mask [B, 1, Q, S] (None: causal).
 
-        Rotary positions are already in both; a group of heads shares its keys.
+        The queries are of the last Q of S tokens. Rotary positions are already in both; a group of
+        heads shares its keys.
         """
         rows = self.rows.to(query.device)
         n_groups, n_tokens = key.shape[1], key.shape[2]
         asked = query.take_along_dim(rows[:, None, :, None], 2).float()  # [B, heads, R, e]
         asked = asked.unflatten(1, (n_groups, -1))  # [B, groups, heads / groups, R, e]
         if mask is None:
-            allowed = torch.arange(n_tokens, device=rows.device) <= rows[..., None]
+            last = rows + n_tokens - query.shape[2]
+            allowed = torch.arange(n_tokens, device=rows.device) <= last[..., None]
         else:
             allowed = mask[:, 0].take_along_dim(rows[..., None], 1)  # [B, R, S]
         scores = asked.flatten(2, 3) @ key.float().mT * scaling  # [B, groups, heads * R, S]

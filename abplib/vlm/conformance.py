@@ -2,15 +2,15 @@
 
 An adapter that is wrong mostly says nothing: states come from the neighbouring block, positions
 fall back to a plain count, and every later number is a little off. The kit runs two pictures of
-different shape, and instructions of different length, through the encoder, watches what the model
-is called with, and holds the result against transformers' own outputs of the same call.
+different shape, and instructions of different length, through the encoder, and holds the result
+against transformers' own outputs of one whole pass.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from abplib.core.errors import AbpError
@@ -72,12 +72,13 @@ class Trial:
         self.encoder, self.model = copy.copy(encoder), encoder.model
         self.encoder.image_area = min(encoder.image_area, _AREA)
         self.images = [_noise(size, seed) for seed, size in enumerate(_SIZES)]
-        with _watched(self.model) as called:
-            self.encoding = self.encode(self.images, INSTRUCTIONS)
-        self.given = {k: v for k, v in called["model"].items() if isinstance(v, Tensor)}
-        self.positions = called["decoder"].get("position_ids")
+        self.encoding = self.encode(self.images, INSTRUCTIONS)
+        inputs = self.encoder.prepare(self.images, INSTRUCTIONS).inputs
+        self.given = BatchFeature(inputs).to(self.model.device, self.model.dtype)
         self.n_dropped = self.given["input_ids"].shape[1] - self.encoding.mask.shape[1]
-        self.hidden = self._reference("sdpa").hidden_states
+        with _watched(self.model) as called:
+            self.hidden = self._reference("sdpa").hidden_states
+        self.positions = called.get("position_ids")
         self.eager = self._reference("eager").attentions
         self.tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
 
@@ -113,16 +114,14 @@ class Trial:
 
 
 @contextmanager
-def _watched(model: PreTrainedModel) -> Iterator[dict[str, dict[str, Any]]]:
-    """While the body runs, what the model and its decoder are called with, by keyword."""
-    calls: dict[str, dict[str, Any]] = {}
-    with ExitStack() as hooks:
-        for name, part in {"model": model.base_model, "decoder": model.get_decoder()}.items():
-            handle = part.register_forward_pre_hook(
-                lambda _part, _args, given, name=name: calls.update({name: given}), with_kwargs=True
-            )
-            hooks.callback(handle.remove)
-        yield calls
+def _watched(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
+    """While the body runs, what the decoder is called with, by keyword."""
+    call: dict[str, Any] = {}
+    handle = model.get_decoder().register_forward_pre_hook(
+        lambda _part, _args, given: call.update(given), with_kwargs=True
+    )
+    yield call
+    handle.remove()
 
 
 def error_of(states: Tensor, expected: Tensor) -> float:

@@ -10,7 +10,7 @@ tokens and token embeddings.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, DynamicCache, PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike
@@ -107,6 +107,8 @@ class ConditionEncoder:
         prefix, self._turn = self.adapter.texts(processor)
         self.n_dropped = len(self._tokens(prefix))
         """Tokens of the system prompt."""
+        self._prefix: list[tuple[Tensor, Tensor]] | None = None
+        """Its keys and values in each block, [1, groups, n_dropped, e], once a pass needed them."""
         # A tokenizer is not for two threads with other padding: a pass asks it for nothing.
         self._image_end = self._tokens(self.adapter.image_end)
         self._turn_end, *_ = self._tokens(self._turn.partition("{}")[2])
@@ -250,7 +252,9 @@ class ConditionEncoder:
         image_tokens = batch.image_tokens[:, self.n_dropped :].to(mask.device)
         prompt_tokens = self._prompt_tokens(kept_ids, mask)
         places, real = _places(mask & (prompt_tokens.cumsum(1) > 0))
-        rows = reading_rows(self.model, attention, self.n_dropped + places)
+        inputs = self._behind_the_system_prompt(inputs)
+        start = inputs["input_ids"].shape[1] - mask.shape[1]
+        rows = reading_rows(self.model, attention, start + places)
         with (
             self._captured(layers, mask) as states,
             rows if attention else nullcontext() as reader,
@@ -310,6 +314,27 @@ class ConditionEncoder:
                     f"There is no layer {layer}; the model has layers 0 to {self.n_layers - 1}."
                 )
 
+    def _behind_the_system_prompt(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The kept tokens alone, and what the blocks remember of the system prompt.
+
+        All samples share it, and no token in it sees what comes after, so it passes the decoder
+        once. Only where positions are told: other families count them in the sequence.
+        """
+        if "position_ids" not in inputs or not self.n_dropped:
+            return dict(inputs)
+        text, n = self.model.config.text_config, self.n_dropped
+        told = {name: inputs[name] for name in ("input_ids", "position_ids")}
+        if self._prefix is None:
+            first = DynamicCache(config=text)
+            one = {name: ids[..., :1, :n] for name, ids in told.items()}
+            self.model.model(**one, past_key_values=first, use_cache=True)
+            self._prefix = [(layer.keys, layer.values) for layer in first.layers]
+        cache, size = DynamicCache(config=text), len(inputs["input_ids"])
+        for block, (keys, values) in enumerate(self._prefix):
+            cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), block)
+        kept = {name: ids[..., n:] for name, ids in told.items()}
+        return {**inputs, **kept, "past_key_values": cache}
+
     @contextmanager
     def _captured(
         self, layers: Sequence[int | Literal["input"]], mask: Tensor
@@ -343,8 +368,8 @@ class ConditionEncoder:
         return ids
 
     def _keep(self, states: Tensor, mask: Tensor) -> Tensor:
-        """[B, S, d] -> [B, T, d]: the system prompt dropped, padding zeroed."""
-        return states[:, self.n_dropped :].to(mask.device).masked_fill(~mask[..., None], 0)
+        """[B, S or T, d] -> [B, T, d]: the system prompt dropped, padding zeroed."""
+        return states[:, -mask.shape[1] :].to(mask.device).masked_fill(~mask[..., None], 0)
 
 
 def middle_layers(depth: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import threading
@@ -102,6 +103,23 @@ def test_the_untrained_control_has_the_same_input_alone(
     assert torch.equal(theirs["input"], ours["input"]) and torch.equal(theirs[1], same[1])
     for states in (ours, third):
         assert not torch.allclose(theirs[0], states[0], atol=1e-3)
+
+
+def test_the_system_prompt_passes_once(encoder: ConditionEncoder, batch: Batch) -> None:
+    """Whose tokens the passes do not take again, and nothing else changes by that."""
+    given: list[int] = []
+    hook = encoder.model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, kwargs: given.append(kwargs["inputs_embeds"].shape[1]),
+        with_kwargs=True,
+    )
+    fresh = copy.copy(encoder)
+    fresh._prefix = None
+    first, second = (fresh.encode(*batch, layers=[0], attention=[1]) for _ in range(2))
+    hook.remove()
+    n_kept = first.mask.shape[1]
+    assert given == [N_DROPPED, n_kept, n_kept]
+    assert torch.equal(first.states[0], second.states[0])
+    assert torch.equal(first.attention[1], second.attention[1])
 
 
 def test_only_what_was_asked_for_is_kept(encoder: ConditionEncoder, batch: Batch) -> None:
