@@ -86,11 +86,11 @@ def train_editor(out: Path, work: Path, device: str) -> Path:
 
 @training("data/mini/vlm/conditions.csv", "runs/editor")
 def train_conditions(out: Path, work: Path, device: str) -> Path:
-    """Train small transformers on other conditions and wordings, judge their edits; resumable."""
+    """Train the transformer on other conditions and wordings, judge their edits; resumable."""
     from recipes.miniature.condition_comparison import ComparisonPlan, compare
 
     root = paths.root() / "data/mini"
-    return compare(out, root / "vlm", root / "editor/vae", work, ComparisonPlan(), device)
+    return compare(out, root / "vlm", root / "editor", work, ComparisonPlan(), device)
 
 
 @main.command()

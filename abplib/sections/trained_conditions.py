@@ -125,8 +125,9 @@ def _told(run: Mapping[str, Any]) -> str:
     minutes = [f"{pick(each['minutes'] for each in runs):.0f}" for pick in (min, max)]
     return (
         f"Each has {shape['layers']} blocks of width {shape['heads'] * shape['head_dim']} "
-        f"({runs[0]['parameters']:,} parameters) and learned from {training['schedule']['steps']} "
-        f"batches of {training['batch']} pairs of {training['scenes']} scenes, in "
+        f"({runs[0]['parameters']:,} parameters) and learned from "
+        f"{training['schedule']['steps']} more batches of {training['batch']} pairs of "
+        f"{training['scenes']} scenes, in "
         f"{' to '.join(dict.fromkeys(minutes))} minutes ({run['device']}); each then edited the "
         f"same {plan['samples']} samples in {plan['n_steps']} steps at a guidance of "
         f"{plan['guidance']:g}."

@@ -1,10 +1,11 @@
 """Where the gap comes from: small editors trained on other conditions and other instructions.
 
 Section 4.1 names two sources of wrong edits, the image model and its condition, and studies the
-second. Here both are set: a transformer is trained from the start on each of
-`condition_states.CONDITIONS`, and with instructions that name objects by their place never, now and
-then, or often. Scenes, budget, the order of batches, noise and initial weights are the same. Each
-then edits the multi-entity set, whose instructions always name a place.
+second. Here both are set: the editor's transformer, whose layer that takes the condition in is made
+anew, is trained on each of `condition_states.CONDITIONS`, and with instructions that name objects
+by their place never, now and then, or often. Scenes, budget, the order of batches, noise and
+initial weights are the same. Each then edits the multi-entity set, whose instructions always name a
+place.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTr
 from PIL import Image
 from tqdm import tqdm
 
+from abplib.core import store
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Schedule
 from abplib.editing import qwen_pipeline
 from abplib.editing.qwen_pipeline import for_stills
-from abplib.editing.twins import EditorShape, build_dit, build_scheduler
+from abplib.editing.twins import EditorShape, build_scheduler
 from abplib.judging.scene_oracle import SceneOracle
 from abplib.judging.scene_reading import read
 from abplib.samples.base import check_number
@@ -32,7 +34,7 @@ from abplib.sections.shipped import ship
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
 from recipes.miniature.condition_states import CONDITIONS, layers_read, read_conditions
-from recipes.miniature.editor import VAE_FILE, pairs_folder
+from recipes.miniature.editor import WEIGHTS, pairs_folder
 from recipes.miniature.editor_data import Pairs, encode_pairs
 from recipes.miniature.editor_training import EditorTraining, draw, flow_loss, train_dit
 
@@ -47,11 +49,11 @@ _BATCH = 20
 class ComparisonPlan:
     """Size and budget of each training, and how it is measured."""
 
-    shape: EditorShape = field(default_factory=lambda: EditorShape(layers=4))
+    shape: EditorShape = field(default_factory=EditorShape)
+    """Of the editor."""
     dit: EditorTraining = field(
         default_factory=lambda: EditorTraining(
-            Schedule(steps=500, lr=2e-3, muon=r"transformer_blocks\.", average=0.99),
-            batch=32,
+            Schedule(steps=300, lr=1e-3, muon_lr=5e-3, muon=r"transformer_blocks\.", average=0.98),
             scenes=1280,
         )
     )
@@ -63,14 +65,14 @@ class ComparisonPlan:
     """Scenes after the training ones, with four edits each, for the loss on unseen pairs."""
     samples: int = 200
     """Evaluation samples edited, from the start."""
-    n_steps: int = 12
-    guidance: float = 3.0
+    n_steps: int = 8
+    guidance: float = 1.5
     seed: int = 0
-    """Of the initial weights; sample i is edited with the random numbers of `seed + i`."""
+    """Of the new layer's weights; sample i is edited with the random numbers of `seed + i`."""
 
 
 def compare(
-    table: Path, vlm: Path, vae: Path, work: Path, plan: ComparisonPlan, device: str
+    table: Path, vlm: Path, editor: Path, work: Path, plan: ComparisonPlan, device: str
 ) -> Path:
     """Train each transformer, or go on in `work`; edit with all of them and judge that.
 
@@ -78,10 +80,12 @@ def compare(
     `_judged`. What was run is told beside it, in a JSON file of the same name.
 
     Raises:
-        AbpError: there is no such VLM or VAE, or as `fit` does.
+        AbpError: there is no such VLM or editor, or as `fit` does.
     """
-    if not (vae / VAE_FILE).is_file():
-        raise AbpError(f"There is no VAE in {vae}: run `train-editor` first, or give another one.")
+    vae, body = editor / "vae", editor / "transformer"
+    if not (vae / WEIGHTS).is_file() or not (body / WEIGHTS).is_file():
+        raise AbpError(f"There is no editor in {editor}: run `train-editor`, or give another one.")
+    started = store.digest_files(body / WEIGHTS)[:8]
     samples = evaluation()
     check_number(plan.samples, samples)
     encoder = ConditionEncoder.from_pretrained(vlm, image_area=plan.shape.side**2, device=device)
@@ -93,13 +97,12 @@ def compare(
         place = pairs_folder(work, vae, encoder, training.wording, CONDITIONS)
         encoded = encode_pairs(place, n_scenes, training.wording, pipeline.vae, encoder, CONDITIONS)
         for condition, pairs in encoded.items():
-            dit = build_dit(plan.shape, encoder.width, plan.seed)
-            torch.manual_seed(plan.seed)
+            dit = _start(body, plan.seed)
             taught = _scenes(pairs, 0, plan.dit.scenes)
-            name = f"{condition}-{plan.seed}"
+            name = f"{condition}-{started}-{plan.seed}"
             fitted = train_dit(dit, taught, place, training, plan.shape, device, name=name)
             # a copy, as the trained one is compiled for the shapes of its training
-            own = build_dit(plan.shape, encoder.width, plan.seed).to(device)
+            own = _start(body, plan.seed).to(device)
             own.load_state_dict(dit.state_dict())
             trained[condition, amount] = own
             runs.append(
@@ -189,6 +192,15 @@ def _judged(edits: Mapping[Run, list[Image.Image]], samples: SceneSamples) -> pd
                 }
             )
     return pd.DataFrame(rows).sort_values(["condition", "by_place"], kind="stable")
+
+
+def _start(body: Path, seed: int) -> QwenImageTransformer2DModel:
+    """The editor's transformer, its reading of the condition forgotten."""
+    dit = QwenImageTransformer2DModel.from_pretrained(body, torch_dtype=torch.float32)
+    torch.manual_seed(seed)
+    dit.txt_in.reset_parameters()
+    torch.nn.init.ones_(dit.txt_norm.weight)
+    return dit.eval()
 
 
 def _pipeline(encoder: ConditionEncoder, vae: Path, device: str) -> QwenImageEditPipeline:

@@ -25,7 +25,7 @@ from recipes.miniature.editor_data import Wording, encode_pairs
 from recipes.miniature.editor_training import SHIFT, EditorTraining, train_dit
 from recipes.miniature.vae_training import VAETraining, train_vae
 
-VAE_FILE = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def pairs_folder(
     conditions: Sequence[str] = ("final",),
 ) -> Path:
     """Where pairs encoded by the VAE saved in a folder and by this VLM lie."""
-    files = store.digest_files(vae / VAE_FILE, editor_data.__file__, condition_states.__file__)
+    files = store.digest_files(vae / WEIGHTS, editor_data.__file__, condition_states.__file__)
     made_by = [encoder.fingerprint, files, asdict(wording), list(conditions)]
     return work / f"pairs-{store.digest(made_by)}"
 
@@ -100,7 +100,7 @@ def _trained_vae(
 ) -> tuple[AutoencoderKLQwenImage, Fitted]:
     """The VAE as it is shipped, rounded to bf16."""
     vae, run = train_vae(work, plan.vae, plan.shape, device)
-    if not (work / "vae" / VAE_FILE).exists():
+    if not (work / "vae" / WEIGHTS).exists():
         vae.to(torch.bfloat16).save_pretrained(work / "vae")
     vae = AutoencoderKLQwenImage.from_pretrained(work / "vae", dtype=torch.float32)
     return for_stills(vae).to(device).requires_grad_(False), run

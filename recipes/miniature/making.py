@@ -51,10 +51,9 @@ def make(folder: Path, work: Path, plan: MiniaturePlan, device: str) -> Path:
     What is shipped goes to `folder`, which is returned: vlm, with tables made of it, editor, proxy.
     """
     vlm = train(folder / "vlm", work / "vlm", plan.vlm, plan.shape, device)
-    make_editor(folder / "editor", vlm, work / "editor", plan.editor, device)
+    editor = make_editor(folder / "editor", vlm, work / "editor", plan.editor, device)
     make_guide(folder / "proxy", vlm, plan, device)
-    vae = folder / "editor" / "vae"
-    compare(vlm / trained_conditions.FILE, vlm, vae, work / "editor", plan.comparison, device)
+    compare(vlm / trained_conditions.FILE, vlm, editor, work / "editor", plan.comparison, device)
     return folder
 
 

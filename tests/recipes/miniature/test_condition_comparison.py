@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import QwenImageTransformer2DModel
 from torch.nn import functional as F
 
 from abplib.core import store, trainer
@@ -51,9 +52,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def vae(tmp_path: Path) -> Path:
-    build_vae(SMOKE, 1).save_pretrained(tmp_path / "vae")
-    return tmp_path / "vae"
+def editor(tmp_path: Path, encoder: ConditionEncoder) -> Path:
+    """What a comparison takes of an editor."""
+    build_vae(SMOKE, 1).save_pretrained(tmp_path / "editor/vae")
+    build_dit(SMOKE, encoder.width, 0).save_pretrained(tmp_path / "editor/transformer")
+    return tmp_path / "editor"
+
+
+@pytest.fixture
+def vae(editor: Path) -> Path:
+    return editor / "vae"
 
 
 class OfDepth(ConditionEncoder):
@@ -175,12 +183,12 @@ def test_a_row_tells_whether_the_target_and_what_else_is_altered() -> None:
 
 
 def test_a_comparison_is_made_told_shown_and_made_no_second_time(
-    vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: ConditionEncoder
+    editor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = shutil.copytree(smoke_vlm(), tmp_path / "vlm") / trained_conditions.FILE
 
     def make() -> Path:
-        return compare(table, smoke_vlm(), vae, tmp_path / "work", PLAN, "cpu")
+        return compare(table, smoke_vlm(), editor, tmp_path / "work", PLAN, "cpu")
 
     rows = pd.read_csv(make())
     keys = list(zip(rows["condition"], rows["by_place"], strict=True))
@@ -194,7 +202,7 @@ def test_a_comparison_is_made_told_shown_and_made_no_second_time(
 
     experiment = Experiment(Profile.load("smoke", vlm=str(tmp_path / "vlm")))
     trained, sentence = trained_conditions.find(experiment)
-    assert trained is not None and "2 batches of 4 pairs" in sentence
+    assert trained is not None and "2 more batches of 4 pairs" in sentence
     shown = trained_conditions.rate_table(trained, trained_conditions.rates(trained, 0))
     assert list(shown["layers"]) == ["final", "3", "3"] * 2
 
@@ -206,6 +214,14 @@ def test_a_comparison_is_made_told_shown_and_made_no_second_time(
     assert store.read_json(table.with_suffix(".json")) == run
 
 
-def test_without_a_vae_it_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(AbpError, match=r"no VAE in .*: run `train-editor` first"):
+def test_each_starts_from_the_editor_but_for_how_it_reads(editor: Path) -> None:
+    shipped = QwenImageTransformer2DModel.from_pretrained(editor / "transformer").state_dict()
+    start, again = (condition_comparison._start(editor / "transformer", 3) for _ in range(2))
+    differs = {k for k, w in start.state_dict().items() if not torch.equal(w, shipped[k])}
+    assert differs == {"txt_in.weight", "txt_in.bias"}
+    assert torch.equal(start.txt_in.weight, again.txt_in.weight)
+
+
+def test_without_an_editor_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(AbpError, match=r"no editor in .*: run `train-editor`"):
         compare(tmp_path / "t.csv", smoke_vlm(), tmp_path, tmp_path, PLAN, "cpu")
