@@ -73,8 +73,8 @@ def test_a_comparison_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert trained is not None and len(trained.rows) == len(rows())
     assert told == (
         "Each has 4 blocks of width 128 (1,234,567 parameters) and learned from 900 more batches "
-        "of 32 pairs of 1280 scenes, in 10 to 11 minutes (cpu); each then edited the same 40 samples "
-        "in 12 steps at a guidance of 3."
+        "of 32 pairs of 1280 scenes, in 10 to 11 minutes (cpu); each then edited the same 40 "
+        "samples in 12 steps at a guidance of 3."
     )
 
 
