@@ -34,10 +34,10 @@ class MiniaturePlan:
     editor: EditorPlan = field(default_factory=EditorPlan)
     guide: SweepSettings = field(
         default_factory=lambda: SweepSettings(
-            width=32, n_queries=4, n_heads=4, lr=1e-3, micro_batch=64
+            n_batches=1000, width=32, n_queries=4, n_heads=4, lr=1e-3, micro_batch=64
         )
     )
-    """Light proxies on the paper's number of samples, 2,000 batches of 64."""
+    """Light proxies on half of the paper's number of samples, 1,000 batches of 64."""
     exact_labels: bool = False
     """Whether the guide learns from exact boxes, not the VLM's: for models that cannot answer."""
     comparison: ComparisonPlan = field(default_factory=ComparisonPlan)

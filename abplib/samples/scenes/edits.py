@@ -126,7 +126,7 @@ def _local(
     task: str, instruction: str, answer: str, scene: Scene, ref: Reference, thing: Thing | None
 ) -> Edit:
     """The edit that puts an object in another's place, or nothing."""
-    things, box = list(scene.things), object_boxes(scene)[ref.index]
+    things, box = list(scene.things), box_of(masks(scene)[ref.index])
     things[ref.index : ref.index + 1] = [] if thing is None else [thing]
     after = replace(scene, things=tuple(things))
     return Edit(task, instruction, answer, ref.phrase, ref.term, ref.index, box, after)
