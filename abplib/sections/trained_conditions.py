@@ -37,6 +37,9 @@ RATES = {
 TESTED = ("target_altered", "edit_success")
 """Measures that are yes or no on a sample."""
 
+ALPHA = 0.05
+"""Level at which a difference is called sure."""
+
 
 class Trained(Shipped):
     """The comparison; of each training `run` tells layers, parameters, minutes, held-out loss."""
@@ -104,6 +107,17 @@ def against_plain(trained: Trained) -> pd.DataFrame:
             compared.append({"label": label, "rate": RATES[measure], **apart, "p": mcnemar(both)})
     frame = pd.DataFrame(compared)
     return frame.assign(p=holm(frame["p"].to_numpy()))
+
+
+def found(against: pd.DataFrame) -> str:
+    """How many differences of `against_plain` are sure, in a sentence."""
+    sure = against[against["p"] < ALPHA]
+    named = ", ".join(f"{row.label} ({row.rate} {row.value:+.1%})" for row in sure.itertuples())
+    return (
+        f"Of {len(against)} differences to the plain one, {len(sure) or 'none'} "
+        f"{'is' if len(sure) < 2 else 'are'} sure at a level of {ALPHA:g} after Holm's adjustment"
+        f"{f': {named}' if named else ''}."
+    )
 
 
 def rate_table(trained: Trained, found: pd.DataFrame) -> pd.DataFrame:

@@ -117,3 +117,14 @@ def test_table_and_figure_show_every_training() -> None:
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == list(LABELS.values())
     assert [t.get_text() for t in figure.legends[0].get_texts()] == list(RATES.values())
+
+
+def test_sure_differences_are_named() -> None:
+    against = pd.DataFrame(
+        {"label": ["A", "B"], "rate": "edit success", "value": [0.25, 0.1], "p": [0.01, 0.2]}
+    )
+    assert trained_conditions.found(against) == (
+        "Of 2 differences to the plain one, 1 is sure at a level of 0.05 after Holm's adjustment: "
+        "A (edit success +25.0%)."
+    )
+    assert "none is sure" in trained_conditions.found(against.assign(p=1.0))
