@@ -9,6 +9,7 @@ import pandas as pd
 
 from abplib.experiment import Experiment
 from abplib.sections import shipped
+from abplib.sections.claims import REVERSED, UNDECIDED
 from abplib.sections.shipped import Shipped
 
 FILE = "sensitivity.csv"
@@ -32,6 +33,8 @@ CLAIMS = {
 """Chapter 2's checks, as a narrow table calls them."""
 
 _BASE = "as_taken"
+_SHORT = {UNDECIDED: "open", REVERSED: "no"}
+"""What a narrow table calls verdicts."""
 
 
 def find(experiment: Experiment) -> tuple[Shipped | None, str]:
@@ -49,7 +52,7 @@ def find(experiment: Experiment) -> tuple[Shipped | None, str]:
 
 def verdict_table(made: Shipped) -> pd.DataFrame:
     """The verdict on each of `CLAIMS`, a row a choice; an asterisk where the first row differs."""
-    verdicts = _verdicts(made)
+    verdicts = _verdicts(made).replace(_SHORT)
     marked = verdicts.where(verdicts == verdicts.iloc[0], verdicts + " *")
     table = marked.rename(columns=CLAIMS).droplevel("key").rename_axis("taken")
     return table.rename_axis(columns=None)
