@@ -57,9 +57,11 @@ def intervals(
         _dots(axes, part, hue, palette or colours)
         _marks(axes, part)
         axes.set_title(str(title), fontsize=9.5)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlabel="" if len(panels) > 1 else xlabel, ylabel=ylabel)
         axes.label_outer()
         _scaled(axes, part, scale, narrow=len(panels) > 1)
+    if len(panels) > 1:  # one for all, as it is longer than a panel is wide
+        figure.supxlabel(xlabel, fontsize=grid[0].xaxis.label.get_size())
     if hue:
         handles, names = grid[0].get_legend_handles_labels()
         n_columns = 3 if sum(map(len, names)) < _LETTERS else 2

@@ -141,7 +141,8 @@ def _in_known_letters(figure: Figure) -> None:
             if any(_MISSING in text.get_text() for text in labels):
                 axis.set_ticks(axis.get_ticklocs(), [text.get_text() for text in labels])
         note = f"{_MISSING}: a letter that no font of the machine has"
-        figure.supxlabel(note, fontsize=8, color=QUIET)
+        under = f"{figure.get_supxlabel()}\n{note}".strip()
+        figure.supxlabel(under, fontsize=8, color=QUIET)
 
 
 @functools.cache

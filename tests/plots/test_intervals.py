@@ -124,3 +124,9 @@ def test_a_script_that_another_font_has_is_drawn_in_it() -> None:
 
 def test_known_letters_need_no_note() -> None:
     assert intervals(ROWS.assign(label=["Größe", "κόσμος"])).get_supxlabel() == ""
+
+
+def test_panels_share_one_label() -> None:
+    figure = intervals(ROWS.assign(panel=["one", "two"]), xlabel="accurate boxes")
+    assert figure.get_supxlabel() == "accurate boxes"
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", ""]
