@@ -47,6 +47,7 @@ def intervals(
     """
     rows = frame.assign(label=frame["label"].astype(str))
     panels = list(rows.groupby("panel", sort=False)) if "panel" in rows else [("", rows)]
+    several = len(panels) > 1
     groups = list(dict.fromkeys(rows[hue])) if hue else [""]
     lines = rows["label"].nunique()
     together = max(part["label"].value_counts().max() for _, part in panels)
@@ -57,10 +58,10 @@ def intervals(
         _dots(axes, part, hue, palette or colours)
         _marks(axes, part)
         axes.set_title(str(title), fontsize=9.5)
-        axes.set(xlabel="" if len(panels) > 1 else xlabel, ylabel=ylabel)
+        axes.set(xlabel="" if several else xlabel, ylabel=ylabel)
         axes.label_outer()
-        _scaled(axes, part, scale, narrow=len(panels) > 1)
-    if len(panels) > 1:  # one for all, as it is longer than a panel is wide
+        _scaled(axes, part, scale, narrow=several)
+    if several:  # one for all, as it is longer than a panel is wide
         figure.supxlabel(xlabel, fontsize=grid[0].xaxis.label.get_size())
     if hue:
         handles, names = grid[0].get_legend_handles_labels()

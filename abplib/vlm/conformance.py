@@ -120,8 +120,10 @@ def _watched(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
     handle = model.get_decoder().register_forward_pre_hook(
         lambda _part, _args, given: call.update(given), with_kwargs=True
     )
-    yield call
-    handle.remove()
+    try:
+        yield call
+    finally:
+        handle.remove()
 
 
 def error_of(states: Tensor, expected: Tensor) -> float:

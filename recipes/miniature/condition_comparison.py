@@ -1,4 +1,4 @@
-"""Where the gap comes from: small editors trained on other conditions and other instructions.
+"""Where the gap comes from: the editor trained further on other conditions and instructions.
 
 Section 4.1 names two sources of wrong edits, the image model and its condition, and studies the
 second. Here both are set: the editor's transformer, whose layer that takes the condition in is made

@@ -126,7 +126,7 @@ def _local(
     task: str, instruction: str, answer: str, scene: Scene, ref: Reference, thing: Thing | None
 ) -> Edit:
     """The edit that puts an object in another's place, or nothing."""
-    things, box = list(scene.things), box_of(masks(scene)[ref.index])
+    things, box = list(scene.things), _object_box(scene, ref.index)
     things[ref.index : ref.index + 1] = [] if thing is None else [thing]
     after = replace(scene, things=tuple(things))
     return Edit(task, instruction, answer, ref.phrase, ref.term, ref.index, box, after)
@@ -184,7 +184,11 @@ def pixels(box: Box, side: int) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-@lru_cache(maxsize=16)
 def object_boxes(scene: Scene) -> tuple[Box, ...]:
     """Tight boxes of all objects, normalised."""
-    return tuple(box_of(mask) for mask in masks(scene))
+    return tuple(_object_box(scene, index) for index in range(len(scene.things)))
+
+
+@lru_cache(maxsize=128)
+def _object_box(scene: Scene, index: int) -> Box:
+    return box_of(masks(scene)[index])
