@@ -167,6 +167,19 @@ def claims() -> None:
 
 
 @main.command()
+def pin() -> None:
+    """Write the commits at which runs found models of the hub into hub.lock.
+
+    From then on a run refuses a model whose branch has moved.
+    """
+    from abplib.core import hub
+
+    for asked, at in hub.pin().items():
+        click.echo(f"{asked} {at}")
+    click.echo(hub.LOCK)
+
+
+@main.command()
 @click.option("--profile", default="mini", show_default=True)
 def plan(profile: str) -> None:
     """Say what a profile's stages take, which models they need, and what is not here.

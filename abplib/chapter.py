@@ -38,7 +38,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from myst_nb import glue
 
-from abplib.core import alt_text, cells, code, paths, store, tables
+from abplib.core import alt_text, cells, code, hub, paths, store, tables
 from abplib.core.errors import AbpError
 from abplib.experiment import Experiment
 from abplib.profiles import ChapterParameters, Profile, parse
@@ -123,11 +123,15 @@ class Chapter:
         Raises:
             AbpError: a name that is no parameter, or a value of the wrong type or out of range.
         """
+        from accelerate.utils import set_seed
+
         given = _assigned(namespace)
         if isinstance(namespace.get("chapter"), cls):  # the cell is run again, by hand
             known = namespace["chapter"].params.model_fields_set
             given = {key: value for key, value in given.items() if key in known}
         chapter = cls(name, parse(name, given))
+        # for code of the reader's own: what the library draws has seeds of its own
+        set_seed(chapter.params.seed)
         if warning := profile_note(chapter.profile):
             display(HTML(warning))
         return chapter
@@ -301,6 +305,7 @@ class Chapter:
             chapter=self.name,
             profile=self.profile.name,
             vlm=self.profile.vlm,
+            hub=hub.resolved(),
             artefacts=artefacts,
             values=sorted(self._values),
             seconds=round(time.monotonic() - self._began, 1),
@@ -327,7 +332,8 @@ class Chapter:
         """Profile, model and data behind a figure or a table, in one line of MyST."""
         title = self.profile.title + (f", {self.profile.note}" if self.profile.note else "")
         data = self.experiment.data_fingerprint[:8]
-        return f"profile {title} · model `{self.profile.vlm}` · data `{data}`"
+        model = hub.told(self.profile.vlm, self.profile.revision)
+        return f"profile {title} · model `{model}` · data `{data}`"
 
 
 def verify(name: str, place: Path, artefacts: Sequence[str]) -> None:

@@ -1,4 +1,8 @@
-"""What a profile names: models and data of the hub or a folder, functions as `module:function`."""
+"""What a profile names: models and data of the hub or a folder, functions as `module:function`.
+
+A branch of the hub moves. Which commit a run found it at is recorded in `results/hub`; `abp pin`
+writes those commits into the lock file `hub.lock`, and a branch that has moved since is refused.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +30,12 @@ from safetensors import SafetensorError
 
 from abplib.core import paths
 from abplib.core.errors import AbpError
-from abplib.core.store import digest, digest_files, digest_folder
+from abplib.core.store import digest, digest_files, digest_folder, read_json, write_json
 
 Kind = Literal["model", "dataset"]
+
+LOCK = "hub.lock"
+"""In the checkout: the commit of each `owner/name@revision`, as JSON."""
 
 _UNLOADABLE = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, AttributeError,
@@ -39,11 +46,8 @@ _UNLOADABLE = (
 
 def cached(hub_id: str, revision: str | None = None) -> Path | None:
     """The folder of a model in the hub's cache, if all its weights are there."""
-    try:
-        folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-    return folder if _whole(folder) else None
+    folder = _snapshot(hub_id, revision)
+    return folder if folder and _whole(folder) else None
 
 
 def commit(hub_id: str, revision: str | None = None) -> str:
@@ -52,15 +56,71 @@ def commit(hub_id: str, revision: str | None = None) -> str:
     The hub is asked once; where it does not answer, it is that of the cache.
 
     Raises:
-        AbpError: neither knows it.
+        AbpError: neither knows it, or it is not the one that `hub.lock` holds.
     """
     try:
         with explained(hub_id):
-            return str(HfApi().model_info(hub_id, revision=revision).sha)
+            found = str(HfApi().model_info(hub_id, revision=revision).sha)
     except AbpError:
-        if (folder := cached(hub_id, revision)) is None:
+        if (folder := _snapshot(hub_id, revision)) is None:
             raise
-        return folder.name
+        found = folder.name
+    if found == revision:
+        return found
+    asked = _version(hub_id, revision)
+    write_json(paths.results() / "hub" / f"{digest(asked)}.json", {asked: found})
+    if (held := _locked().get(asked, found)) != found:
+        raise AbpError(
+            f"{asked} has moved: it is at {found} and {LOCK} holds {held}. Name {held} as its "
+            "revision to stay there, or run `abp pin` to go along."
+        )
+    return found
+
+
+def resolved() -> dict[str, str]:
+    """The commit that runs found each `owner/name@revision` at, the last time that they asked."""
+    found: dict[str, str] = {}
+    for path in (paths.results() / "hub").glob("*.json"):
+        found |= read_json(path)
+    return dict(sorted(found.items()))
+
+
+def pin() -> dict[str, str]:
+    """Write what runs resolved into `hub.lock`, whose other lines stay. Returns: its new lines.
+
+    Raises:
+        AbpError: no run has asked for anything of the hub.
+    """
+    if not (found := resolved()):
+        raise AbpError(
+            f"No run in {paths.results()} has taken a model from the hub: run one, then pin."
+        )
+    locked = _locked()
+    write_json(paths.root() / LOCK, dict(sorted((locked | found).items())))
+    return {asked: at for asked, at in found.items() if locked.get(asked) != at}
+
+
+def told(source: str, revision: str | None = None) -> str:
+    """A folder or hub id as pages name it: with the commit that runs found the latter at."""
+    at = resolved().get(_version(source, revision), revision)
+    return f"{source}@{at[:12]}" if at else source
+
+
+def _version(hub_id: str, revision: str | None) -> str:
+    return f"{hub_id}@{revision or 'main'}"
+
+
+def _locked() -> dict[str, str]:
+    path = paths.root() / LOCK
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def _snapshot(hub_id: str, revision: str | None) -> Path | None:
+    """The folder of a model in the hub's cache, whatever of it is there."""
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
 
 
 def remedy(hub_id: str, kind: Kind = "model") -> str:
@@ -226,7 +286,9 @@ def function_of(reference: str) -> Callable[[], Any]:
 
 
 def content_of(source: str, revision: str | None = None) -> str:
-    """Hash of a file, of a folder's files, or of a hub id."""
+    """Hash of a file, of a folder's files, or of a hub id and the commit that it is pinned to."""
     if Path(source).is_file():
         return digest_files(source)
-    return digest_folder(source) if Path(source).is_dir() else digest([source, revision])
+    if Path(source).is_dir():
+        return digest_folder(source)
+    return digest([source, _locked().get(_version(source, revision), revision)])

@@ -124,10 +124,15 @@ ALL = Shard()
 
 
 def _state() -> PartialState:
-    """Accelerate's, which without GPUs makes a group only where it is told to use the CPU."""
+    """Accelerate's, which without GPUs makes a group only where it is told to use the CPU.
+
+    cuDNN is kept to convolutions that give the same sums each time.
+    """
     import torch
     from accelerate import PartialState
 
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
     return PartialState(cpu=not torch.cuda.is_available())
 
 

@@ -193,16 +193,17 @@ def load_vlm(
     if not sys.stderr.isatty():
         disable_progress_bar()  # of the weights' loading
     local = not Path(vlm).is_dir() and hub.only_here(str(vlm), revision)
+    at = _commit(vlm, revision)
     with hub.loading("VLM", processor_of or vlm):
         processor = AutoProcessor.from_pretrained(
             processor_of or vlm,
-            revision=None if processor_of else revision,
+            revision=_commit(processor_of) if processor_of else at,
             local_files_only=local,
         )
     with hub.loading("VLM", vlm):
         model, report = AutoModelForImageTextToText.from_pretrained(
             vlm,
-            revision=revision,
+            revision=at,
             local_files_only=local,
             dtype=dtype,
             device_map=device,
@@ -222,14 +223,19 @@ def load_vlm(
     return model.eval().requires_grad_(False), processor
 
 
+def _commit(vlm: str | Path, revision: str | None = None) -> str | None:
+    """Of a hub id; a folder has none."""
+    return None if Path(vlm).is_dir() else hub.commit(str(vlm), revision)
+
+
 def fingerprint(vlm: str | Path, revision: str | None = None) -> str:
     """Hash of what decides a loaded model's states: weights, configuration, tokenizer, processor.
 
     A folder is hashed by content, a hub model by its commit.
     """
     digest = hashlib.sha256()
-    if not Path(vlm).is_dir():
-        digest.update(f"{vlm}@{hub.commit(str(vlm), revision)}".encode())
+    if at := _commit(vlm, revision):
+        digest.update(f"{vlm}@{at}".encode())
         return digest.hexdigest()
     paths = {path for pattern in _HASHED for path in Path(vlm).glob(pattern) if path.is_file()}
     for path in sorted(paths):

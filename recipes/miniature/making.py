@@ -34,10 +34,10 @@ class MiniaturePlan:
     editor: EditorPlan = field(default_factory=EditorPlan)
     guide: SweepSettings = field(
         default_factory=lambda: SweepSettings(
-            n_batches=1000, width=32, n_queries=4, n_heads=4, lr=1e-3, micro_batch=64
+            width=32, n_queries=4, n_heads=4, lr=1e-3, micro_batch=64
         )
     )
-    """Light proxies on half of the paper's number of samples, 1,000 batches of 64."""
+    """Light proxies, trained on the paper's number of samples (appendix B.1)."""
     exact_labels: bool = False
     """Whether the guide learns from exact boxes, not the VLM's: for models that cannot answer."""
     comparison: ComparisonPlan = field(default_factory=ComparisonPlan)

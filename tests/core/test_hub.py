@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 
 from abplib.core import hub
 from abplib.core.errors import AbpError
+from abplib.core.store import digest
 from abplib.editing.loading import Source
 from abplib.vlm.loading import load_vlm
 
@@ -83,6 +84,7 @@ def test_the_hub_is_asked_once_and_the_cache_serves_where_it_is_silent(
     assert not hub.only_here("nobody/never")
 
 
+@pytest.mark.usefixtures("results")
 def test_the_hub_tells_the_commit_and_nothing_is_fetched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -100,8 +102,39 @@ def test_the_hub_tells_the_commit_and_nothing_is_fetched(
     monkeypatch.setattr(HfApi, "model_info", mock.Mock(side_effect=httpx2.ConnectError("no")))
     with pytest.raises(AbpError, match=r"^a/b is not here"):
         hub.commit("a/b")
-    monkeypatch.setattr(hub, "cached", lambda _id, _revision: tmp_path / "c0ffee")
+    monkeypatch.setattr(hub, "_snapshot", lambda _id, _revision: tmp_path / "c0ffee")
     assert hub.commit("a/b") == "c0ffee"
+
+
+def test_a_pinned_model_that_has_moved_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ABP_ROOT", str(tmp_path))
+    monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "results"))
+    at = {"a/b": "c0ffee", "c/d": "decade"}
+
+    def tell(_api: HfApi, name: str, revision: str | None) -> ModelInfo:
+        return ModelInfo(id=name, sha=revision if revision == "facade" else at[name])
+
+    monkeypatch.setattr(HfApi, "model_info", tell)
+    with pytest.raises(AbpError, match=r"No run in .*results has taken a model"):
+        hub.pin()
+    assert (hub.told("a/b"), hub.content_of("a/b")) == ("a/b", digest(["a/b", None]))
+    hub.commit("a/b")
+    assert hub.told("a/b") == "a/b@c0ffee"
+    assert hub.pin() == {"a/b@main": "c0ffee"}
+    assert hub.content_of("a/b") == digest(["a/b", "c0ffee"])
+    assert hub.pin() == {}
+    at["a/b"] = "facade"
+    hub.commit("c/d")  # not pinned yet
+    with pytest.raises(
+        AbpError, match=r"^a/b@main has moved: it is at facade and hub.lock holds c0ffee"
+    ):
+        hub.commit("a/b")
+    assert hub.commit("a/b", "facade") == "facade"  # the first remedy
+    assert hub.told("a/b", "facade") == "a/b@facade"
+    assert hub.pin() == {"a/b@main": "facade", "c/d@main": "decade"}
+    assert hub.commit("a/b") == "facade"  # the second
 
 
 def test_what_was_never_fetched_is_not_here() -> None:
