@@ -15,7 +15,7 @@ from diffusers import Flux2Pipeline
 from hubcache import lay
 
 from abplib.__main__ import main
-from abplib.core import store
+from abplib.core import hub, store
 from abplib.editing import twins
 from abplib.editing.loading import Source
 from abplib.profiles import Profile
@@ -106,6 +106,18 @@ def test_a_command_runs_out_of_the_cache_and_from_nowhere_is_one_sentence(
     done = abp(command)
     assert done.exit_code == 0, done.output
     assert list(place.glob(left))
+
+
+def test_what_a_run_found_is_pinned_and_a_model_that_has_moved_is_refused(
+    place: Path, folders: dict[str, Path], hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "LOCK", str(place / "hub.lock"))
+    lay(hub_cache, VLM, folders[VLM], FIRST)
+    assert abp("ground IMAGE").exit_code == 0
+    assert CliRunner().invoke(main, ["pin"]).output.startswith(f"{VLM}@main {FIRST}\n")
+    assert abp("ground IMAGE").exit_code == 0
+    lay(hub_cache, VLM, folders[VLM], SECOND)
+    refused("ground IMAGE", f"{VLM}@main has moved: it is at {SECOND} and")
 
 
 def test_the_lora_is_trained_and_used_out_of_the_cache(
