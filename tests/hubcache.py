@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from abplib.profiles import Profile
+
 
 def lay(cache: Path, hub_id: str, folder: Path, commit: str, ref: str = "main") -> Path:
     """Put the files of `folder` into `cache` as `hub_id` at `commit`, which `ref` then names."""
@@ -18,6 +20,12 @@ def lay(cache: Path, hub_id: str, folder: Path, commit: str, ref: str = "main") 
     (place / "refs").mkdir(exist_ok=True)
     (place / "refs" / ref).write_text(commit)
     return snapshot
+
+
+def revisions(profile: Profile) -> dict[str | None, str | None]:
+    """The revision that a profile names of each of its models."""
+    models = {profile.vlm: profile.revision, profile.editor: profile.editor_revision}
+    return models | {other.source: other.revision for other in profile.other_editors.values()}
 
 
 def offline(cache: Path, patch: pytest.MonkeyPatch) -> Path:

@@ -21,7 +21,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from hubcache import lay, offline
+from hubcache import lay, offline, revisions
 from labelling import label
 from PIL import Image
 
@@ -118,8 +118,9 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> Path:
         fields["other_editors"][name]["n_steps"] = 2
         folders[fields["other_editors"][name]["source"]] = made()
     cache = offline(root / "cache", patch)
+    pinned = revisions(Profile.load("paper"))
     for number, (hub_id, folder) in enumerate(folders.items()):
-        lay(cache, hub_id, folder, f"{number:040x}")
+        lay(cache, hub_id, folder, pinned.get(hub_id) or f"{number:040x}")
     path = root / "paper.yaml"
     path.write_text(yaml.safe_dump(fields))
     patch.setenv("ABP_ROOT", str(root))

@@ -9,6 +9,7 @@ import tomllib
 
 import yaml
 from click.testing import CliRunner
+from hubcache import revisions
 
 from abplib.__main__ import main
 from abplib.core import paths
@@ -53,10 +54,7 @@ def test_the_audit_names_files_and_commands_that_are() -> None:
 
 
 def test_the_audit_tells_what_the_profile_pins() -> None:
-    paper = Profile.load("paper")
-    pinned = {paper.vlm: paper.revision, paper.editor: paper.editor_revision}
-    pinned |= {other.source: other.revision for other in paper.other_editors.values()}
-    pinned[omniedit.HUB_ID] = omniedit.REVISION
+    pinned = revisions(Profile.load("paper")) | {omniedit.HUB_ID: omniedit.REVISION}
     told = {row["call"]: row["revision"] for row in AUDIT["remotes"]}
     assert told == {name: at for name, at in pinned.items() if at is not None}
     licences = {row["id"]: row["license"] for row in AUDIT["datasets"]}
