@@ -19,15 +19,20 @@ from abplib.vlm.twins import smoke_vlm
 __all__ = ["hub_cache"]
 
 SMOKE_AREA = 64 * 64
-LONG = ("test_workflow.py", "test_paper_profile.py", "test_crashes.py", "test_making.py")
-"""Files of a minute or more: whole books, every chapter, real kills, a miniature end to end."""
+LONG = (
+    "test_workflow.py", "test_readers.py", "test_paper_profile.py", "test_crashes.py",
+    "test_making.py", "test_parallel.py", "test_lora_training.py", "test_benchmarks.py",
+)  # fmt: skip
+"""Files of half a minute or more, the longest first: whole books, every page in a browser, every
+chapter, real kills, a miniature end to end, several processes."""
 CASES = Path(__file__).parent / "field" / "cases"
 """What people brought: inputs after public reports, by number."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files come first, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    turn = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: turn.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session")
