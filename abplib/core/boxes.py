@@ -83,8 +83,8 @@ def pixels_inside(box: Box, height: int, width: int) -> np.ndarray:
     return np.outer((ys >= y1) & (ys <= y2), (xs >= x1) & (xs <= x2))
 
 
-def draw_overlay(image: Image.Image, box: Box, width: int = 3) -> Image.Image:
-    """A copy of the image with a red outline of `width` pixels around the box, which hides none.
+def draw_overlay(image: Image.Image, box: Box, width: int = 3, colour: str = "red") -> Image.Image:
+    """A copy of the image with an outline of `width` pixels around the box, which hides none.
 
     Where the image ends there is no room outside, and the outline keeps to the image's edge.
     """
@@ -96,5 +96,5 @@ def draw_overlay(image: Image.Image, box: Box, width: int = 3) -> Image.Image:
         min(image.width, math.ceil(x2) + width) - 1,
         min(image.height, math.ceil(y2) + width) - 1,
     )
-    ImageDraw.Draw(drawn).rectangle(outer, outline="red", width=width)
+    ImageDraw.Draw(drawn).rectangle(outer, outline=colour, width=width)
     return drawn

@@ -78,7 +78,8 @@ and knows no other world. `lora/` holds the LoRA that reads a red box drawn on t
 ## Training
 1. *VAE*: {plan.vae.crops.steps} batches of {plan.vae.crops_batch} crops of {plan.vae.crop} x
    {plan.vae.crop} pixels, then {plan.vae.whole.steps} of {plan.vae.whole_batch} whole pictures,
-   of {plan.vae.pictures} different ones: L1 (things weigh {things_weight:g} times the ground),
+   of {plan.vae.pictures} different ones, {marked:.0%} with a coloured outline around some thing
+   (`recipes.miniature.marks`): L1 (things weigh {things_weight:g} times the ground),
    differences of neighbouring pixels, a light KL term. Single frames see one time tap of each
    kernel; those taps, as matrices, are trained by Muon, the rest by AdamW; the other taps are
    zero.
@@ -86,6 +87,8 @@ and knows no other world. `lora/` holds the LoRA that reads a red box drawn on t
    (tasks as in the general set), {plan.dit.schedule.steps} batches of {plan.dit.batch}.
    Instructions name an object by its look; {plan.dit.wording.by_place:.0%} name it by its place.
    No scene has objects all alike, and none is of the multi-entity set.
+   On {marked:.0%} of the scenes and their edited versions lies an outline around some thing, edited
+   or not; the VLM is not shown it.
    {plan.dit.wording.described:.0%} of the instructions go on with the answer that the VLM is
    taught to give. Conditioned on the final-layer states of the edit template;
    {plan.dit.nothing:.0%} of the samples have the blank negative prompt instead. Cells that an

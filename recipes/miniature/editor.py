@@ -20,7 +20,7 @@ from abplib.editing.twins import EditorShape, assemble, build_dit, save_pipeline
 from abplib.profiles import Profile
 from abplib.samples.scenes.sets import multi_entity
 from abplib.vlm.encoder import ConditionEncoder
-from recipes.miniature import cards, condition_states, editor_data
+from recipes.miniature import cards, condition_states, editor_data, marks
 from recipes.miniature.editor_data import Wording, encode_pairs
 from recipes.miniature.editor_training import SHIFT, EditorTraining, train_dit
 from recipes.miniature.vae_training import VAETraining, train_vae
@@ -75,6 +75,7 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
         "things_weight": 1 + plan.vae.things,
         "changed": 1 + plan.dit.changed,
         "shift": SHIFT,
+        "marked": marks.SHARE,
         "lora_samples": len(boxed),
     }
     curves = [{"stage": name} | row for name, run in runs.items() for row in run.curves]
@@ -90,7 +91,8 @@ def pairs_folder(
     conditions: Sequence[str] = ("final",),
 ) -> Path:
     """Where pairs encoded by the VAE saved in a folder and by this VLM lie."""
-    files = store.digest_files(vae / WEIGHTS, editor_data.__file__, condition_states.__file__)
+    code = (editor_data.__file__, condition_states.__file__, marks.__file__)
+    files = store.digest_files(vae / WEIGHTS, *code)
     made_by = [encoder.fingerprint, files, asdict(wording), list(conditions)]
     return work / f"pairs-{store.digest(made_by)}"
 

@@ -2,8 +2,9 @@
 
 Training pairs have the kinds of task of the general set, on mixed scenes alone and with seeds of
 their own, a few edits to a scene; nothing of the multi-entity set is among them. Instructions name
-objects as `Wording` says. The VAE and the VLM are frozen, so a pair is encoded once, under each
-condition that is asked for.
+objects as `Wording` says. On some scenes and all of their edited versions lies a mark
+(`marks`), which the VLM is not shown. The VAE and the VLM are frozen, so a pair is encoded once,
+under each condition that is asked for.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from abplib.samples.scenes.scene import Scene, general_scene, generator
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
 from recipes.miniature.answers import explain
 from recipes.miniature.condition_states import read_conditions
+from recipes.miniature.marks import draw_mark, marked
 
 SEED_SPACE = 5_000_000_000
 """Scenes of the editor's training pairs have seeds from here on."""
@@ -54,8 +56,9 @@ class Wording:
     `conditions.full_description`)."""
 
 
-_Scene = tuple[np.ndarray, list[np.ndarray], list[str], list[tuple[int, int]]]
-"""A source, its edited versions (uint8 [side, side, 3]), the instructions, and `Pairs.new`."""
+_Scene = tuple[Image.Image, list[np.ndarray], list[str], list[tuple[int, int]]]
+"""The scene as the VLM sees it; the source and its edited versions (uint8 [side, side, 3]), marked
+where they are; the instructions; and `Pairs.new`."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +164,11 @@ class _Drawn(torch.utils.data.Dataset["_Scene"]):
 
     def __getitem__(self, at: int) -> _Scene:
         scene, edits = scene_edits(self.indices[at], self.wording, self.side)
-        pictures = [scene, *(edit.after for edit in edits)]
-        shown = [np.asarray(_small(picture, self.side)) for picture in pictures]
+        shown = [_small(version, self.side) for version in (scene, *(e.after for e in edits))]
+        mark = draw_mark(scene, generator(scene.seed + 1))
+        pictures = [np.asarray(marked(picture, mark)) for picture in shown]
         new = [_new_thing(scene, edit.after) for edit in edits]
-        return shown[0], shown[1:], [edit.instruction for edit in edits], new
+        return shown[0], pictures, [edit.instruction for edit in edits], new
 
 
 def _new_thing(before: Scene, after: Scene) -> tuple[int, int]:
@@ -194,14 +198,14 @@ def _encode(
     encoder: ConditionEncoder,
     conditions: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    shown = [Image.fromarray(source) for source, *_ in scenes]
+    shown = [seen for seen, *_ in scenes]
     owners = [picture for picture in shown for _ in range(EDITS)]
     asked = [instruction for _, _, instructions, _ in scenes for instruction in instructions]
     states, lengths = _states(encoder, owners, asked, conditions)
     nothing, _ = _states(encoder, shown, [NOTHING] * len(shown), conditions)
     return {
-        "sources": _latents(vae, [source for source, *_ in scenes]),
-        "targets": _latents(vae, [target for _, targets, *_ in scenes for target in targets]),
+        "sources": _latents(vae, [pictures[0] for _, pictures, *_ in scenes]),
+        "targets": _latents(vae, [target for _, (_, *targets), *_ in scenes for target in targets]),
         "lengths": lengths,
         "new": np.array([new for *_, all_new in scenes for new in all_new]),
         **states,

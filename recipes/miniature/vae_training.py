@@ -24,6 +24,7 @@ from abplib.samples.scenes.edits import general_edits
 from abplib.samples.scenes.render import masks, render
 from abplib.samples.scenes.scene import generator
 from recipes.miniature.answers import training_scene
+from recipes.miniature.marks import draw_mark, marked
 
 SEED_SPACE = 4_000_000_000
 """Scenes of the editor's training have seeds from here on."""
@@ -167,12 +168,13 @@ def _pictures(path: Path, n: int, side: int) -> np.ndarray:
 
 
 def _picture(seed: int, side: int) -> np.ndarray:
-    """A training scene, edited if the seed is odd: uint8 [4, side, side]."""
+    """A training scene, edited if the seed is odd, some marked: uint8 [4, side, side]."""
     scene = training_scene(seed)
+    mark = draw_mark(scene, generator(seed + 2))
     if seed % 2:
         scene = general_edits(scene, generator(seed + 1), 1)[0].after
     covered = Image.fromarray(masks(scene).any(0).astype(np.uint8) * 255)
-    shown = render(scene).resize((side, side), Image.Resampling.LANCZOS)
+    shown = marked(render(scene).resize((side, side), Image.Resampling.LANCZOS), mark)
     return np.concatenate(
         [
             np.asarray(shown).transpose(2, 0, 1),
