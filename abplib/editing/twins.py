@@ -46,7 +46,7 @@ class EditorShape:
     vae_mult: tuple[int, ...] = (1, 2, 4, 4)
     vae_blocks: int = 1
     layers: int = 6
-    heads: int = 4
+    heads: int = 6
     head_dim: int = 32
     rope: tuple[int, int, int] = (4, 14, 14)
     """Rotary dimensions of frame, row and column; they add up to `head_dim`."""

@@ -40,7 +40,7 @@ class EditorTraining:
 
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
-            steps=4800, lr=2e-3, muon=r"transformer_blocks\.", average=0.998
+            steps=8000, lr=2e-3, muon=r"transformer_blocks\.", average=0.998
         )
     )
     batch: int = 32
