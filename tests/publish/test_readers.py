@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine to read it in"),
 ]
 SIZES = ((1280, 900), (390, 800))
+AXE = {"preload": False, "resultTypes": ["violations"]}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_page_is_calm_accessible_and_alone(page: Any, name: str) -> None:
             )
             found = [
                 f"{rule['id']}: {node['html'][:200]}"
-                for rule in Axe().run(page, options={"preload": False}).response["violations"]
+                for rule in Axe().run(page, options=AXE).response["violations"]
                 if rule["impact"] in ("serious", "critical")
                 for node in rule["nodes"]
             ]
