@@ -7,10 +7,13 @@ training and sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
+from abplib.core import store
 from abplib.core.stats import PairedTable, holm, mcnemar, proportion_difference
 from abplib.experiment import Experiment
 from abplib.sections import shipped
@@ -56,8 +59,14 @@ class Trained(Shipped):
 
 def find(experiment: Experiment) -> tuple[Trained | None, str]:
     """The comparison around the experiment's VLM, if there is one, and a sentence on it."""
-    made, told = shipped.find(experiment, FILE, "python -m recipes train-conditions")
-    return (Trained(made.rows, made.run), _told(made.run)) if made else (None, told)
+    command = "python -m recipes train-conditions"
+    made, told = shipped.find(experiment, FILE, command)
+    if made is None:
+        return None, told
+    body = Path(experiment.editor_source) / "transformer" / SAFETENSORS_WEIGHTS_NAME
+    own = body.is_file() and store.digest_files(body).startswith(made.run["transformer"])
+    other = f" They go on from another transformer than this editor's: `{command}` makes them anew."
+    return Trained(made.rows, made.run), _told(made.run) + ("" if own else other)
 
 
 def rates(trained: Trained, seed: int) -> pd.DataFrame:

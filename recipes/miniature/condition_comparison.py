@@ -117,7 +117,8 @@ def compare(
             )
     edits = edit_all(pipeline, trained, encoder, samples, plan)
     rows = _judged(edits, samples)
-    return ship(table, rows, encoder, samples, device=device, runs=runs, plan=asdict(plan))
+    told = {"transformer": started, "runs": runs, "plan": asdict(plan)}
+    return ship(table, rows, encoder, samples, device=device, **told)
 
 
 @torch.inference_mode()

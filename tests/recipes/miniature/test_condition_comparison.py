@@ -203,6 +203,9 @@ def test_a_comparison_is_made_told_shown_and_made_no_second_time(
     experiment = Experiment(Profile.load("smoke", vlm=str(tmp_path / "vlm")))
     trained, sentence = trained_conditions.find(experiment)
     assert trained is not None and "2 more batches of 4 pairs" in sentence
+    assert "another transformer than this editor's" in sentence
+    own = Experiment(experiment.profile.model_copy(update={"editor": str(editor)}))
+    assert "another" not in trained_conditions.find(own)[1]
     shown = trained_conditions.rate_table(trained, trained_conditions.rates(trained, 0))
     assert list(shown["layers"]) == ["final", "3", "3"] * 2
 
