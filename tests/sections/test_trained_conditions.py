@@ -67,7 +67,8 @@ def test_a_comparison_is_told_in_a_sentence(tmp_path: Path) -> None:
         "`python -m recipes train-conditions` has not been run for this VLM, so nothing is shown.",
     )
     rows().to_csv(vlm / trained_conditions.FILE, index=False)
-    about = run(samples=experiment.evaluation.fingerprint)
+    body = Path(experiment.editor_source) / "transformer/diffusion_pytorch_model.safetensors"
+    about = run(samples=experiment.evaluation.fingerprint, transformer=store.digest_files(body))
     store.write_json((vlm / trained_conditions.FILE).with_suffix(".json"), about)
     trained, told = trained_conditions.find(experiment)
     assert trained is not None and len(trained.rows) == len(rows())
@@ -75,6 +76,12 @@ def test_a_comparison_is_told_in_a_sentence(tmp_path: Path) -> None:
         "Each has 4 blocks of width 128 (1,234,567 parameters) and learned from 900 more batches "
         "of 32 pairs of 1280 scenes, in 10 to 11 minutes (cpu); each then edited the same 40 "
         "samples in 12 steps at a guidance of 3."
+    )
+    other = about | {"transformer": "another"}
+    store.write_json((vlm / trained_conditions.FILE).with_suffix(".json"), other)
+    assert trained_conditions.find(experiment)[1] == (
+        f"{told} They go on from another transformer than this editor's: "
+        "`python -m recipes train-conditions` makes them anew."
     )
 
 
