@@ -63,10 +63,18 @@ def find(experiment: Experiment) -> tuple[Trained | None, str]:
     made, told = shipped.find(experiment, FILE, command)
     if made is None:
         return None, told
-    body = Path(experiment.editor_source) / "transformer" / SAFETENSORS_WEIGHTS_NAME
-    own = body.is_file() and store.digest_files(body).startswith(made.run["transformer"])
-    other = f" They go on from another transformer than this editor's: `{command}` makes them anew."
-    return Trained(made.rows, made.run), _told(made.run) + ("" if own else other)
+    told = _told(made.run)
+    if made.run.get("transformer", "") != transformer_of(Path(experiment.editor_source)):
+        told += (
+            f" They go on from another transformer than this editor's: `{command}` makes them anew."
+        )
+    return Trained(made.rows, made.run), told
+
+
+def transformer_of(editor: Path) -> str | None:
+    """Eight hex digits that identify an editor's transformer; None if its weights are not there."""
+    weights = editor / "transformer" / SAFETENSORS_WEIGHTS_NAME
+    return store.digest_files(weights)[:8] if weights.is_file() else None
 
 
 def rates(trained: Trained, seed: int) -> pd.DataFrame:

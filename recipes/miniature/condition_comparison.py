@@ -20,7 +20,6 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTr
 from PIL import Image
 from tqdm import tqdm
 
-from abplib.core import store
 from abplib.core.errors import AbpError
 from abplib.core.trainer import Schedule
 from abplib.editing import qwen_pipeline
@@ -31,6 +30,7 @@ from abplib.judging.scene_reading import read
 from abplib.samples.base import check_number
 from abplib.samples.scenes.sets import SceneSamples, evaluation
 from abplib.sections.shipped import ship
+from abplib.sections.trained_conditions import transformer_of
 from abplib.vlm import loading as vlms
 from abplib.vlm.encoder import NOTHING, ConditionEncoder
 from recipes.miniature.condition_states import CONDITIONS, layers_read, read_conditions
@@ -83,9 +83,9 @@ def compare(
         AbpError: there is no such VLM or editor, or as `fit` does.
     """
     vae, body = editor / "vae", editor / "transformer"
-    if not (vae / WEIGHTS).is_file() or not (body / WEIGHTS).is_file():
+    started = transformer_of(editor)
+    if not (vae / WEIGHTS).is_file() or started is None:
         raise AbpError(f"There is no editor in {editor}: run `train-editor`, or give another one.")
-    started = store.digest_files(body / WEIGHTS)[:8]
     samples = evaluation()
     check_number(plan.samples, samples)
     encoder = ConditionEncoder.from_pretrained(vlm, image_area=plan.shape.side**2, device=device)

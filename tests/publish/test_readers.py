@@ -29,6 +29,7 @@ pytestmark = [
 ]
 SIZES = ((1280, 900), (390, 800))
 AXE = {"preload": False, "resultTypes": ["violations"]}
+"""Nothing is loaded again, and of rules that a page keeps no elements are listed."""
 
 
 @pytest.fixture(scope="module")

@@ -67,8 +67,8 @@ def test_a_comparison_is_told_in_a_sentence(tmp_path: Path) -> None:
         "`python -m recipes train-conditions` has not been run for this VLM, so nothing is shown.",
     )
     rows().to_csv(vlm / trained_conditions.FILE, index=False)
-    body = Path(experiment.editor_source) / "transformer/diffusion_pytorch_model.safetensors"
-    about = run(samples=experiment.evaluation.fingerprint, transformer=store.digest_files(body))
+    started = trained_conditions.transformer_of(Path(experiment.editor_source))
+    about = run(samples=experiment.evaluation.fingerprint, transformer=started)
     store.write_json((vlm / trained_conditions.FILE).with_suffix(".json"), about)
     trained, told = trained_conditions.find(experiment)
     assert trained is not None and len(trained.rows) == len(rows())
@@ -77,12 +77,12 @@ def test_a_comparison_is_told_in_a_sentence(tmp_path: Path) -> None:
         "of 32 pairs of 1280 scenes, in 10 to 11 minutes (cpu); each then edited the same 40 "
         "samples in 12 steps at a guidance of 3."
     )
-    other = about | {"transformer": "another"}
-    store.write_json((vlm / trained_conditions.FILE).with_suffix(".json"), other)
-    assert trained_conditions.find(experiment)[1] == (
-        f"{told} They go on from another transformer than this editor's: "
-        "`python -m recipes train-conditions` makes them anew."
-    )
+    for other in (about | {"transformer": "another"}, run(samples=about["samples"])):
+        store.write_json((vlm / trained_conditions.FILE).with_suffix(".json"), other)
+        assert trained_conditions.find(experiment)[1] == (
+            f"{told} They go on from another transformer than this editor's: "
+            "`python -m recipes train-conditions` makes them anew."
+        )
 
 
 def test_rates_are_those_of_the_rows() -> None:
