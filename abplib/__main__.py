@@ -203,7 +203,7 @@ def plan(profile: str) -> None:
 @click.option("--profile", default="mini", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Default: the profile's lora.")
 def train_lora(profile: str, out: Path | None) -> None:
-    """Train the LoRA that reads boxes on the profile's tuning samples; resumable.
+    """Train the LoRA that reads boxes on the samples of the profile's lora_set; resumable.
 
     On several GPUs: `accelerate launch --num_processes 4 -m abplib train-lora`.
     """
@@ -213,7 +213,7 @@ def train_lora(profile: str, out: Path | None) -> None:
 
     made = Experiment(Profile.load(profile), steps.SEED)
     folder = out or made.lora_place
-    training.train_lora(made.baseline, made.tuning, made.profile.lora_training, folder)
+    training.train_lora(made.baseline, made.lora_samples, made.profile.lora_training, folder)
     if parallel.is_first():
         click.echo(folder)
 

@@ -63,9 +63,14 @@ class Experiment:
 
     @cached_property
     def tuning(self) -> SampleSet:
-        """The samples that choices are made on and the LoRA learns from, which can be used."""
+        """The samples that choices are made on, which can be used."""
         whole = _sample_set(self.profile.tuning_set)
         return self._usable(whole, len(whole)) if len(whole) else whole
+
+    @property
+    def lora_samples(self) -> SampleSet:
+        """The samples that the LoRA learns from."""
+        return _sample_set(self.profile.lora_set or self.profile.tuning_set)
 
     def _usable(self, samples: SampleSet, n: int) -> SampleSet:
         """The set without those of its first `n` samples that cannot be used."""

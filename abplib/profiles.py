@@ -102,6 +102,8 @@ class Profile(Settings):
     train_set: Reference
     tuning_set: Reference
     """Samples with exact boxes that choices are made on; none of them is evaluated."""
+    lora_set: Reference | None = None
+    """Samples that the LoRA learns from; those of `tuning_set` where none is named."""
     n_eval: Count
     """Samples evaluated, from the start of `eval_set`."""
 

@@ -107,7 +107,7 @@ def sensitivity(profile: str, batches: int) -> None:
 
 @main.command()
 def write_manifest() -> None:
-    """Choose the 200/200 multi-entity samples anew and write their manifest."""
+    """Choose the multi-entity samples anew and write their manifest."""
     path = paths.root() / MANIFEST
     store.write_json(path, build_manifest())
     click.echo(path)

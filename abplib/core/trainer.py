@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class Schedule:
     steps: int
     lr: float
     """AdamW's rate at its peak; reached after `warmup` steps, then a cosine to nothing."""
+    cosine: int | None = None
+    """Steps by which the rates are nothing, for a run that ends before; `steps` by default."""
     muon_lr: float = 0.02
     """Muon's peak rate."""
     muon: str = "$^"
@@ -46,16 +49,28 @@ class Schedule:
     def share(self, step: int) -> float:
         """Part of the rates that 0-based `step` gets."""
         rise = min(1.0, (step + 1) / self.warmup)
-        along = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        along = max(0, step - self.warmup) / max(1, (self.cosine or self.steps) - self.warmup)
         return rise * (1 + torch.cos(torch.tensor(torch.pi * along)).item()) / 2
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a run left: its curves (rows with `step` and losses) and its seconds."""
+    """What a run left: its curves (rows with `step` and losses) and what it cost."""
 
     curves: list[dict[str, float]]
     seconds: float
+    where: str
+    """Kind of device and version of torch of its last step."""
+
+
+def bf16_autocast(device: torch.device | str) -> torch.autocast:
+    """Products in bf16 where the device has instructions for them.
+
+    A CPU without them takes fifty times as long in bf16 as in float32, which it then keeps.
+    """
+    kind = torch.device(device).type
+    able = any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or able)
 
 
 def fit(
@@ -86,7 +101,7 @@ def fit(
         settings: what else the run depends on; a checkpoint made with others is refused.
         device: "cpu" or "cuda".
         watch: called with the number of steps done after each of them.
-        mixed_precision: whether losses run under bf16 autocast.
+        mixed_precision: whether losses run under `bf16_autocast`.
 
     Raises:
         AbpError: the checkpoint is of other settings, or a loss is not finite.
@@ -97,12 +112,14 @@ def fit(
         disable=not parallel.is_first(),
     )  # fmt: skip
     began = time.perf_counter() - run.seconds
+    if run.step < schedule.steps:
+        run.where = f"{torch.device(device).type}, torch {torch.__version__}"
     while run.step < schedule.steps:
         torch.manual_seed(schedule.seed * 1_000_003 + run.step)
         found: dict[str, Tensor] = {}
         for part in batches(run.step):
             moved = {key: value.to(device) for key, value in part.items()}
-            with torch.autocast(torch.device(device).type, torch.bfloat16, mixed_precision):
+            with bf16_autocast(device) if mixed_precision else nullcontext():
                 named = losses(moved)
             torch.stack(list(named.values())).sum().backward()
             found = {key: loss.detach() + found.get(key, 0) for key, loss in named.items()}
@@ -123,7 +140,7 @@ def fit(
             run.save()
     bar.close()
     run.finish()
-    return Fitted(run.curves, run.seconds)
+    return Fitted(run.curves, run.seconds, run.where)
 
 
 class _Run:
@@ -147,7 +164,7 @@ class _Run:
                 torch.optim.Muon(matrices, lr=schedule.muon_lr, weight_decay=schedule.weight_decay)
             )
         self.rates = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.where = 0, 0.0, ""
         self.curves: list[dict[str, float]] = []
         if path.exists():
             self._restore()
@@ -176,6 +193,7 @@ class _Run:
             "settings": self.settings,
             "step": self.step,
             "seconds": self.seconds,
+            "where": self.where,
             "curves": self.curves,
             "weights": self.weights,
             "average": self.average,
@@ -198,7 +216,8 @@ class _Run:
         self.average = {name: value.detach() for name, value in state["average"].items()}
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        self.step, self.seconds, self.curves = state["step"], state["seconds"], state["curves"]
+        self.step, self.seconds, self.where = state["step"], state["seconds"], state["where"]
+        self.curves = state["curves"]
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -83,8 +83,10 @@ and knows no other world. `lora/` holds the LoRA that reads a red box drawn on t
    differences of neighbouring pixels, a light KL term. Single frames see one time tap of each
    kernel; those taps, as matrices, are trained by Muon, the rest by AdamW; the other taps are
    zero.
-2. *Diffusion transformer*: flow matching on {plan.dit.scenes} mixed scenes with four edits each
-   (tasks as in the general set), {plan.dit.schedule.steps} batches of {plan.dit.batch}.
+2. *Diffusion transformer*: flow matching on mixed scenes with four edits each (tasks as in the
+   general set), {plan.dit.schedule.steps} batches of {plan.dit.batch} from {plan.dit.scenes} scenes
+   (`dit` below), then {plan.large.schedule.steps} of {plan.large.batch} from {plan.large.scenes}
+   (`dit-large`).
    Instructions name an object by its look; {plan.dit.wording.by_place:.0%} name it by its place.
    No scene has objects all alike, and none is of the multi-entity set.
    On {marked:.0%} of the scenes and their edited versions lies an outline around some thing, edited
@@ -96,15 +98,16 @@ and knows no other world. `lora/` holds the LoRA that reads a red box drawn on t
    {shift:g} towards high noise. After the middle block, linear heads tell from the target's
    tokens which cells change, and which kind of thing, of which colour, comes there (weight
    {plan.dit.told:g} each); they are thrown away. Muon for the blocks' matrices, AdamW for the
-   rest, cosine, averaged weights.
+   rest, cosine (that of `dit-large` for {plan.large.schedule.cosine} batches, its last not taken),
+   averaged weights.
 3. *LoRA*: rank {plan.lora.rank}, on the {lora_samples} multi-entity training samples less
    {plan.lora.held_out} held out, with exact boxes drawn on the sources; {plan.lora.steps} batches
    of {plan.lora.batch}, the best of {plan.lora.looks} checkpoints by the held-out loss
    (`lora/held_out.json`).
 
-Minutes on {device}: VAE {minutes[vae]:.0f}, transformer {minutes[dit]:.0f}, LoRA
-{minutes[lora]:.0f} (torch {torch}), without the encoding of the training pairs. Settings:
-`training.json`; losses: `curves.jsonl`.
+Minutes, without the encoding of the training pairs:
+{cost}.
+Settings: `training.json`; losses: `curves.jsonl`.
 
 ![Losses](curves.png)
 

@@ -11,17 +11,17 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
 
 from abplib.core import parallel, store
 from abplib.core.errors import AbpError
-from abplib.core.trainer import Fitted
+from abplib.core.trainer import Fitted, Schedule
 from abplib.editing.lora.settings import LoraTraining
 from abplib.editing.lora.training import train_lora
 from abplib.editing.qwen_image_edit import QwenImageEditor
 from abplib.editing.qwen_pipeline import for_stills
 from abplib.editing.twins import EditorShape, assemble, build_dit, save_pipeline
 from abplib.profiles import Profile
-from abplib.samples.scenes.sets import multi_entity
+from abplib.samples.scenes import sets
 from abplib.vlm.encoder import ConditionEncoder
 from recipes.miniature import cards, condition_states, editor_data, marks
-from recipes.miniature.editor_data import Wording, encode_pairs
+from recipes.miniature.editor_data import Pairs, Wording, encode_pairs
 from recipes.miniature.editor_training import SHIFT, EditorTraining, train_dit
 from recipes.miniature.vae_training import VAETraining, train_vae
 
@@ -35,6 +35,14 @@ class EditorPlan:
     shape: EditorShape = field(default_factory=EditorShape)
     vae: VAETraining = field(default_factory=VAETraining)
     dit: EditorTraining = field(default_factory=EditorTraining)
+    large: EditorTraining = field(
+        default_factory=lambda: EditorTraining(
+            Schedule(steps=2200, cosine=2600, lr=2e-3, muon=r"transformer_blocks\.", average=0.998),
+            batch=192,
+            scenes=10240,
+        )
+    )
+    """Of the transformer, behind `dit`: in large batches, whose gradients are less noisy."""
     lora: LoraTraining = field(default_factory=lambda: Profile.load("mini").lora_training)
     seed: int = 0
 
@@ -49,27 +57,31 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     vae, vae_run = _trained_vae(work, plan, device)
     area = plan.shape.side**2
     encoder = ConditionEncoder.from_pretrained(vlm, image_area=area, device=device)
-    if plan.dit.compile:
+    if plan.vae.compile and device == "cpu":
         vae.encoder.compile()
-    place = pairs_folder(work, work / "vae", encoder, plan.dit.wording)
-    pairs = encode_pairs(place, plan.dit.scenes, plan.dit.wording, vae, encoder)["final"]
     dit = build_dit(plan.shape, encoder.width, plan.seed)
-    dit_run = train_dit(dit, pairs, work, plan.dit, plan.shape, device)
+    dit_run, large_run = (
+        train_dit(
+            dit, _pairs(work, stage, vae, encoder), work, stage, plan.shape, device,
+            name=name, after=after,
+        )
+        for name, stage, after in (("dit", plan.dit, None), ("dit-large", plan.large, plan.dit))
+    )  # fmt: skip
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
     save_pipeline(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
     editor = QwenImageEditor.from_pretrained(folder, image_area=area)
-    boxed = multi_entity("training")
+    boxed = sets.training()
     lora_run = train_lora(editor, boxed, plan.lora, folder / "lora", base=work, device=device)
     pipeline = QwenImageEditPipeline.from_pretrained(folder)
-    runs = {"vae": vae_run, "dit": dit_run, "lora": lora_run}
+    runs = {"vae": vae_run, "dit": dit_run, "dit-large": large_run, "lora": lora_run}
     facts = {
         "plan": asdict(plan) | {"lora": plan.lora.model_dump()},
         "minutes": {name: round(run.seconds / 60, 1) for name, run in runs.items()},
-        "device": device,
-        "torch": torch.__version__,
+        "where": {name: run.where for name, run in runs.items()},
     }
-    told = facts | {
+    told = {
         "plan": plan,
+        "cost": ",\n".join(f"{k} {run.seconds / 60:.0f} ({run.where})" for k, run in runs.items()),
         "vae_parameters": sum(weight.numel() for weight in pipeline.vae.parameters()),
         "dit_parameters": sum(weight.numel() for weight in pipeline.transformer.parameters()),
         "things_weight": 1 + plan.vae.things,
@@ -81,6 +93,14 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     curves = [{"stage": name} | row for name, run in runs.items() for row in run.curves]
     cards.write_card(folder, cards.EDITOR, told, facts, curves)
     return folder
+
+
+def _pairs(
+    work: Path, stage: EditorTraining, vae: AutoencoderKLQwenImage, encoder: ConditionEncoder
+) -> Pairs:
+    """What a training of the transformer learns from."""
+    place = pairs_folder(work, work / "vae", encoder, stage.wording)
+    return encode_pairs(place, stage.scenes, stage.wording, vae, encoder)["final"]
 
 
 def pairs_folder(

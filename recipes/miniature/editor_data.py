@@ -9,6 +9,7 @@ under each condition that is asked for.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def encode_pairs(
     drawn = torch.utils.data.DataLoader(
         _Drawn(wanted, wording, round(encoder.image_area**0.5)),
         batch_size=_PART,
-        num_workers=min(2, len(missing)),
+        num_workers=min(os.cpu_count() or 1, len(missing)),
         collate_fn=list,
     )
     bar = tqdm(drawn, total=len(missing), desc="pairs", mininterval=10)

@@ -66,8 +66,14 @@ def train_dit(
     device: str,
     *,
     name: str = "dit",
+    after: EditorTraining | None = None,
 ) -> Fitted:
-    """Train, or go on training, the parameters of `dit` that ask for gradients."""
+    """Train, or go on training, the parameters of `dit` that ask for gradients.
+
+    `after` is the training behind it, if there is one.
+    """
+    if after:
+        torch.manual_seed(plan.schedule.seed)  # of the heads, whether `after` was trained just now
     taught = _Taught(dit).to(device).train()
     if plan.compile:
         for block in dit.transformer_blocks:
@@ -77,7 +83,8 @@ def train_dit(
         flow = flow_loss(dit, batch, plan.changed)
         return {"flow": flow} | {k: plan.told * v for k, v in taught.losses(batch).items()}
 
-    settings = {**asdict(plan), "schedule": None, **asdict(shape)}
+    before = asdict(after) if after else None
+    settings = {**asdict(plan), "schedule": None, **asdict(shape), "after": before}
     fitted = fit(
         taught, losses, lambda step: [draw(pairs, plan, step)], plan.schedule, work,
         name=name, settings=settings, device=device,

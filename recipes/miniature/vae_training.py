@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -57,6 +59,7 @@ class VAETraining:
     kl: float = 1e-4
     """Weight of the Kullback-Leibler term, mean over latent numbers."""
     compile: bool = True
+    """On a CPU; on a GPU it would take longer than the training."""
 
 
 def train_vae(
@@ -66,7 +69,7 @@ def train_vae(
     vae = build_vae(shape, plan.crops.seed).to(device).train()
     pictures = _pictures(work / "pictures.npy", plan.pictures, shape.side)
     trained = _Stills(vae)
-    reconstruct = torch.compile(trained) if plan.compile else trained
+    reconstruct = torch.compile(trained) if plan.compile and device == "cpu" else trained
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         picture = batch["picture"][:, :3].float() / 127.5 - 1
@@ -100,7 +103,7 @@ def train_vae(
     for_stills(vae).eval()
     _standardise(vae, torch.from_numpy(pictures[:256, :3].copy()).to(device))
     later = [row | {"step": row["step"] + plan.crops.steps} for row in then.curves]
-    return vae, Fitted(first.curves + later, first.seconds + then.seconds)
+    return vae, Fitted(first.curves + later, first.seconds + then.seconds, then.where)
 
 
 class _Stills(nn.Module):
@@ -161,7 +164,9 @@ def _pictures(path: Path, n: int, side: int) -> np.ndarray:
     """Training pictures uint8 [n, 4, side, side], memory-mapped: RGB, and what things cover."""
     if not path.exists():
         seeds = range(SEED_SPACE, SEED_SPACE + n)
-        shown = [_picture(seed, side) for seed in tqdm(seeds, desc="pictures", mininterval=10)]
+        with ProcessPoolExecutor() as pool:
+            drawn = pool.map(partial(_picture, side=side), seeds, chunksize=32)
+            shown = list(tqdm(drawn, total=n, desc="pictures", mininterval=10))
         with store.replacing(path) as scratch, scratch.open("wb") as file:
             np.save(file, np.stack(shown))
     return np.load(path, mmap_mode="r")

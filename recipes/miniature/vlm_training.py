@@ -30,6 +30,7 @@ from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
 
 from abplib.core.errors import AbpError
+from abplib.core.trainer import bf16_autocast
 from abplib.vlm.twins import (
     VLMShape,
     build_processor,
@@ -204,7 +205,7 @@ class _Run:
             for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * scale
-            with torch.autocast(self.device, torch.bfloat16):
+            with bf16_autocast(self.device):
                 named = losses(batch)
             torch.stack([v for v in named.values() if v.requires_grad]).sum().backward()
             for optimiser in self.optimisers:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from abplib.core.errors import AbpError
-from abplib.core.trainer import Batch, Fitted, Schedule, fit
+from abplib.core.trainer import Batch, Fitted, Schedule, bf16_autocast, fit
 
 
 class Killed(Exception):
@@ -105,3 +105,18 @@ def test_a_batch_in_parts_teaches_what_the_whole_does(tmp_path: Path) -> None:
     whole, parted = trained(slice(6)), trained(slice(2), slice(2, 6))
     for one, other in zip(whole.parameters(), parted.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_cosine_may_be_longer_than_the_run() -> None:
+    whole, cut = schedule(steps=12), schedule(steps=8, cosine=12)
+    assert [cut.share(step) for step in range(8)] == [whole.share(step) for step in range(8)]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_cpu_without_instructions_for_bf16_keeps_float32(
+    monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": able})
+    with bf16_autocast("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if able else torch.float32)

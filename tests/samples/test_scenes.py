@@ -138,9 +138,9 @@ def test_the_general_set_has_six_kinds_of_task() -> None:
 
 def test_the_manifest_is_what_the_code_makes() -> None:
     shipped = json.loads((paths.root() / sets.MANIFEST).read_text())
-    assert [len(shipped[split]) for split in ("training", "evaluation")] == [200, 200]
+    assert [len(shipped[split]) for split in ("training", "evaluation")] == [400, 200]
     seeds = [row["seed"] for split in ("training", "evaluation") for row in shipped[split]]
-    assert len(set(seeds)) == 400
+    assert len(set(seeds)) == 600
     assert shipped == sets.build_manifest()
 
 

@@ -1,10 +1,10 @@
 """Sample sets of the mini world, rendered on demand.
 
-The *multi-entity* set follows appendix A.2: alike objects, one named by its place alone, 200
-samples to train on and 200 to evaluate, split once and listed with hashes in
-`data/mini/multi_entity.json`. The *general* set stands for OmniEdit: six kinds of task, half of
-its scenes with mixed and half with alike objects. A third set asks for what the miniature editor is
-taught: general edits that name an object by its look.
+The *multi-entity* set follows appendix A.2: alike objects, one named by its place alone, 400
+samples to train on, as many as appendix B.2's steps pass 15 times, and 200 to evaluate, split once
+and listed with hashes in `data/mini/multi_entity.json`. The *general* set stands for OmniEdit: six
+kinds of task, half of its scenes with mixed and half with alike objects. A third set asks for what
+the miniature editor is taught: general edits that name an object by its look.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 from PIL import Image
@@ -26,7 +27,8 @@ from abplib.samples.scenes.edits import LOOK, Edit, general_edits, multi_entity_
 from abplib.samples.scenes.render import masks, render
 from abplib.samples.scenes.scene import Scene, general_scene, generator, multi_entity_scene
 
-PER_SPLIT = 200
+SIZES = {"training": 400, "evaluation": 200}
+"""Of the multi-entity set's splits."""
 GENERAL_SIZE = 128_000
 GENERAL_SEED = 500_000_000
 """Seeds of the general set start here; the multi-entity set's are below, training's above."""
@@ -99,9 +101,15 @@ def evaluation() -> SceneSamples:
     return multi_entity("evaluation")
 
 
-def tuning() -> SceneSamples:
-    """The 200 multi-entity samples that the editor's LoRA is trained on, and choices are made."""
+def training() -> SceneSamples:
+    """The 400 multi-entity samples that the editor's LoRA learns from."""
     return multi_entity("training")
+
+
+def tuning() -> SceneSamples:
+    """The first 200 of `training`, on which choices are made."""
+    whole, n = training(), 200
+    return replace(whole, name="multi-entity, tuning", size=n, recipe=whole.recipe[:n])
 
 
 def multi_entity(split: str) -> SceneSamples:
@@ -141,7 +149,7 @@ def _general(index: int) -> tuple[str, Scene, Edit]:
 
 def named_by_look() -> SceneSamples:
     """200 general edits of one object that is named by its look, on scenes of no other set."""
-    return SceneSamples("general, named by look", PER_SPLIT, _by_look, {"seed": LOOK_SEED})
+    return SceneSamples("general, named by look", 200, _by_look, {"seed": LOOK_SEED})
 
 
 def _by_look(index: int) -> tuple[str, Scene, Edit]:
@@ -163,18 +171,19 @@ def _candidate(seed: int, instruction: str) -> tuple[Scene, Edit]:
 
 def build_manifest() -> dict[str, Any]:
     """Choose the multi-entity set: every scene once, the spatial terms as even as they come."""
-    used: dict[str, Counter[str]] = {"training": Counter(), "evaluation": Counter()}
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in used}
-    for i in range(2 * PER_SPLIT):
-        split = tuple(used)[i % 2]
-        scene = multi_entity_scene(i)
-        edits = multi_entity_edits(scene, generator(i + 1))
+    used: dict[str, Counter[str]] = {split: Counter() for split in SIZES}
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SIZES}
+    seeds = count()
+    while wanting := [split for split in SIZES if len(rows[split]) < SIZES[split]]:
+        seed = next(seeds)
+        split, scene = wanting[seed % len(wanting)], multi_entity_scene(seed)
+        edits = multi_entity_edits(scene, generator(seed + 1))
         edit = min(edits, key=lambda e: used[split][e.term])
         used[split][edit.term] += 1
         rows[split].append(
             {
-                "id": f"{split}-{i // 2:03d}",
-                "seed": i,
+                "id": f"{split}-{len(rows[split]):03d}",
+                "seed": seed,
                 "instruction": edit.instruction,
                 "scene": scene.digest(),
                 "image": hashlib.sha256(render(scene).tobytes()).hexdigest()[:16],

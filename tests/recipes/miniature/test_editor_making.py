@@ -38,6 +38,7 @@ PLAN = EditorPlan(
     shape=SMOKE,
     vae=VAETraining(SHORT, SHORT, crop=32, crops_batch=2, whole_batch=2, pictures=8, compile=False),
     dit=EditorTraining(SHORT, batch=4, scenes=2, compile=False),
+    large=EditorTraining(SHORT, batch=6, scenes=4, compile=False),
     lora=LoraTraining(steps=2, lr=1e-3, batch=2, held_out=2, looks=2),
 )
 
@@ -67,7 +68,7 @@ def test_an_editor_is_made_saved_and_made_no_second_time(
     assert len(set(pipeline.vae.config.latents_std)) > 1
     pipeline.load_lora_weights(folder / "lora")
     assert pipeline.get_list_adapters()
-    assert "Minutes on cpu" in (folder / "README.md").read_text()
+    assert "lora 0 (cpu, torch" in (folder / "README.md").read_text()
     weights = "transformer/diffusion_pytorch_model.safetensors"
     before = load_file(folder / weights)
     monkeypatch.setattr(editor_data, "_encode", None)

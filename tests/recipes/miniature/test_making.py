@@ -37,6 +37,7 @@ PLAN = MiniaturePlan(
             SHORT, SHORT, crop=32, crops_batch=2, whole_batch=2, pictures=8, compile=False
         ),
         dit=DIT,
+        large=DIT,
         lora=LoraTraining(steps=2, lr=1e-3, batch=2, held_out=2, looks=2),
     ),
     guide=SweepSettings(
