@@ -84,6 +84,11 @@ def test_the_fingerprint_of_the_data_follows_every_set(toy: Path, field: str) ->
     assert Experiment(other).data_fingerprint != Experiment(Profile.load(str(toy))).data_fingerprint
 
 
+def test_the_lora_learns_from_its_own_set_or_else_from_the_tuning_set() -> None:
+    assert SMOKE.lora_set is None and len(Experiment(SMOKE).lora_samples) == len(SCENES) == 200
+    assert len(Experiment(Profile.load("mini")).lora_samples) == 400
+
+
 @pytest.mark.parametrize("vlm", ["data/mini/absent", "./absent", "/absent", "a/b/c", "absent"])
 def test_a_missing_model_folder_is_named(toy: Path, vlm: str) -> None:
     with pytest.raises(AbpError, match=r"VLM folder .* is missing: restore it"):
