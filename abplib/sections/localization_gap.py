@@ -144,8 +144,12 @@ def counted(rates: pd.DataFrame) -> pd.DataFrame:
     return rates.assign(note=counts.astype(str) + " of " + rates["n"].astype(str))
 
 
-def discrepancy(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Figure 1's sample, as the only row, and the words of the rule that chose it."""
+def discrepancy(rows: pd.DataFrame, proxy_iou: bool = False) -> tuple[pd.DataFrame, str]:
+    """Figure 1's sample, as the only row, and the words of the rule that chose it.
+
+    Of the samples that fit best it is the first; or, by a column `proxy_iou` of the rows, the one
+    whose proxy's box is the median one, so that neither a lucky nor an unlucky box is shown.
+    """
     known, failed = rows["accurate"], ~rows["success"]
     rules = {
         "whose box is accurate and whose edit went to another object":
@@ -155,7 +159,12 @@ def discrepancy(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         "of all, since no edit failed": known | ~known,
     }  # fmt: skip
     rule = next(words for words, fits in rules.items() if fits.any())
-    return rows[rules[rule]].head(1), f"the first sample {rule}"
+    fitting = rows[rules[rule]]
+    if not proxy_iou:
+        return fitting.head(1), f"the first sample {rule}"
+    ordered = fitting.sort_values("proxy_iou", kind="stable")
+    middle = ordered.iloc[[(len(ordered) - 1) // 2]]
+    return middle, f"of the samples {rule}, the one on which the proxy's IoU is the median"
 
 
 def failures(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -112,6 +112,14 @@ def test_figure_1_follows_the_first_rule_that_any_sample_fits() -> None:
         assert words in rule
 
 
+def test_the_first_pages_sample_has_the_median_box_of_the_proxy() -> None:
+    frame = rows([True] * 4, [WRONG_OBJECT, WRONG_OBJECT, WRONG_OBJECT, LEAKAGE])
+    frame["proxy_iou"] = [0.9, 0.0, 0.7, 0.1]
+    shown, rule = localization_gap.discrepancy(frame, proxy_iou=True)
+    assert list(shown["sample_id"]) == ["s2"]
+    assert "went to another object" in rule and "median" in rule
+
+
 def test_figure_2_shows_each_kind_where_the_box_is_best() -> None:
     shown, among = localization_gap.failures(MIXED)
     assert list(shown["edit_outcome"]) == [NO_EDIT, WRONG_OBJECT, LEAKAGE]
