@@ -146,17 +146,25 @@ def _fill(
     edit: Callable[[Mapping[int, Sample]], Sequence[Image.Image]],
     check: Callable[[Sample], object] = lambda _: None,
 ) -> None:
-    """Make the missing files of a batch, of the samples that `check` lets pass."""
+    """Make the missing files of a batch, of the samples that `check` lets pass.
+
+    All of it is edited again where one is missing, since the last bits of an edit depend on those
+    that are made with it.
+    """
     with store.alone(*batch):
+        if not (missing := faults.waiting(batch)):  # another process may have made them meanwhile
+            return
         asked: dict[Path, Sample] = {}
-        for file in faults.waiting(batch):  # another process may have made some meanwhile
+        for file in batch:
             taken = take(samples, int(file.stem), check)
-            if taken.sample is None:
-                faults.give_up(file, taken)
-            else:
+            if taken.sample is not None:
                 asked[file] = taken.sample
+            elif file in missing:
+                faults.give_up(file, taken)
         edits = edit({int(file.stem): sample for file, sample in asked.items()})
         for file, image in zip(asked, edits, strict=True):
+            if file not in missing:
+                continue
             told = PngInfo()
             for key in ("description", "cut"):
                 if key in image.info:
