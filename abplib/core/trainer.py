@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,14 +62,14 @@ class Fitted:
     """Kind of device and version of torch of its last step."""
 
 
-def bf16_autocast(device: torch.device | str) -> torch.autocast:
-    """Products in bf16 where the device has instructions for them.
+def bf16_autocast(device: torch.device | str, wanted: bool = True) -> torch.autocast:
+    """Products in bf16, if `wanted`, where the device has instructions for them.
 
     A CPU without them takes fifty times as long in bf16 as in float32, which it then keeps.
     """
     kind = torch.device(device).type
     able = any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
-    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or able)
+    return torch.autocast(kind, torch.bfloat16, enabled=wanted and (kind != "cpu" or able))
 
 
 def fit(
@@ -119,7 +118,7 @@ def fit(
         found: dict[str, Tensor] = {}
         for part in batches(run.step):
             moved = {key: value.to(device) for key, value in part.items()}
-            with bf16_autocast(device) if mixed_precision else nullcontext():
+            with bf16_autocast(device, mixed_precision):
                 named = losses(moved)
             torch.stack(list(named.values())).sum().backward()
             found = {key: loss.detach() + found.get(key, 0) for key, loss in named.items()}

@@ -93,9 +93,7 @@ def compare(
     n_scenes = plan.dit.scenes + plan.held_out
     trained, runs = {}, []
     for amount, share in plan.by_place.items():
-        wording = replace(plan.dit.wording, by_place=share)
-        compiled = plan.dit.compile and device == "cpu"  # takes longer than it saves on a GPU
-        training = replace(plan.dit, wording=wording, compile=compiled)
+        training = replace(plan.dit, wording=replace(plan.dit.wording, by_place=share))
         place = pairs_folder(work, vae, encoder, training.wording, CONDITIONS)
         encoded = encode_pairs(place, n_scenes, training.wording, pipeline.vae, encoder, CONDITIONS)
         for condition, pairs in encoded.items():

@@ -21,7 +21,7 @@ from abplib.profiles import Profile
 from abplib.samples.scenes import sets
 from abplib.vlm.encoder import ConditionEncoder
 from recipes.miniature import cards, condition_states, editor_data, marks
-from recipes.miniature.editor_data import Pairs, Wording, encode_pairs
+from recipes.miniature.editor_data import Wording, encode_pairs
 from recipes.miniature.editor_training import SHIFT, EditorTraining, train_dit
 from recipes.miniature.vae_training import VAETraining, train_vae
 
@@ -60,13 +60,14 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     if plan.vae.compile and device == "cpu":
         vae.encoder.compile()
     dit = build_dit(plan.shape, encoder.width, plan.seed)
-    dit_run, large_run = (
-        train_dit(
-            dit, _pairs(work, stage, vae, encoder), work, stage, plan.shape, device,
-            name=name, after=after,
-        )
-        for name, stage, after in (("dit", plan.dit, None), ("dit-large", plan.large, plan.dit))
-    )  # fmt: skip
+
+    def trained(name: str, stage: EditorTraining, after: EditorTraining | None = None) -> Fitted:
+        place = pairs_folder(work, work / "vae", encoder, stage.wording)
+        pairs = encode_pairs(place, stage.scenes, stage.wording, vae, encoder)["final"]
+        return train_dit(dit, pairs, work, stage, plan.shape, device, name=name, after=after)
+
+    dit_run = trained("dit", plan.dit)
+    large_run = trained("dit-large", plan.large, after=plan.dit)
     stored = AutoencoderKLQwenImage.from_pretrained(work / "vae")
     save_pipeline(assemble(vlm, stored, dit).to(torch.bfloat16), folder)
     editor = QwenImageEditor.from_pretrained(folder, image_area=area)
@@ -93,14 +94,6 @@ def make_editor(folder: Path, vlm: Path, work: Path, plan: EditorPlan, device: s
     curves = [{"stage": name} | row for name, run in runs.items() for row in run.curves]
     cards.write_card(folder, cards.EDITOR, told, facts, curves)
     return folder
-
-
-def _pairs(
-    work: Path, stage: EditorTraining, vae: AutoencoderKLQwenImage, encoder: ConditionEncoder
-) -> Pairs:
-    """What a training of the transformer learns from."""
-    place = pairs_folder(work, work / "vae", encoder, stage.wording)
-    return encode_pairs(place, stage.scenes, stage.wording, vae, encoder)["final"]
 
 
 def pairs_folder(
