@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from abplib.core.trainer import Schedule
 from abplib.editing.lora.settings import LoraTraining
 from abplib.editing.qwen_pipeline import for_stills
 from abplib.editing.twins import SMOKE, build_dit, build_vae
+from abplib.samples.scenes import sets
 from abplib.samples.scenes.edits import LOOK
 from abplib.vlm.encoder import ConditionEncoder
 from abplib.vlm.twins import smoke_vlm
@@ -46,6 +48,8 @@ PLAN = EditorPlan(
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(editor_data, "_PART", 2)
+    few = replace(sets.training(), size=8)  # the LoRA's, each of which is encoded
+    monkeypatch.setattr(sets, "training", lambda: few)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from abplib.core.trainer import Schedule
 from abplib.editing import twins as editors
 from abplib.editing.lora.settings import LoraTraining
 from abplib.proxies.settings import SweepSettings
+from abplib.samples.scenes import sets
 from abplib.vlm.twins import SMOKE
 from recipes.miniature import answers, editor_data, vlm_training
 from recipes.miniature.condition_comparison import ComparisonPlan
@@ -57,6 +59,8 @@ def test_killed_and_resumed_everything_is_as_if_unbroken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(editor_data, "_PART", 2)
+    few = replace(sets.training(), size=8)  # the LoRA's, each of which is encoded
+    monkeypatch.setattr(sets, "training", lambda: few)
     monkeypatch.setattr(vlm_training, "corpus", lambda side: answers.corpus(40, side))
     monkeypatch.setenv("ABP_RESULTS", str(tmp_path / "r1"))
     whole = make(tmp_path / "whole", tmp_path / "w1", PLAN, "cpu")
