@@ -19,6 +19,10 @@ stamp  := $(VENV)/.installed-$(shell cat requirements.lock $(own) | cksum | cut 
 # Every command runs this checkout's code, whatever checkout an environment was made for.
 export PYTHONPATH := $(CURDIR)
 
+# Many containers forbid Python to keep what it compiles; each of some forty processes would then
+# compile PyTorch's and diffusers' thousands of modules anew, twelve seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help book test lint format notebooks setup lock clean
 
 help:       ## this list

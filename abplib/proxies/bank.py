@@ -1,10 +1,10 @@
-"""Proxies that learn from the same passes: stacked on a GPU, side by side on CPU cores.
+"""Proxies that learn from the same passes: stacked, and side by side on CPU cores.
 
 The weights of P proxies that read equally many layers and the same tokens lie along a first axis,
-[P, out, in], and each product in a Q-Former is one batched product for all P (`torch.vmap`). Others
-form a stack of their own, so none is padded to another's size. A GPU takes all of a shape and a
-seed in one stack, which starts few and large kernels. One proxy already fills a CPU core, and the
-activations of several leave its cache, so there each is a stack, and as many learn at once as there
+[P, out, in], and each product in a Q-Former is one batched product for all P. Others form a stack
+of their own, so none is padded to another's size. A GPU takes all of a shape in one stack, which
+starts few and large kernels. On a CPU the proxies of one configuration, which read the same states,
+are a stack, as the activations of more leave a core's cache; as many stacks learn at once as there
 are cores. All weights of a proxy are one row of memory, so clipping and Adam are a few operations.
 
 A proxy in a bank is the proxy trained alone: its initial weights come from its seed and its name,
@@ -66,15 +66,16 @@ class Bank:
         self.device = torch.device(device)
         self.keys = list(product(self.configurations, range(settings.n_seeds)))
         """Name of the configuration and seed of each proxy, in the order of `losses`."""
-        alike: dict[tuple[int, int, str, str], list[Configuration]] = {}
-        for name, own in self.keys:
-            read, apart = self.configurations[name], name if self.device.type == "cpu" else ""
-            alike.setdefault((own, len(read.layers), read.tokens, apart), []).append(read)
+        alike: dict[tuple[int, str, str], list[Configuration]] = {}
+        for read in chosen:
+            apart = read.name if self.device.type == "cpu" else ""
+            alike.setdefault((len(read.layers), read.tokens, apart), []).append(read)
+        seeds = range(settings.n_seeds)
         self._stacks = [
-            _Stack(group, state_width, settings, seed + own, device, kind)
-            for (own, *_), group in alike.items()
+            _Stack(group, state_width, settings, [seed + own for own in seeds], device, kind)
+            for group in alike.values()
         ]
-        stacked = [(read.name, own) for (own, *_), group in alike.items() for read in group]
+        stacked = [(read.name, own) for group in alike.values() for read in group for own in seeds]
         self._order = [stacked.index(key) for key in self.keys]
         self.losses = torch.zeros(len(self.keys), device=self.device)
         """Each proxy's loss over the parts of a batch learned from so far, [proxies]."""
@@ -157,20 +158,21 @@ def _tf32() -> Iterator[None]:
 
 
 class _Stack:
-    """P proxies of one shape and seed, all weights of each in a row. For one thread at a time."""
+    """P proxies of one shape, all weights of each in a row; those of a configuration follow each
+    other, a seed each. For one thread at a time."""
 
     def __init__(
         self,
         chosen: Sequence[Configuration],
         state_width: int,
         settings: SweepSettings,
-        seed: int,
+        seeds: Sequence[int],
         device: torch.device | str,
         kind: type[Proxy],
     ) -> None:
         self.chosen, self.clip, self.kind = chosen, settings.clip, kind
         self.config = settings.proxy_config(state_width, len(chosen[0].layers))
-        alone = [_new(kind, self.config, seed, configuration.name) for configuration in chosen]
+        alone = [_new(kind, self.config, seed, read.name) for read in chosen for seed in seeds]
         self._shapes = {key: weight.shape for key, weight in alone[0].named_parameters()}
         rows = torch.stack([parameters_to_vector(proxy.parameters()) for proxy in alone])
         self.rows = rows.detach().to(device).requires_grad_()  # [P, weights of a proxy]
@@ -195,15 +197,8 @@ class _Stack:
     def boxes(self, encoding: Encoding) -> Tensor:
         """Boxes of each proxy, [P, B, 4]."""
         selected = [configuration.select(encoding) for configuration in self.chosen]
-        weights, mask = self.weights(), selected[0][1]
-
-        def boxes_of(weights: dict[str, Tensor], states: Tensor) -> Tensor:
-            return functional_call(self._skeleton, weights, (states, mask))
-
-        if len(selected) == 1:  # a batch of one, without the cost of batching
-            alone = {key: weight.squeeze(0) for key, weight in weights.items()}
-            return boxes_of(alone, selected[0][0])[None]
-        boxes: Tensor = torch.vmap(boxes_of)(weights, torch.stack([s for s, _ in selected]))
+        states, mask = torch.stack([states for states, _ in selected]), selected[0][1]
+        boxes: Tensor = functional_call(self._skeleton, self.weights(), (states, mask))
         return boxes
 
     def learn(self, encoding: Encoding, boxes: Tensor, giou: float, share: float) -> Tensor:
@@ -234,7 +229,7 @@ class _Stack:
 
     def proxies(self) -> Iterator[Proxy]:
         """Copies of the proxies."""
-        for row in range(len(self.chosen)):
+        for row in range(len(self.rows)):
             proxy = self.kind(self.config)
             proxy.load_state_dict({key: weight[row] for key, weight in self.weights().items()})
             yield proxy

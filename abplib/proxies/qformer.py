@@ -25,6 +25,9 @@ Projecting M states to the keys and values of six blocks is most of a Q-Former's
 q . (W_k x) = (W_k^T q) . x and sum a (W_v x) = W_v (sum a x), the few queries are projected instead
 of the many states. The function is the same, no key or value is ever stored, and the attention
 weights are at hand.
+
+Several proxies run as one: where all weights of a module carry a first axis P (`bank`), so do its
+queries, and the states carry an axis C, each entry of which P / C of the proxies read.
 """
 
 from __future__ import annotations
@@ -49,22 +52,43 @@ _LONGEST = 10_000.0
 """Longest period of the position code, in tokens; the shortest is 2 pi / 3."""
 
 
+class Linear(nn.Linear):
+    """[*P, ..., in] -> [*P, ..., out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dim() == 2:
+            return super().forward(x)
+        product = torch.baddbmm(self.bias[:, None], x.flatten(1, -2), self.weight.mT)
+        return product.view(*x.shape[:-1], -1)
+
+
+class LayerNorm(nn.LayerNorm):
+    """[*P, ..., width] -> the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dim() == 1:
+            return super().forward(x)
+        shape = (len(x), *[1] * (x.dim() - 2), -1)
+        normed = F.layer_norm(x, self.normalized_shape, eps=self.eps)
+        return torch.addcmul(self.bias.view(shape), normed, self.weight.view(shape))
+
+
 class SelfAttention(nn.Module):
-    """Multi-head attention of the queries to one another: [B, N, width] -> [B, N, width]."""
+    """Multi-head attention of the queries to one another: [*P, B, N, width] -> the same."""
 
     def __init__(self, config: ProxyConfig) -> None:
         super().__init__()
         self.n_heads = config.n_heads
-        self.norm = nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.norm = LayerNorm(config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.n_heads, -1))  # [B, N, 3, heads, e]
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        scores = query @ key.mT / math.sqrt(query.shape[-1])  # [B, heads, N, N]
-        mixed = scores.softmax(-1) @ value  # [B, heads, N, e]
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        qkv = self.qkv(self.norm(x)).flatten(0, -3)  # [P * B, N, 3 * width]
+        query, key, value = qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = query @ key.mT / math.sqrt(query.shape[-1])  # [P * B, heads, N, N]
+        mixed = scores.softmax(-1) @ value  # [P * B, heads, N, e]
+        return self.out(mixed.transpose(1, 2).reshape(x.shape))
 
 
 class CrossAttention(nn.Module):
@@ -78,26 +102,36 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.head_width = config.width // config.n_heads
         shape = (config.n_heads, self.head_width, n_features)
-        self.norm = nn.LayerNorm(config.width)
-        self.query = nn.Linear(config.width, config.width)
+        self.norm = LayerNorm(config.width)
+        self.query = Linear(config.width, config.width)
         self.key = nn.Parameter(torch.randn(shape) / math.sqrt(n_features))
         self.value = nn.Parameter(torch.randn(shape) / math.sqrt(n_features))
-        self.out = nn.Linear(config.width, config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, features: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [B, N, width], features [B, S, F], bias [B, 1, S] (0 or -inf).
+        """Queries [*P, B, N, width], features [*C, B, S, F], bias [B, 1, S] (0 or -inf).
 
-        Returns what to add to the queries, [B, N, width], and the weights, [B, heads * N, S].
+        Returns what to add to the queries, like them, and the weights, [C * B, heads * N, S], a row
+        for each head and query of all proxies that read the same features.
         """
-        query = self.query(self.norm(x)).unflatten(-1, (-1, self.head_width))  # [B, N, heads, e]
-        query = torch.einsum("bnhe,hef->bhnf", query, self.key)
+        *_, n_samples, n_queries, _ = x.shape
+        key, value = self.key.flatten(0, -3), self.value.flatten(0, -3)  # [P * heads, e, F]
+        features = features.flatten(0, -3)  # [C * B, S, F]
+        query = self.query(self.norm(x)).unflatten(-1, (-1, self.head_width))
+        query = query.movedim(-2, -4).reshape(len(key), -1, self.head_width) @ key
+        query = query.view(len(features) // n_samples, -1, n_samples, n_queries, key.shape[-1])
+        query = query.transpose(1, 2)  # [C, B, P / C * heads, N, F]
         scores = torch.baddbmm(
-            bias, query.flatten(1, 2), features.mT, alpha=1 / math.sqrt(self.head_width)
+            bias.repeat(len(query), 1, 1),
+            query.reshape(len(features), -1, key.shape[-1]),
+            features.mT,
+            alpha=1 / math.sqrt(self.head_width),
         )
         weights = self.weigh(scores)
-        mixed = torch.bmm(weights, features).view_as(query)  # [B, heads, N, F]
-        mixed = torch.einsum("bhnf,hef->bnhe", mixed, self.value)
-        return self.out(mixed.flatten(2)), weights
+        mixed = torch.bmm(weights, features).view(query.shape).transpose(1, 2)
+        mixed = mixed.reshape(len(key), -1, key.shape[-1]) @ value.mT  # [P * heads, B * N, e]
+        mixed = mixed.view(*self.key.shape[:-2], n_samples, n_queries, -1).movedim(-4, -2)
+        return self.out(mixed.flatten(-2)), weights
 
     def weigh(self, scores: Tensor) -> Tensor:
         """Attention weights of scores [B, heads * N, S]: one softmax over all layers and tokens."""
@@ -114,10 +148,10 @@ class Block(nn.Module):
         self.self_attention = SelfAttention(config)
         self.cross_attention = attention(config, n_features)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(config.width),
-            nn.Linear(config.width, 4 * config.width),
+            LayerNorm(config.width),
+            Linear(config.width, 4 * config.width),
             nn.GELU(),
-            nn.Linear(4 * config.width, config.width),
+            Linear(4 * config.width, config.width),
         )
 
     def forward(self, x: Tensor, features: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,11 +182,11 @@ class Proxy(nn.Module):
             Block(config, n_features, self.cross_attention) for _ in range(config.n_blocks)
         )
         self.head = nn.Sequential(
-            nn.LayerNorm(config.width),
-            nn.Flatten(),
-            nn.Linear(config.n_queries * config.width, config.width),
+            LayerNorm(config.width),
+            nn.Flatten(-2),
+            Linear(config.n_queries * config.width, config.width),
             nn.GELU(),
-            nn.Linear(config.width, 4),
+            Linear(config.width, 4),
         )
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
@@ -174,7 +208,8 @@ class Proxy(nn.Module):
         features = self._features(states)
         allowed = mask.repeat(1, self.config.n_layers)[:, None]  # [B, 1, L * T]
         bias = torch.zeros_like(allowed, dtype=features.dtype).masked_fill(~allowed, -math.inf)
-        x = self.queries.expand(len(states), -1, -1)
+        queries = self.queries[..., None, :, :]  # [*P, 1, N, width]
+        x = queries.expand(*queries.shape[:-3], len(mask), -1, -1)
         weights = []
         for block in self.blocks:
             x, block_weights = block(x, features, bias)
@@ -184,13 +219,13 @@ class Proxy(nn.Module):
         return torch.cat([corner, corner + size], -1), weights
 
     def _features(self, states: Tensor) -> Tensor:
-        """States [B, L, T, d] -> what keys and values are made of, fp32 [B, L * T, F]."""
-        n_samples, n_layers, n_tokens, _ = states.shape
+        """States [*C, B, L, T, d] -> what keys and values are made of, fp32 [*C, B, L * T, F]."""
+        *_, n_layers, n_tokens, _ = states.shape
         where = self.places(n_tokens).to(states.device)
         which = torch.eye(n_layers, device=states.device)[:, 1:]
-        size = (n_samples, n_layers, n_tokens, -1)
+        size = (*states.shape[:-1], -1)
         parts = [self.scale(states.float()), where.expand(size), which[:, None].expand(size)]
-        return torch.cat(parts, -1).flatten(1, 2)
+        return torch.cat(parts, -1).flatten(-3, -2)
 
     def scale(self, states: Tensor) -> Tensor:
         """States [..., d], each divided by its root mean square."""

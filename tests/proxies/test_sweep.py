@@ -147,10 +147,10 @@ def test_a_bank_equals_its_proxies_trained_alone(encoding: Encoding) -> None:
 
 
 def test_a_stack_equals_its_proxies_alone(encoding: Encoding) -> None:
-    """As a GPU has them: proxies of one shape and seed in batched products."""
+    """Of two configurations and two seeds, as a GPU has them, in batched products."""
     alike = [CHOSEN[0], Configuration("layer_3", (3,))]
-    parts = (alike, alike[:1], alike[1:])
-    stack, *alone = (_Stack(part, 64, SETTINGS, 0, "cpu", Proxy) for part in parts)
+    stack = _Stack(alike, 64, SETTINGS, [0, 1], "cpu", Proxy)
+    alone = [_Stack([c], 64, SETTINGS, [seed], "cpu", Proxy) for c in alike for seed in (0, 1)]
     for _ in range(3):
         losses = [single.learn(encoding, BOXES, 0.4, 1.0) for single in alone]
         torch.testing.assert_close(stack.learn(encoding, BOXES, 0.4, 1.0), torch.cat(losses))
