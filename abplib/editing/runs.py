@@ -170,7 +170,7 @@ def _fill(
                 if key in image.info:
                     told.add_itxt(key, str(image.info[key]))
             with store.replacing(file) as scratch:
-                image.save(scratch, format="png", pnginfo=told)
+                image.save(scratch, format="png", pnginfo=told, compress_level=1)
 
 
 def _batches(place: Path, n: int, shard: Shard) -> Sequence[list[Path]]:
