@@ -1,11 +1,11 @@
 """Proxies that learn from the same passes: stacked, and side by side on CPU cores.
 
 The weights of P proxies that read equally many layers and the same tokens lie along a first axis,
-[P, out, in], and each product in a Q-Former is one batched product for all P. Others form a stack
-of their own, so none is padded to another's size. A GPU takes all of a shape in one stack, which
-starts few and large kernels. On a CPU the proxies of one configuration, which read the same states,
-are a stack, as the activations of more leave a core's cache; as many stacks learn at once as there
-are cores. All weights of a proxy are one row of memory, so clipping and Adam are a few operations.
+[P, out, in], and each product in a Q-Former is one batched product for all P. A GPU takes all
+configurations of a shape, which starts few and large kernels, a seed at a time, for its memory. On
+a CPU the seeds of one configuration are a stack, as they read the same states and the activations
+of more leave a core's cache; as many stacks learn at once as there are cores. All weights of a
+proxy are one row of memory, so clipping and Adam are a few operations.
 
 A proxy in a bank is the proxy trained alone: its initial weights come from its seed and its name,
 its gradient is clipped by its own norm, and Adam treats each weight by itself. Batched products
@@ -66,17 +66,19 @@ class Bank:
         self.device = torch.device(device)
         self.keys = list(product(self.configurations, range(settings.n_seeds)))
         """Name of the configuration and seed of each proxy, in the order of `losses`."""
-        alike: dict[tuple[int, str, str], list[Configuration]] = {}
+        alike: dict[tuple[int, str], list[Configuration]] = {}
         for read in chosen:
-            apart = read.name if self.device.type == "cpu" else ""
-            alike.setdefault((len(read.layers), read.tokens, apart), []).append(read)
+            alike.setdefault((len(read.layers), read.tokens), []).append(read)
         seeds = range(settings.n_seeds)
+        stacked = [(group, [own]) for group in alike.values() for own in seeds]
+        if self.device.type == "cpu":
+            stacked = [([read], [*seeds]) for read in chosen]
         self._stacks = [
-            _Stack(group, state_width, settings, [seed + own for own in seeds], device, kind)
-            for group in alike.values()
+            _Stack(group, state_width, settings, [seed + own for own in some], device, kind)
+            for group, some in stacked
         ]
-        stacked = [(read.name, own) for group in alike.values() for read in group for own in seeds]
-        self._order = [stacked.index(key) for key in self.keys]
+        keys = [(read.name, own) for group, some in stacked for read in group for own in some]
+        self._order = [keys.index(key) for key in self.keys]
         self.losses = torch.zeros(len(self.keys), device=self.device)
         """Each proxy's loss over the parts of a batch learned from so far, [proxies]."""
 
