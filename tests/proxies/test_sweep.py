@@ -147,7 +147,7 @@ def test_a_bank_equals_its_proxies_trained_alone(encoding: Encoding) -> None:
 
 
 def test_a_stack_equals_its_proxies_alone(encoding: Encoding) -> None:
-    """Of two configurations and two seeds, as a GPU has them, in batched products."""
+    """Of two configurations, as a GPU stacks them, and two seeds, as a CPU does."""
     alike = [CHOSEN[0], Configuration("layer_3", (3,))]
     stack = _Stack(alike, 64, SETTINGS, [0, 1], "cpu", Proxy)
     alone = [_Stack([c], 64, SETTINGS, [seed], "cpu", Proxy) for c in alike for seed in (0, 1)]
