@@ -198,30 +198,14 @@ class Experiment:
         Or on those `chosen`.
         """
         from abplib.proxies.configurations import swept
-
-        return self._sweep(self.encoder, swept(self.encoder) if chosen is None else chosen)
-
-    def untrained_sweep(self) -> Sweep:
-        """The same on layers of a decoder of random weights behind the same eyes, a control.
-
-        As many layers as the profile's `n_untrained` says, evenly spaced from the first to the
-        last; the labels are the trained VLM's.
-        """
-        import numpy as np
-
-        from abplib.proxies.configurations import layer
-
-        depths = np.linspace(0, self.encoder.n_layers - 1, self.profile.n_untrained)
-        chosen = [layer(depth) for depth in sorted({*depths.round().astype(int).tolist()})]
-        return self._sweep(self.encoder.untrained(self.seed), chosen)
-
-    def _sweep(self, encoder: ConditionEncoder, chosen: Sequence[Configuration]) -> Sweep:
         from abplib.proxies.sweep import SweepInputs, sweep
 
+        encoder, settings = self.encoder, self.profile.sweep
         return sweep(
             SweepInputs(
-                encoder, self.training, self.labels(), self.evaluation, chosen,
-                self.profile.sweep, self.seed,
+                encoder, self.training, self.labels(), self.evaluation,
+                swept(encoder, self.profile.n_untrained, self.seed) if chosen is None else chosen,
+                settings, self.seed,
             ),
             self.n,
         )  # fmt: skip

@@ -113,10 +113,6 @@ def test_the_proxy_of_other_layers_is_trained_once_and_read(
     assert found.weights.shape[:5] == (2, 3, 12, 2, 2)  # two seeds
     assert found.weights.sum((-2, -1)) == pytest.approx(1, abs=1e-5)
     assert set(found.tokens["span"]) == {"prompt"}
-    untrained = of(profile, encoder=encoder).untrained_sweep()
-    assert set(untrained.curves["configuration"]) == {"layer_0", "layer_2", "layer_3"}
-    with pytest.raises(AbpError, match="trained on"):  # not this one's states
-        Proxy.load(untrained.folder / "proxies" / "layer_2" / "1", encoder.fingerprint)
     monkeypatch.setattr("abplib.proxies.sweep._Run", None)  # of any number of samples, from disk
     more = of(profile.model_copy(update={"n_eval": 4}), encoder=encoder).attention([1, 3])
     assert more.weights[:, :3, ..., : found.weights.shape[-1]] == pytest.approx(

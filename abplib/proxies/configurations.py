@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from abplib.proxies.qformer import Proxy
 from abplib.samples.base import SampleSet
-from abplib.vlm.encoder import ConditionEncoder, Encoding, Layer
+from abplib.vlm.encoder import ConditionEncoder, Encoding, Layer, Untrained
 
 Tokens = Literal["all", "prompt"]
 
@@ -24,7 +25,7 @@ class Configuration:
     name: str
     """How figures and tables call it."""
     layers: tuple[Layer, ...]
-    """Decoder blocks, "input" or "final"; read together."""
+    """Decoder blocks, "input" or "final", or an untrained decoder's blocks; read together."""
     tokens: Tokens = "all"
     """The whole kept sequence, or only the tokens of the user's instruction."""
 
@@ -48,6 +49,10 @@ INPUT = Configuration("input", ("input",))
 """What the first decoder block is given: a control, of what the eyes alone tell."""
 
 
+UNTRAINED = "untrained."
+"""What the names of configurations of an untrained decoder begin with."""
+
+
 def layer(l: int) -> Configuration:
     """All tokens of one decoder block."""
     return Configuration(f"layer_{l}", (l,))
@@ -62,9 +67,15 @@ def configurations(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
     )
 
 
-def controls(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
-    """What Figure 4 is held against: the decoder's input, and the prompt tokens of each layer."""
+def controls(encoder: ConditionEncoder, n_untrained: int, seed: int) -> tuple[Configuration, ...]:
+    """What Figure 4 is held against, none of it the paper's.
+
+    Layers of a decoder of random weights of `seed`, `n_untrained` of them, evenly spaced from the
+    first to the last; the decoder's input; and the prompt tokens of each layer.
+    """
+    depths = np.linspace(0, encoder.n_layers - 1, n_untrained).round().astype(int).tolist()
     return (
+        *(Configuration(f"{UNTRAINED}{l}", (Untrained(l, seed),)) for l in dict.fromkeys(depths)),
         INPUT,
         *(Configuration(f"prompt_{l}", (l,), "prompt") for l in range(encoder.n_layers)),
         Configuration("prompt_final", ("final",), "prompt"),
@@ -76,13 +87,15 @@ def folder_of(proxies: Path, configuration: Configuration, seed: int = 0) -> Pat
     return proxies / configuration.name / str(seed)
 
 
-def swept(encoder: ConditionEncoder) -> tuple[Configuration, ...]:
-    """All that chapter 2 trains proxies on: the controls, then Figure 4's."""
-    return (*controls(encoder), *configurations(encoder))
+def swept(encoder: ConditionEncoder, n_untrained: int, seed: int) -> tuple[Configuration, ...]:
+    """All that chapter 2 trains proxies on: the `controls`, then Figure 4's."""
+    return (*controls(encoder, n_untrained, seed), *configurations(encoder))
 
 
-def states_of(chosen: Iterable[Configuration]) -> tuple[list[int | Literal["input"]], bool]:
-    """What to ask the encoder for: the blocks that are read, or their input; whether "final" is."""
+def states_of(
+    chosen: Iterable[Configuration],
+) -> tuple[list[int | Literal["input"] | Untrained], bool]:
+    """What to ask the encoder for: the `layers` that are read; whether "final" is."""
     read = dict.fromkeys(layer for configuration in chosen for layer in configuration.layers)
     return [layer for layer in read if layer != "final"], "final" in read
 

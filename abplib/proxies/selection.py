@@ -89,6 +89,6 @@ def choose(encoder: ConditionEncoder, proxies: Path, tuning: SampleSet) -> Guidi
         for c in map(layer, encoder.middle_layers)
     }
     _, exact, boxes = predict(encoder, candidates, tuning, len(tuning))
-    overlaps = {c: iou(boxes[c.name], exact).mean().item() for c in candidates}
-    best = max(overlaps, key=lambda c: overlaps[c])
-    return GuidingProxy(candidates[best][0], int(best.layers[0]), overlaps[best])
+    overlaps = {l: iou(boxes[layer(l).name], exact).mean().item() for l in encoder.middle_layers}
+    best = max(overlaps, key=lambda l: overlaps[l])
+    return GuidingProxy(candidates[layer(best)][0], best, overlaps[best])

@@ -30,7 +30,6 @@ from tqdm import tqdm
 from abplib.core import parallel, store
 from abplib.core.boxes import CORNERS, center_distance
 from abplib.core.errors import AbpError
-from abplib.core.parallel import streamed
 from abplib.proxies.bank import Bank
 from abplib.proxies.baselines import baselines, scored
 from abplib.proxies.configurations import Configuration, folder_of, predict
@@ -38,7 +37,7 @@ from abplib.proxies.labels import Labels
 from abplib.proxies.qformer import Proxy
 from abplib.proxies.settings import SweepSettings
 from abplib.samples.base import Sample, SampleSet, check_number
-from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
+from abplib.vlm.encoder import ConditionEncoder, Encoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,13 +197,8 @@ class _Run:
     def _passes(
         self, samples: SampleSet, parts: Sequence[np.ndarray]
     ) -> Iterator[tuple[list[Sample], Encoding]]:
-        """Each micro-batch through the VLM, in order; the next ones are prepared meanwhile."""
-
-        def encode(part: tuple[list[Sample], Prepared]) -> tuple[list[Sample], Encoding]:
-            layers, final = self.bank.layers, self.bank.final
-            return part[0], self.encoder.encode(part[1], layers=layers, final=final)
-
-        return streamed(encode, self.encoder.ahead(samples, parts), self.device)
+        layers, final = self.bank.layers, self.bank.final
+        return self.encoder.passes(samples, parts, layers=layers, final=final)
 
     def _measure(self) -> None:
         """Add a point to each curve; one VLM pass serves all proxies."""

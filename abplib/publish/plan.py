@@ -92,7 +92,6 @@ def stages(profile: Profile) -> Iterator[Stage]:
         hours = gpu_hours(operations, peak="tflops_tf32")
         does += f"; {operations:.1e} operations in TF32, {hours:.2g} h of the paper's GPU"
     yield Stage("proxies (ch. 2)", does, vlm, trained=trained)
-    yield Stage("untrained decoder (ch. 2)", f"{n_train:,} passes feed the control", vlm)
     yield Stage("boxes, routing, flow (ch. 1, 3, 4)", f"{n:,} samples are read", vlm)
     if profile.editor is None:
         return
@@ -153,7 +152,7 @@ def bank(source: str, profile: Profile) -> tuple[int, float]:
     config = AutoConfig.for_model(**shape)
     width, depth = config.get_text_config().hidden_size, config.get_text_config().num_hidden_layers
     known: Any = SimpleNamespace(n_layers=depth, middle_layers=middle_layers(depth))
-    chosen, settings = swept(known), profile.sweep
+    chosen, settings = swept(known, profile.n_untrained, 0), profile.sweep
     with torch.device("meta"):
         proxies = [Proxy(settings.proxy_config(width, len(c.layers))) for c in chosen]
     each = sum(weight.numel() for proxy in proxies for weight in proxy.parameters())

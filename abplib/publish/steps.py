@@ -52,16 +52,11 @@ def labels(profile: str, number: int | None, shard: Shard) -> None:
 
 @click.command()
 @_profile
-@click.option("--untrained", is_flag=True, help="On an untrained decoder, chapter 2's control.")
-def sweep(profile: str, untrained: bool) -> None:
+def sweep(profile: str) -> None:
     """Train the proxies of chapter 2, which chapters 3 and 4 take apart."""
     from abplib.experiment import Experiment
 
-    made = Experiment(Profile.load(profile), SEED)
-    if untrained:
-        made.untrained_sweep()
-    else:
-        made.sweep()
+    Experiment(Profile.load(profile), SEED).sweep()
 
 
 @click.command()

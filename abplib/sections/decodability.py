@@ -16,9 +16,9 @@ from abplib.core.stats import Interval
 from abplib.experiment import Experiment
 from abplib.paper import numbers
 from abplib.proxies.baselines import TEXT_ONLY
+from abplib.proxies.configurations import UNTRAINED
 from abplib.proxies.labels import Labels
 from abplib.proxies.settings import SweepSettings
-from abplib.proxies.sweep import Sweep
 from abplib.samples.base import SampleSet
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED, ClaimCheck, against, agreed
 from abplib.sections.estimates import estimate, estimates
@@ -36,9 +36,6 @@ GROUPS: Mapping[str, str] = {
 
 UNREAD = "no states read"
 """How figures call the group of the baselines."""
-
-UNTRAINED = "untrained."
-"""What the names of configurations of an untrained decoder begin with."""
 
 _DEPTH = 28
 _OUTER = (range(14), range(25, 27))
@@ -73,17 +70,6 @@ def groups_of(names: Sequence[str], n_layers: int, middle: Sequence[int]) -> dic
         return "middle" if layer in middle else "outer" if outer else "between"
 
     return {name: group(name) for name in names}
-
-
-def with_controls(sweep: Sweep, untrained: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`Sweep.samples` and `Sweep.curves` of both, an untrained decoder's layers first."""
-
-    def told(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-        rows = other[other["configuration"].str.startswith("layer_")]
-        names = rows["configuration"].str.replace("layer_", UNTRAINED)
-        return pd.concat([rows.assign(configuration=names), own], ignore_index=True)
-
-    return told(sweep.samples, untrained.samples), told(sweep.curves, untrained.curves)
 
 
 def label_agreement(usable: pd.DataFrame, samples: SampleSet, n: int = 512) -> pd.DataFrame:
@@ -155,7 +141,7 @@ def check_claims(
 ) -> list[ClaimCheck]:
     """What of sections 4.1 and 4.3 holds on this model, by paired intervals and by curves.
 
-    `samples` and `curves` are those of `with_controls` and of `by_term`, against which the last
+    `samples` and `curves` are those of the sweep and of `by_term`, against which the last
     ones are checked; the claims are about the paper's groups of layers.
 
     Errors at the end of training are compared by `difference`, over all seeds and samples. Speed is

@@ -4,33 +4,48 @@ The pass is Qwen-Image-Edit's (section 3): its template, its resizing, its dropp
 what another family of VLMs does otherwise is in its adapter (`abplib.vlm.adapters`).
 H^(l) is the un-normed output of decoder block l, 0 <= l < L; `"final"` is the last block with the
 final norm, which the pipeline conditions on; `"input"` is what the first block is given, image
-tokens and token embeddings.
+tokens and token embeddings; `Untrained` is a control.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from threading import get_ident
-from typing import Any, Literal
+from threading import Lock, get_ident
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import BatchFeature, DynamicCache, PreTrainedModel, ProcessorMixin
 
 from abplib.core.errors import AbpError
 from abplib.core.images import ImageLike
-from abplib.core.parallel import ahead
+from abplib.core.parallel import ahead, streamed
 from abplib.core.store import digest
 from abplib.samples.base import Sample, SampleSet, check_number
 from abplib.vlm import loading as vlms
 from abplib.vlm.adapters import Adapter, adapter_of
 from abplib.vlm.attention import reading_rows
 
-Layer = int | Literal["input", "final"]
+
+class Untrained(NamedTuple):
+    """A block of a decoder of random weights behind the same eyes and token embeddings."""
+
+    layer: int
+    seed: int
+    """Of the weights."""
+
+
+Layer = int | Literal["input", "final"] | Untrained
+
+_IN_CACHE = 16
+"""Samples that pass a CPU together: the activations of 64 leave its cache, which takes half as long
+again."""
 
 
 class _Nothing(str):
@@ -80,6 +95,30 @@ class Encoding:
     token, mean over the block's heads. Rows beyond a sample's last token are zero. What a row lacks
     to one went to the dropped system prompt."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Encoding]) -> Encoding:
+        """Encodings of the same layers as one, padded to the longest."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def tensor(name: str) -> Tensor:
+            return _joined([getattr(part, name) for part in parts])
+
+        def tensors(name: str) -> dict[Any, Tensor]:
+            found = [getattr(part, name) for part in parts]
+            return {layer: _joined([of[layer] for of in found]) for layer in found[0]}
+
+        return cls(
+            states=tensors("states"),
+            mask=tensor("mask"),
+            image_tokens=tensor("image_tokens"),
+            prompt_tokens=tensor("prompt_tokens"),
+            template_tokens=tensor("template_tokens"),
+            input_ids=tensor("input_ids"),
+            grids=[grid for part in parts for grid in part.grids],
+            attention=tensors("attention"),
+        )
+
 
 class ConditionEncoder:
     """Runs a frozen VLM as Qwen-Image-Edit runs Qwen2.5-VL and reads any of its layers."""
@@ -109,6 +148,10 @@ class ConditionEncoder:
         """Tokens of the system prompt."""
         self._prefix: list[tuple[Tensor, Tensor]] | None = None
         """Its keys and values in each block, [1, groups, n_dropped, e], once a pass needed them."""
+        self._controls: dict[int, ConditionEncoder] = {}
+        """`untrained` by seed, once a pass needed them."""
+        self._making = Lock()
+        """Of a control."""
         # A tokenizer is not for two threads with other padding: a pass asks it for nothing.
         self._image_end = self._tokens(self.adapter.image_end)
         self._turn_end, *_ = self._tokens(self._turn.partition("{}")[2])
@@ -159,7 +202,7 @@ class ConditionEncoder:
         random = {id(w) for part in (decoder.layers, decoder.norm) for w in part.parameters()}
         for fresh, trained in zip(twin.parameters(), model.parameters(), strict=True):
             if id(fresh) not in random:
-                fresh.data.copy_(trained)
+                fresh.data = trained.data
         return ConditionEncoder(
             twin,
             self.processor,
@@ -233,15 +276,16 @@ class ConditionEncoder:
         batch: Prepared | Sequence[ImageLike],
         instructions: Sequence[str] | None = None,
         *,
-        layers: Sequence[int | Literal["input"]] = (),
+        layers: Sequence[int | Literal["input"] | Untrained] = (),
         final: bool = False,
         attention: Sequence[int] = (),
     ) -> Encoding:
         """One forward pass over what `prepare` made, or over images with their instructions.
 
         Keeps the states of `layers`, and of `"final"` if asked, and in the blocks `attention` the
-        attention of the tokens after the image; never runs the output head. Raises AbpError for a
-        layer that the model does not have, and as `prepare` does.
+        attention of the tokens after the image; never runs the output head. What the eyes see goes
+        through each decoder that is asked for. Raises AbpError for a layer that the model does not
+        have, and as `prepare` does.
         """
         self.check_layers([*layers, *attention])
         if not isinstance(batch, Prepared):
@@ -252,16 +296,28 @@ class ConditionEncoder:
         image_tokens = batch.image_tokens[:, self.n_dropped :].to(mask.device)
         prompt_tokens = self._prompt_tokens(kept_ids, mask)
         places, real = _places(mask & (prompt_tokens.cumsum(1) > 0))
-        inputs = self._behind_the_system_prompt(inputs)
-        start = inputs["input_ids"].shape[1] - mask.shape[1]
+        behind = self._behind_the_system_prompt(inputs)
+        start = behind["input_ids"].shape[1] - mask.shape[1]
         rows = reading_rows(self.model, attention, start + places)
+        random = [layer for layer in layers if isinstance(layer, Untrained)]
+        own = [layer for layer in layers if not isinstance(layer, Untrained)]
         with (
-            self._captured(layers, mask) as states,
+            self._captured(own, mask) as states,
+            self._given() as given,
             rows if attention else nullcontext() as reader,
         ):
-            output = self.model.model(**inputs, use_cache=False, row_reader=reader)
+            output = self.model.model(**behind, use_cache=False, row_reader=reader)
         if final:
             states["final"] = self._keep(output.last_hidden_state, mask)
+        for seed in dict.fromkeys(layer.seed for layer in random):
+            control = self._control(seed)
+            prompt = control._behind_the_system_prompt(inputs).get("past_key_values")
+            asked = [layer.layer for layer in random if layer.seed == seed]
+            with control._captured(asked, mask) as found:
+                control.model.get_decoder()(
+                    **given | {"past_key_values": prompt, "row_reader": None}
+                )
+            states |= {Untrained(block, seed): found[block] for block in asked}
         return Encoding(
             states=states,
             mask=mask,
@@ -281,34 +337,47 @@ class ConditionEncoder:
         samples: SampleSet,
         n: int,
         *,
-        layers: Sequence[int | Literal["input"]] = (),
-        final: bool = False,
-        attention: Sequence[int] = (),
         batch: int = 50,
+        **kept: Any,
     ) -> Iterator[tuple[list[Sample], Encoding]]:
         """The first `n` samples, `batch` at a time, each time with what `encode` says of them.
 
-        Raises AbpError where there are not as many samples, and as `encode` does.
+        `kept` is what it is to keep: its `layers`, `final` and `attention`. Raises AbpError where
+        there are not as many samples, and as `encode` does.
         """
         check_number(n, samples)
-        parts = [range(start, min(start + batch, n)) for start in range(0, n, batch)]
-        for some, prepared in self.ahead(samples, parts):
-            yield some, self.encode(prepared, layers=layers, final=final, attention=attention)
+        starts = range(0, n, batch)
+        return self.passes(samples, [range(s, min(s + batch, n)) for s in starts], **kept)
 
-    def ahead(
-        self, samples: SampleSet, parts: Sequence[Iterable[int]]
-    ) -> Iterator[tuple[list[Sample], Prepared]]:
-        """Parts of a set in order, read and prepared in threads while one before is used."""
+    def passes(
+        self, samples: SampleSet, parts: Sequence[Sequence[int] | np.ndarray], **kept: Any
+    ) -> Iterator[tuple[list[Sample], Encoding]]:
+        """`over`, of any parts of a set, in order; what comes next is read meanwhile.
 
-        def prepare(rows: Iterable[int]) -> tuple[list[Sample], Prepared]:
+        A part goes through a GPU as it is, and through CPU cores side by side a few samples at a
+        time.
+        """
+        device = self.model.device
+        size = _IN_CACHE if device.type == "cpu" else max(map(len, parts), default=1)
+        cut = [[part[s : s + size] for s in range(0, len(part), size)] for part in parts]
+
+        def read(rows: Sequence[int] | np.ndarray) -> tuple[list[Sample], Prepared]:
             some = [samples[int(row)] for row in rows]
             return some, self.read(some)
 
-        return ahead(prepare, parts, self.model.device)
+        def encode(piece: tuple[list[Sample], Prepared]) -> tuple[list[Sample], Encoding]:
+            return piece[0], self.encode(piece[1], **kept)
 
-    def check_layers(self, layers: Sequence[int | str]) -> None:
+        rows = [rows for pieces in cut for rows in pieces]
+        passed = streamed(encode, ahead(read, rows, device), device)
+        for pieces in cut:
+            some, encodings = zip(*islice(passed, len(pieces)), strict=True)
+            yield [sample for piece in some for sample in piece], Encoding.joined(encodings)
+
+    def check_layers(self, layers: Sequence[Layer]) -> None:
         """Refuse a layer that the model does not have."""
-        for layer in layers:
+        for asked in layers:
+            layer = asked.layer if isinstance(asked, Untrained) else asked
             if layer != "input" and layer not in range(self.n_layers):
                 raise AbpError(
                     f"There is no layer {layer}; the model has layers 0 to {self.n_layers - 1}."
@@ -334,6 +403,28 @@ class ConditionEncoder:
             cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), block)
         kept = {name: ids[..., n:] for name, ids in told.items()}
         return {**inputs, **kept, "past_key_values": cache}
+
+    def _control(self, seed: int) -> ConditionEncoder:
+        with self._making, torch.inference_mode(False):  # threads pass batches of their own
+            if seed not in self._controls:
+                self._controls[seed] = self.untrained(seed)
+        return self._controls[seed]
+
+    @contextmanager
+    def _given(self) -> Iterator[dict[str, Any]]:
+        """What the decoder is called with while the body runs."""
+        found: dict[str, Any] = {}
+        here = get_ident()
+
+        def hook(_decoder: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if get_ident() == here:
+                found.update(kwargs)
+
+        handle = self.model.get_decoder().register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield found
+        finally:
+            handle.remove()
 
     @contextmanager
     def _captured(
@@ -384,6 +475,15 @@ def _places(where: Tensor) -> tuple[Tensor, Tensor]:
     """
     order = where.int().argsort(dim=1, descending=True, stable=True)[:, : int(where.sum(1).max())]
     return order, where.gather(1, order)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """One after the other, with zeros behind what is shorter than the longest in a dimension."""
+    sizes = zip(*(tensor.shape[1:] for tensor in tensors), strict=True)
+    joined = tensors[0].new_zeros(sum(map(len, tensors)), *map(max, sizes))
+    for part, tensor in zip(joined.split([*map(len, tensors)]), tensors, strict=True):
+        part[tuple(map(slice, tensor.shape))] = tensor
+    return joined
 
 
 def _last(where: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ class ComparisonPlan:
     """Scenes after the training ones, with four edits each, for the loss on unseen pairs."""
     samples: int = 200
     """Evaluation samples edited, from the start."""
-    n_steps: int = 8
-    guidance: float = 1.5
+    n_steps: int = 4
+    guidance: float = 1.0
     seed: int = 0
     """Of the new layer's weights; sample i is edited with the random numbers of `seed + i`."""
 
@@ -138,7 +138,9 @@ def edit_all(
             vlms.fit_image(sample.image, encoder.image_area, encoder.processor) for sample in asked
         ]
         positive = read_conditions(encoder, pictures, [sample.instruction for sample in asked])
-        negative = read_conditions(encoder, pictures, [NOTHING] * len(asked))
+        guided = plan.guidance > 1
+        nothing = [NOTHING] * len(asked)
+        negative = read_conditions(encoder, pictures, nothing) if guided else None
         source = qwen_pipeline.source_latents(pipeline, pictures)
         for run, dit in trained.items():
             pipeline.transformer = dit
@@ -146,7 +148,7 @@ def edit_all(
                 pipeline,
                 source,
                 positive[run[0]],
-                negative[run[0]],
+                negative[run[0]] if negative else None,
                 [plan.seed + index for index in indices],
                 size=pictures[0].size,
                 n_steps=plan.n_steps,

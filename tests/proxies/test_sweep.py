@@ -22,7 +22,7 @@ from abplib.proxies.qformer import Proxy, box_loss
 from abplib.proxies.settings import SweepSettings
 from abplib.proxies.sweep import Sweep, SweepInputs, sweep
 from abplib.samples.base import Sample
-from abplib.vlm.encoder import ConditionEncoder, Encoding
+from abplib.vlm.encoder import ConditionEncoder, Encoding, Untrained
 
 
 class Noise:
@@ -105,12 +105,19 @@ def test_figure_4_has_every_layer_final_and_middle_prompt(encoder: ConditionEnco
     assert configurations(encoder)[-1].layers == encoder.middle_layers
 
 
-def test_controls_are_the_input_and_the_prompt_tokens_of_each_layer(
+def test_controls_are_an_untrained_decoder_the_input_and_the_prompt_tokens_of_each_layer(
     encoder: ConditionEncoder, tmp_path: Path
 ) -> None:
-    chosen = controls(encoder)
+    chosen = controls(encoder, n_untrained=2, seed=7)
     swept = run(encoder, tmp_path, Noise(), chosen=chosen)
-    names = ["input", *(f"prompt_{l}" for l in range(4)), "prompt_final"]
+    assert chosen[1].layers == (Untrained(3, seed=7),)
+    names = [
+        "untrained.0",
+        "untrained.3",
+        "input",
+        *(f"prompt_{l}" for l in range(4)),
+        "prompt_final",
+    ]
     assert list(swept.curves["configuration"].unique()) == names
 
 

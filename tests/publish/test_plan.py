@@ -87,7 +87,8 @@ def test_memory_is_what_the_code_holds() -> None:
     """The bank with its gradients and Adam's moments; encoder and editor; a transformer's LoRA."""
     made = Experiment(Profile.load("smoke", lora="absent/lora"))
     found, settings = planned(made.profile), made.profile.sweep
-    bank = Bank(swept(made.encoder), made.encoder.width, settings)
+    chosen = swept(made.encoder, made.profile.n_untrained, made.seed)
+    bank = Bank(chosen, made.encoder.width, settings)
     gradients = bank.gradients
     bank.step()
     kept = [tensor for tensor in (*bank.state().values(), *gradients) if tensor.ndim]

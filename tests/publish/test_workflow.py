@@ -48,9 +48,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         toybook.make(folder, patch)
-        for step in ("sweep", "untrained"):  # its model has no weights
-            (folder / "results" / step).mkdir(parents=True)
-            (folder / "results" / step / "toy.done").touch()
+        (folder / "results" / "sweep").mkdir(parents=True)  # its model has no weights
+        (folder / "results" / "sweep" / "toy.done").touch()
         code, said = run(folder)
         assert code == 0, said
         yield folder, said
@@ -136,15 +135,14 @@ def test_the_papers_jobs_have_their_resources(
     n_methods = len(METHODS) - len(CONTROLS) + 4  # and four other systems
     assert len(by_rule["edit"]) == 4 * n_methods
     assert len(by_rule["chapter"]) == len(CHAPTERS)
-    for rule in ("labels", "sweep", "untrained", "answers", "edit", "chapter"):
+    for rule in ("labels", "sweep", "answers", "edit", "chapter"):
         gpus = 4 if rule == "sweep" else 1
         for job in by_rule[rule]:
             assert f"gpu={gpus}" in job and "threads: 8" in job
             assert "runtime=" in job and "mem_mb=" in job
     (judging,) = (job for job in by_rule["chapter"] if "chapter=05_editing_validation" in job)
     assert "runtime=1440" in judging
-    (sweep,), (untrained,) = by_rule["sweep"], by_rule["untrained"]
-    assert "abplib sweep --untrained" in untrained and "--untrained" not in sweep
+    (sweep,) = by_rule["sweep"]
     assert "accelerate.commands.launch --num_processes 4 --module abplib sweep" in sweep
     assert not any("accelerate" in job for job in by_rule["edit"])
     assert not any("gpu=" in job for rule in ("rows", "pages") for job in by_rule[rule])

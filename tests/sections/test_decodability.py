@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from abplib.proxies.labels import Labels
-from abplib.proxies.sweep import Sweep
 from abplib.sections import decodability
 from abplib.sections.claims import HOLDS, REVERSED, UNDECIDED
 from abplib.sections.decodability import UNREAD
@@ -90,15 +87,6 @@ def test_groups_are_the_papers_at_its_depth_and_scaled_elsewhere() -> None:
     others = ["final", "middle_prompt", "input", "untrained.7"]
     found = decodability.groups_of(others, 8, range(5, 8))
     assert list(found.values()) == ["final", "middle_prompt", "control", "control"]
-
-
-def test_an_untrained_decoder_brings_its_layers_alone() -> None:
-    own, other = ({"layer_1": 0.1, "chance": 0.4}, {"layer_1": 0.3, "chance": 0.5})
-    made = [Sweep(Path(), curves(layer_1=[0.5]), samples(errors), {}) for errors in (own, other)]
-    rows, lines = decodability.with_controls(*made)
-    means = rows.groupby("configuration")["center_error"].mean()
-    assert means.round(1).to_dict() == {"chance": 0.4, "layer_1": 0.1, "untrained.1": 0.3}
-    assert lines["configuration"].tolist() == ["untrained.1", "layer_1"]
 
 
 def test_final_errors_are_means_with_intervals() -> None:

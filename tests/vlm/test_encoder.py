@@ -25,7 +25,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from abplib.core.errors import AbpError
 from abplib.prompts import N_DROPPED
 from abplib.samples.scenes.sets import general
-from abplib.vlm.encoder import ConditionEncoder, Encoding
+from abplib.vlm.encoder import ConditionEncoder, Encoding, Untrained
 from abplib.vlm.loading import fingerprint, fit_image
 
 Batch = tuple[list[Image.Image], list[str]]
@@ -105,6 +105,25 @@ def test_the_untrained_control_has_the_same_input_alone(
         assert not torch.allclose(theirs[0], states[0], atol=1e-3)
 
 
+def test_one_pass_goes_through_both_decoders(encoder: ConditionEncoder, batch: Batch) -> None:
+    """As through each alone, and the eyes are asked once."""
+    seen: list[int] = []
+    hook = encoder.model.model.visual.register_forward_hook(lambda *_: seen.append(1))
+    asked: tuple[Any, ...] = (0, Untrained(0, 5), Untrained(1, 5), Untrained(1, 6))
+    both = encoder.encode(*batch, layers=asked, attention=[1], final=True)
+    hook.remove()
+    assert len(seen) == 1 and set(both.states) == {*asked, "final"}
+    own = encoder.encode(*batch, layers=[0], attention=[1], final=True)
+    assert torch.equal(both.states[0], own.states[0])
+    assert torch.equal(both.states["final"], own.states["final"])
+    assert torch.equal(both.attention[1], own.attention[1])
+    for layer, seed in asked[1:]:
+        alone = encoder.untrained(seed).encode(*batch, layers=[layer])
+        assert torch.equal(both.states[Untrained(layer, seed)], alone.states[layer])
+    with pytest.raises(AbpError, match="no layer 9"):
+        encoder.encode(*batch, layers=[Untrained(9, 5)])
+
+
 def test_the_system_prompt_passes_once(encoder: ConditionEncoder, batch: Batch) -> None:
     """Whose tokens the passes do not take again, and nothing else changes by that."""
     given: list[int] = []
@@ -165,6 +184,25 @@ def test_samples_go_through_in_batches(encoder: ConditionEncoder) -> None:
     assert torch.equal(encoding.attention[2], alone.attention[2])
     with pytest.raises(AbpError, match="0 samples are asked for"):
         next(encoder.over(samples, 0))
+
+
+def test_a_cpu_takes_few_samples_at_a_time(
+    encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gives what it gives of all at once."""
+    monkeypatch.setattr("abplib.vlm.encoder._IN_CACHE", 2)
+    rows, asked = [4, 0, 9, 2, 7], {"layers": (1, "input"), "final": True, "attention": (2,)}
+    ((some, found),) = encoder.passes(general(), [rows], **asked)
+    assert [s.id for s in some] == [general()[row].id for row in rows]
+    whole = encoder.encode(encoder.read(some), **asked)
+    assert len({len(s.instruction.split()) for s in some}) > 1  # some are padded
+    assert found.grids == whole.grids and set(found.states) == {1, "input", "final"}
+    for name in ("mask", "image_tokens", "prompt_tokens", "template_tokens"):
+        assert torch.equal(getattr(found, name), getattr(whole, name))
+    assert torch.equal(found.input_ids[found.mask], whole.input_ids[whole.mask])
+    for layer, states in whole.states.items():
+        torch.testing.assert_close(found.states[layer], states)
+    torch.testing.assert_close(found.attention[2], whole.attention[2])
 
 
 def test_placing_by_free_memory_gives_the_same(
