@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from abplib.core import paths
-from abplib.core.parallel import ahead, at_once, side_by_side, streamed
+from abplib.core.parallel import side_by_side
 from abplib.profiles import Profile
 from abplib.proxies.bank import Bank
 from abplib.proxies.configurations import Configuration, configurations
 from abplib.proxies.settings import SweepSettings
+from abplib.samples.base import Sample
 from abplib.samples.scenes.sets import general
 from abplib.sections.cost import Lengths, lengths_of
 from abplib.vlm.encoder import ConditionEncoder, Encoding, Prepared
@@ -25,10 +26,8 @@ from abplib.vlm.twins import VLMShape, build_processor
 from benchmarks.measuring import spent
 
 T = TypeVar("T")
-Read = tuple[Prepared, Tensor]
-"""A micro-batch, ready for the VLM, and its boxes [B, 4]."""
 Encoded = tuple[Encoding, Tensor]
-"""The same behind the VLM."""
+"""A micro-batch behind the VLM, and its boxes [B, 4]."""
 
 MINIATURE = "data/mini/vlm"
 
@@ -73,31 +72,21 @@ class Workload:
         """New proxies on the chosen configurations, or on all."""
         return Bank(chosen or self.chosen, self.encoder.width, self.settings, device=self.device)
 
-    def starts(self, batch: int) -> list[int]:
-        """The first sample of each micro-batch of a batch."""
-        size = self.settings.batch_size
-        return list(range(batch * size, (batch + 1) * size, self.settings.micro_batch))
-
-    def read(self, start: int) -> Read:
-        """The micro-batch from a sample on, drawn and tokenized, and its boxes [B, 4]."""
-        samples, last = general(), start + self.settings.micro_batch
-        batch = [samples[index] for index in range(start, last)]
-        boxes = torch.tensor([sample.box for sample in batch], device=self.device)
-        images, instructions = [s.image for s in batch], [s.instruction for s in batch]
-        return self.encoder.prepare(images, instructions), boxes
-
-    def encode(self, read: Read, bank: Bank | None = None) -> Encoded:
-        """The pass over a micro-batch that keeps what a bank reads, or no state."""
-        prepared, boxes = read
-        if bank is None:
-            return self.encoder.encode(prepared), boxes
-        return self.encoder.encode(prepared, layers=bank.layers, final=bank.final), boxes
+    @property
+    def parts(self) -> list[range]:
+        """The samples of each micro-batch."""
+        size, n = self.settings.micro_batch, self.n_batches * self.settings.batch_size
+        return [range(start, start + size) for start in range(0, n, size)]
 
     def passes(self, bank: Bank | None = None) -> Iterator[Encoded]:
-        """All micro-batches through the VLM, prepared ahead and side by side as in a sweep."""
-        starts = [start for batch in range(self.n_batches) for start in self.starts(batch)]
-        stream = ahead(self.read, starts, self.device)
-        return streamed(lambda read: self.encode(read, bank), stream, self.device)
+        """All micro-batches through the VLM as in a sweep; keeps what a bank reads, or no state."""
+        kept = {"layers": bank.layers, "final": bank.final} if bank else {}
+        for some, encoding in self.encoder.passes(general(), self.parts, **kept):
+            yield encoding, self.boxes(some)
+
+    def boxes(self, samples: Sequence[Sample]) -> Tensor:
+        """What proxies learn of samples, [B, 4]."""
+        return torch.tensor([sample.box for sample in samples], device=self.device)
 
     def bare(self) -> None:
         """The VLM's pass alone, no state kept."""
@@ -106,13 +95,13 @@ class Workload:
     def sweep(self, bank: Bank) -> None:
         """The pass over all batches, with proxies that learn from each."""
         passes = self.passes(bank)
-        for batch in range(self.n_batches):
-            update(bank, islice(passes, len(self.starts(batch))))
+        for _ in range(self.n_batches):
+            update(bank, islice(passes, self.settings.batch_size // self.settings.micro_batch))
 
     def stages(self, bank: Bank) -> dict[str, float]:
         """Seconds that each stage of a sweep takes for a batch, one after another; means over all.
 
-        As many micro-batches are under way at once as in a sweep.
+        As many samples are under way at once as in a sweep.
         """
         seconds = {"preparation": 0.0, "pass": 0.0, "proxies": 0.0, "optimiser": 0.0}
 
@@ -121,28 +110,32 @@ class Workload:
             seconds[stage] += took["seconds"] / self.n_batches
             return made
 
-        def read(starts: Sequence[int]) -> list[Read]:
-            return list(map(self.read, starts))
+        def read(rows: range) -> list[tuple[list[Sample], Prepared]]:
+            some = [[general()[row] for row in part] for part in self.encoder.pieces(rows)]
+            return [(samples, self.encoder.read(samples)) for samples in some]
 
-        def encode(reads: Sequence[Read]) -> list[Encoded]:
-            return list(side_by_side(lambda read: self.encode(read, bank), reads, self.device))
+        def encode(prepared: Sequence[Prepared]) -> Encoding:
+            def alone(part: Prepared) -> Encoding:
+                return self.encoder.encode(part, layers=bank.layers, final=bank.final)
 
-        starts = [start for batch in range(self.n_batches) for start in self.starts(batch)]
-        n, learned = at_once(self.device), 0
-        for first in range(0, len(starts), n):
-            reads = timed("preparation", read, starts[first : first + n])
-            for encoding, boxes in timed("pass", encode, reads):
-                timed("proxies", bank.learn, encoding, boxes)
-                learned += len(boxes)
-                if learned % self.settings.batch_size == 0:
-                    timed("optimiser", bank.step)
+            return Encoding.joined(list(side_by_side(alone, prepared, self.device)))
+
+        learned = 0
+        for rows in self.parts:
+            drawn, prepared = zip(*timed("preparation", read, rows), strict=True)
+            encoding = timed("pass", encode, prepared)
+            boxes = self.boxes([sample for some in drawn for sample in some])
+            timed("proxies", bank.learn, encoding, boxes)
+            learned += len(boxes)
+            if learned % self.settings.batch_size == 0:
+                timed("optimiser", bank.step)
         return seconds
 
     def lengths(self) -> list[Lengths]:
         """Tokens of a sample of each micro-batch of the first batch, padding counted."""
-        return [
-            lengths_of(read[0], self.encode(read)[0])[0] for read in map(self.read, self.starts(0))
-        ]
+        batch = self.parts[: self.settings.batch_size // self.settings.micro_batch]
+        reads = [self.encoder.read([general()[row] for row in rows]) for rows in batch]
+        return [lengths_of(read, self.encoder.encode(read))[0] for read in reads]
 
 
 def update(bank: Bank, batch: Iterable[Encoded]) -> None:

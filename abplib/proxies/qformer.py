@@ -22,9 +22,9 @@ leaves the following open; this is what is taken here:
 - L1 loss: summed over the four coordinates.
 
 Projecting M states to the keys and values of six blocks is most of a Q-Former's cost. Since
-q . (W_k x) = (W_k^T q) . x and sum a (W_v x) = W_v (sum a x), the few queries are projected instead
-of the many states. The function is the same, no key or value is ever stored, and the attention
-weights are at hand.
+q . (W_k x) = (W_k^T q) . x and sum a (W_v x) = W_v (sum a x), the queries of all heads are
+projected instead where they are fewer than the states, and no key or value is ever stored. The
+function is the same.
 
 Several proxies run as one: where all weights of a module carry a first axis P (`bank`), so do its
 queries, and the states carry an axis C, each entry of which P / C of the proxies read.
@@ -95,7 +95,8 @@ class CrossAttention(nn.Module):
     """Multi-head attention of the queries to the VLM's states.
 
     `key` and `value` hold W_k and W_v of each head, [heads, e, F] with F the features of a state
-    and e = width / heads. They act on the queries' side of the softmax; see the module's docstring.
+    and e = width / heads. They act on whichever are fewer, states or queries; see the module's
+    docstring.
     """
 
     def __init__(self, config: ProxyConfig, n_features: int) -> None:
@@ -117,19 +118,37 @@ class CrossAttention(nn.Module):
         *_, n_samples, n_queries, _ = x.shape
         key, value = self.key.flatten(0, -3), self.value.flatten(0, -3)  # [P * heads, e, F]
         features = features.flatten(0, -3)  # [C * B, S, F]
+        n_read, n_states = len(features) // n_samples, features.shape[1]
+        by_sample = (len(features), len(key) // n_read, n_queries, -1)
+
+        def to_samples(rows: Tensor) -> Tensor:
+            """[P * heads, B * N, k] -> [C * B, P / C * heads, N, k]."""
+            apart = rows.view(n_read, -1, n_samples, n_queries, rows.shape[-1])
+            return apart.transpose(1, 2).reshape(by_sample)
+
+        def to_heads(rows: Tensor) -> Tensor:
+            """The way back."""
+            apart = rows.view(n_read, n_samples, -1, n_queries, rows.shape[-1])
+            return apart.transpose(1, 2).reshape(len(key), -1, rows.shape[-1])
+
+        def projected(matrix: Tensor) -> Tensor:
+            """All states by a head's matrix, [C * B, P / C * heads, S, e]."""
+            rows = features.view(n_read, -1, features.shape[-1])
+            rows = rows @ matrix.reshape(n_read, -1, features.shape[-1]).mT
+            return rows.view(len(features), n_states, -1, self.head_width).transpose(1, 2)
+
         query = self.query(self.norm(x)).unflatten(-1, (-1, self.head_width))
-        query = query.movedim(-2, -4).reshape(len(key), -1, self.head_width) @ key
-        query = query.view(len(features) // n_samples, -1, n_samples, n_queries, key.shape[-1])
-        query = query.transpose(1, 2)  # [C, B, P / C * heads, N, F]
-        scores = torch.baddbmm(
-            bias.repeat(len(query), 1, 1),
-            query.reshape(len(features), -1, key.shape[-1]),
-            features.mT,
-            alpha=1 / math.sqrt(self.head_width),
-        )
-        weights = self.weigh(scores)
-        mixed = torch.bmm(weights, features).view(query.shape).transpose(1, 2)
-        mixed = mixed.reshape(len(key), -1, key.shape[-1]) @ value.mT  # [P * heads, B * N, e]
+        query = query.movedim(-2, -4).reshape(len(key), -1, self.head_width)
+        bias = bias.repeat(n_read, 1, 1)
+        scale = 1 / math.sqrt(self.head_width)
+        if n_states <= self.key.shape[-3] * n_queries:
+            scores = scale * (to_samples(query) @ projected(key).mT) + bias[:, None]
+            weights = self.weigh(scores.flatten(1, 2))
+            mixed = to_heads(weights.view(scores.shape) @ projected(value))
+        else:
+            asked = to_samples(query @ key).flatten(1, 2)
+            weights = self.weigh(torch.baddbmm(bias, asked, features.mT, alpha=scale))
+            mixed = to_heads(torch.bmm(weights, features).view(by_sample)) @ value.mT
         mixed = mixed.view(*self.key.shape[:-2], n_samples, n_queries, -1).movedim(-4, -2)
         return self.out(mixed.flatten(-2)), weights
 

@@ -43,6 +43,9 @@ class Untrained(NamedTuple):
 
 Layer = int | Literal["input", "final"] | Untrained
 
+Rows = Sequence[int] | np.ndarray
+"""Which samples of a set."""
+
 _IN_CACHE = 16
 """Samples that pass a CPU together: the activations of 64 leave its cache, which takes half as long
 again."""
@@ -350,18 +353,13 @@ class ConditionEncoder:
         return self.passes(samples, [range(s, min(s + batch, n)) for s in starts], **kept)
 
     def passes(
-        self, samples: SampleSet, parts: Sequence[Sequence[int] | np.ndarray], **kept: Any
+        self, samples: SampleSet, parts: Sequence[Rows], **kept: Any
     ) -> Iterator[tuple[list[Sample], Encoding]]:
-        """`over`, of any parts of a set, in order; what comes next is read meanwhile.
-
-        A part goes through a GPU as it is, and through CPU cores side by side a few samples at a
-        time.
-        """
+        """`over`, of any parts of a set, in order; what comes next is read meanwhile."""
         device = self.model.device
-        size = _IN_CACHE if device.type == "cpu" else max(map(len, parts), default=1)
-        cut = [[part[s : s + size] for s in range(0, len(part), size)] for part in parts]
+        cut = [self.pieces(part) for part in parts]
 
-        def read(rows: Sequence[int] | np.ndarray) -> tuple[list[Sample], Prepared]:
+        def read(rows: Rows) -> tuple[list[Sample], Prepared]:
             some = [samples[int(row)] for row in rows]
             return some, self.read(some)
 
@@ -373,6 +371,11 @@ class ConditionEncoder:
         for pieces in cut:
             some, encodings = zip(*islice(passed, len(pieces)), strict=True)
             yield [sample for piece in some for sample in piece], Encoding.joined(encodings)
+
+    def pieces(self, part: Rows) -> list[Rows]:
+        """What of a part passes together: all of it on a GPU, few samples on a CPU's core."""
+        size = _IN_CACHE if self.model.device.type == "cpu" else len(part)
+        return [part[start : start + size] for start in range(0, len(part), size)]
 
     def check_layers(self, layers: Sequence[Layer]) -> None:
         """Refuse a layer that the model does not have."""

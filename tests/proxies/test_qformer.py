@@ -47,12 +47,13 @@ def test_attention_sums_to_one_over_layers_and_tokens_together(
         assert (layer_mass - 1 / 3).abs().max() > 1e-3  # no softmax of each layer's own
 
 
-def test_cross_attention_is_textbook_attention_over_projected_states() -> None:
+@pytest.mark.parametrize("n", [9, 12])  # fewer and more than the ten queries of two heads
+def test_cross_attention_is_textbook_attention_over_projected_states(n: int) -> None:
     torch.manual_seed(0)
     layer = CrossAttention(CONFIG, n_features=11)
-    x, features = torch.randn(2, 5, 16), torch.randn(2, 9, 11)
-    allowed = torch.rand(2, 1, 9) > 0.3
-    bias = torch.zeros(2, 1, 9).masked_fill(~allowed, -math.inf)
+    x, features = torch.randn(2, 5, 16), torch.randn(2, n, 11)
+    allowed = torch.rand(2, 1, n) > 0.3
+    bias = torch.zeros(2, 1, n).masked_fill(~allowed, -math.inf)
     mixed, weights = layer(x, features, bias)
 
     query = layer.query(layer.norm(x)).unflatten(-1, (2, 8)).transpose(1, 2)
@@ -61,7 +62,7 @@ def test_cross_attention_is_textbook_attention_over_projected_states() -> None:
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed[:, None])
     torch.testing.assert_close(mixed, layer.out(expected.transpose(1, 2).flatten(2)))
     scores = (query @ key.mT / math.sqrt(8) + bias[:, None]).softmax(-1)
-    torch.testing.assert_close(weights.view(2, 2, 5, 9), scores)
+    torch.testing.assert_close(weights.view(2, 2, 5, n), scores)
 
 
 def test_boxes_lie_in_the_image_and_ignore_padding_and_scale(proxy: Proxy, states: Tensor) -> None:
