@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from papermill.cli import _resolve_type as papermill_type
 
 from abplib.core import store
 from abplib.core.errors import AbpError
@@ -51,9 +50,11 @@ def main() -> None:
 )
 def chapter(name: str, given: tuple[tuple[str, str], ...]) -> None:
     """Run one chapter, for instance 02_proxies."""
+    from papermill.cli import _resolve_type
+
     from abplib.publish.notebooks import execute
 
-    values = {key: papermill_type(value) for key, value in given}
+    values = {key: _resolve_type(value) for key, value in given}
     click.echo(execute(name, values))
 
 

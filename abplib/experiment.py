@@ -200,12 +200,12 @@ class Experiment:
         from abplib.proxies.configurations import swept
         from abplib.proxies.sweep import SweepInputs, sweep
 
-        encoder, settings = self.encoder, self.profile.sweep
+        if chosen is None:
+            chosen = swept(self.encoder, self.profile.n_untrained, self.seed)
         return sweep(
             SweepInputs(
-                encoder, self.training, self.labels(), self.evaluation,
-                swept(encoder, self.profile.n_untrained, self.seed) if chosen is None else chosen,
-                settings, self.seed,
+                self.encoder, self.training, self.labels(), self.evaluation, chosen,
+                self.profile.sweep, self.seed,
             ),
             self.n,
         )  # fmt: skip

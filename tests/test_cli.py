@@ -109,3 +109,20 @@ def test_paths_may_hold_blanks_and_any_letters(
     done = abp("states", *asked, "Zustände x.safetensors")
     assert done.exit_code == 0, done.stderr
     assert set(load_file("Zustände x.safetensors")) == {"final", "prompt_tokens"}
+
+
+def test_a_chapters_inputs_are_told_without_importing_torch() -> None:
+    """Whose import takes seconds, in the process that starts each chapter's kernel too."""
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "import abplib.__main__\n"
+        "from abplib import chapter, profiles\n"
+        "from abplib.publish import notebooks\n"
+        "print(chapter.folder('07_cost', profiles.parse('07_cost', {})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "chapters/07_cost" in done.stdout

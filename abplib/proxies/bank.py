@@ -4,8 +4,9 @@ The weights of P proxies that read equally many layers and the same tokens lie a
 [P, out, in], and each product in a Q-Former is one batched product for all P. A GPU takes all
 configurations of a shape, which starts few and large kernels, a seed at a time, for its memory. On
 a CPU the seeds of one configuration are a stack, as they read the same states and the activations
-of more leave a core's cache; as many stacks learn at once as there are cores. All weights of a
-proxy are one row of memory, so clipping and Adam are a few operations.
+of more leave a core's cache, or those of a few on prompt tokens; as many stacks learn at once as
+there are cores. All weights of a proxy are one row of memory, so clipping and Adam are a few
+operations.
 
 A proxy in a bank is the proxy trained alone: its initial weights come from its seed and its name,
 its gradient is clipped by its own norm, and Adam treats each weight by itself. Batched products
@@ -36,6 +37,8 @@ from abplib.proxies.qformer import Proxy, box_loss
 from abplib.proxies.settings import ProxyConfig, SweepSettings
 from abplib.vlm.encoder import Encoding
 
+_PROMPTS = 4
+"""Configurations of prompt tokens, which are few, that a CPU's core stacks."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What Adam keeps of a weight."""
 
@@ -72,7 +75,12 @@ class Bank:
         seeds = range(settings.n_seeds)
         stacked = [(group, [own]) for group in alike.values() for own in seeds]
         if self.device.type == "cpu":
-            stacked = [([read], [*seeds]) for read in chosen]
+            stacked = [
+                (group[start : start + size], [*seeds])
+                for (_, tokens), group in alike.items()
+                for size in [_PROMPTS if tokens == "prompt" else 1]
+                for start in range(0, len(group), size)
+            ]
         self._stacks = [
             _Stack(group, state_width, settings, [seed + own for own in some], device, kind)
             for group, some in stacked

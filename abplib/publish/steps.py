@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from abplib import chapter as chapters
 from abplib.core import paths, store
 from abplib.core.errors import AbpError
 from abplib.core.parallel import Shard
@@ -114,6 +113,8 @@ def key(step: Callable[..., object] | str, profile: str) -> str:
     Raises:
         AbpError: there is no such profile.
     """
+    from abplib import chapter as chapters
+
     chosen = Profile.load(profile)
     try:
         if isinstance(step, str):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from abplib.core.boxes import Box
 from abplib.core.errors import AbpError
+
+if TYPE_CHECKING:  # it imports torch, without which a chapter's parameters can be checked
+    from abplib.core.boxes import Box
 
 Fact = str | int | float
 

@@ -154,7 +154,7 @@ class ConditionEncoder:
         self._controls: dict[int, ConditionEncoder] = {}
         """`untrained` by seed, once a pass needed them."""
         self._making = Lock()
-        """Of a control."""
+        """Held while a control is made, as threads pass batches side by side."""
         # A tokenizer is not for two threads with other padding: a pass asks it for nothing.
         self._image_end = self._tokens(self.adapter.image_end)
         self._turn_end, *_ = self._tokens(self._turn.partition("{}")[2])
@@ -205,7 +205,7 @@ class ConditionEncoder:
         random = {id(w) for part in (decoder.layers, decoder.norm) for w in part.parameters()}
         for fresh, trained in zip(twin.parameters(), model.parameters(), strict=True):
             if id(fresh) not in random:
-                fresh.data = trained.data
+                fresh.data = trained.data.to(fresh.device)
         return ConditionEncoder(
             twin,
             self.processor,
@@ -316,10 +316,9 @@ class ConditionEncoder:
             control = self._control(seed)
             prompt = control._behind_the_system_prompt(inputs).get("past_key_values")
             asked = [layer.layer for layer in random if layer.seed == seed]
+            own_prompt = {"past_key_values": prompt, "row_reader": None}
             with control._captured(asked, mask) as found:
-                control.model.get_decoder()(
-                    **given | {"past_key_values": prompt, "row_reader": None}
-                )
+                control.model.get_decoder()(**given | own_prompt)
             states |= {Untrained(block, seed): found[block] for block in asked}
         return Encoding(
             states=states,
@@ -408,7 +407,7 @@ class ConditionEncoder:
         return {**inputs, **kept, "past_key_values": cache}
 
     def _control(self, seed: int) -> ConditionEncoder:
-        with self._making, torch.inference_mode(False):  # threads pass batches of their own
+        with self._making, torch.inference_mode(False):  # which its weights could not leave
             if seed not in self._controls:
                 self._controls[seed] = self.untrained(seed)
         return self._controls[seed]

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from abplib.core.boxes import Box
 from abplib.samples.scenes.objects import COLOURS, KINDS
 from abplib.samples.scenes.references import Reference, references
 from abplib.samples.scenes.render import SIDE, STYLES, box_of, masks
 from abplib.samples.scenes.scene import BACKGROUNDS, Random, Scene, Thing, choose
+
+if TYPE_CHECKING:
+    from abplib.core.boxes import Box
 
 TASKS = ("swap", "attribute", "removal", "addition", "background", "style")
 LOOK = "attribute"

@@ -12,9 +12,7 @@ from dataclasses import replace
 from functools import cache, lru_cache
 
 import numpy as np
-import torch
 from PIL import Image, ImageChops, ImageFilter
-from torchvision.ops import masks_to_boxes
 
 from abplib.samples.scenes.objects import COLOURS, sprite
 from abplib.samples.scenes.scene import BACKGROUNDS, Scene, Thing
@@ -85,8 +83,8 @@ def masks(scene: Scene) -> np.ndarray:
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
     """The tight box of a bool mask [H, W], normalised (x1, y1, x2, y2)."""
     height, width = mask.shape
-    x1, y1, x2, y2 = masks_to_boxes(torch.tensor(mask[None]))[0].tolist()  # corners inclusive
-    return x1 / width, y1 / height, (x2 + 1) / width, (y2 + 1) / height
+    (x1, x2), (y1, y2) = (np.flatnonzero(mask.any(axis))[[0, -1]].tolist() for axis in (0, 1))
+    return x1 / width, y1 / height, (x2 + 1) / width, (y2 + 1) / height  # corners inclusive
 
 
 @lru_cache(maxsize=1024)
