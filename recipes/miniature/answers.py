@@ -13,9 +13,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from abplib import prompts
+from abplib.core.boxes import Box
 from abplib.samples.scenes.edits import (
     WHOLE,
-    Box,
     Edit,
     all_references,
     choose,
