@@ -150,17 +150,20 @@ def test_the_negative_prompt_is_read_as_the_condition_is(
     given = []
 
     def denoise(pipeline: Any, source: Any, positive: Any, negative: Any, *rest: Any, **more: Any):
-        given.append((positive.states, negative.states))
+        given.append((positive.states, negative and negative.states))
         return source
 
     monkeypatch.setattr(condition_comparison.qwen_pipeline, "denoise", denoise)
     pipeline, samples = condition_comparison._pipeline(encoder, vae, "cpu"), evaluation()
     dit = build_dit(PLAN.shape, encoder.width, 0)
-    edit_all(pipeline, {("pooled", "none"): dit}, encoder, samples, replace(PLAN, samples=1))
+    for guidance in (1.0, 1.5):
+        plan = replace(PLAN, samples=1, guidance=guidance)
+        edit_all(pipeline, {("pooled", "none"): dit}, encoder, samples, plan)
     sample = samples[0]
-    for instruction, states in zip((sample.instruction, NOTHING), given[0], strict=True):
+    for instruction, states in zip((sample.instruction, NOTHING), given[1], strict=True):
         wanted = read_conditions(encoder, [sample.image], [instruction])["pooled"].states
         torch.testing.assert_close(states, wanted, atol=1e-4, rtol=0)
+    assert given[0][1] is None  # not guided
 
 
 def test_a_row_tells_whether_the_target_and_what_else_is_altered() -> None:
