@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from abplib.editing.methods import Kind
 from abplib.prompts import EDIT_TEMPLATE
 from abplib.vlm import loading as vlms
-from abplib.vlm.encoder import NOTHING, ConditionEncoder, Prepared
+from abplib.vlm.encoder import NOTHING, ConditionEncoder, Prepared, concatenated
 from abplib.vlm.loading import Answer
 
 MAX_DESCRIPTION = 1024
@@ -51,9 +51,9 @@ class Condition:
 
 def stacked(first: Condition, second: Condition) -> Condition:
     """The samples of both, one after the other."""
-    n_tokens = max(first.mask.shape[1], second.mask.shape[1])
-    first, second = _padded(first, n_tokens), _padded(second, n_tokens)
-    return Condition(torch.cat([first.states, second.states]), torch.cat([first.mask, second.mask]))
+    both = (first, second)
+    states = concatenated([condition.states for condition in both])
+    return Condition(states, concatenated([condition.mask for condition in both]))
 
 
 def positive(
@@ -103,8 +103,3 @@ def _read(encoder: ConditionEncoder, kind: Kind, prepared: Prepared) -> Conditio
         return Condition(mean, encoding.mask)
     encoding = encoder.encode(prepared, final=True)
     return Condition(encoding.states["final"], encoding.mask)
-
-
-def _padded(condition: Condition, n_tokens: int) -> Condition:
-    room = n_tokens - condition.mask.shape[1]
-    return Condition(F.pad(condition.states, (0, 0, 0, room)), F.pad(condition.mask, (0, room)))

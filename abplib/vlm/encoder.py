@@ -105,11 +105,11 @@ class Encoding:
             return parts[0]
 
         def tensor(name: str) -> Tensor:
-            return _joined([getattr(part, name) for part in parts])
+            return concatenated([getattr(part, name) for part in parts])
 
         def tensors(name: str) -> dict[Any, Tensor]:
             found = [getattr(part, name) for part in parts]
-            return {layer: _joined([of[layer] for of in found]) for layer in found[0]}
+            return {layer: concatenated([of[layer] for of in found]) for layer in found[0]}
 
         return cls(
             states=tensors("states"),
@@ -479,8 +479,8 @@ def _places(where: Tensor) -> tuple[Tensor, Tensor]:
     return order, where.gather(1, order)
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """One after the other, with zeros behind what is shorter than the longest in a dimension."""
+def concatenated(tensors: Sequence[Tensor]) -> Tensor:
+    """Along the first dimension, with zeros behind what is shorter than the longest in another."""
     sizes = zip(*(tensor.shape[1:] for tensor in tensors), strict=True)
     joined = tensors[0].new_zeros(sum(map(len, tensors)), *map(max, sizes))
     for part, tensor in zip(joined.split([*map(len, tensors)]), tensors, strict=True):
